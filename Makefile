@@ -1,0 +1,49 @@
+# Two commands do all their own set-up: `make run` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+
+run: .venv/run
+	$(BIN)/session-proxy serve --config config/session-proxy.yaml $(if $(UPSTREAM_BASE_URL),,--demo)
+
+test: .venv/test
+	$(MAKE) check
+
+check: style types imports
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+style:
+	$(BIN)/ruff check proxy tests
+	$(BIN)/ruff format --check proxy tests
+
+types:
+	$(BIN)/mypy
+
+imports:
+	$(BIN)/lint-imports
+
+# The long versions: all rounds of what the gate runs a tenth of.
+soak: .venv/test
+	SOAK=1 $(BIN)/python -m pytest -q --timeout 3600
+
+format:
+	$(BIN)/ruff check --fix proxy tests
+	$(BIN)/ruff format proxy tests
+
+schema: .venv/run
+	$(BIN)/session-proxy schema > config/session-proxy.schema.json
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/run: .venv/bin/python setup.cfg pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+.venv/test: .venv/run
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+.PHONY: run test check style types imports soak format schema clean

@@ -1,0 +1,141 @@
+"""One request and its reply in flight, as a state machine over bytes.
+
+Says what goes upstream, what may go on to the client now, what must wait for the commit,
+and at the end what remains: a reply to record, nothing, or a break. Never raises after
+construction: what it cannot understand it passes on and does not record. Knows neither
+sockets nor stores; what the bytes mean it asks the dialect.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import NamedTuple, Protocol
+
+from proxy.core.members import Malformed
+from proxy.core.model import Ask, History, Reply
+from proxy.core.sse import Terminator
+
+
+class Dialect(Protocol):
+    """What the bytes of a kind of request mean. Functions only; one module per dialect."""
+
+    def read(self, body: bytes) -> Ask:
+        """Raises BadRequest where the body is no such request."""
+
+    def splice(self, ask: Ask, history: History) -> tuple[bytes, int]:
+        """The body to send and how many messages were put in front of the client's."""
+
+    def fold_stream(self, body: bytes) -> Reply: ...
+
+    def fold_body(self, body: bytes) -> Reply:
+        """Raises Malformed where the body is not JSON."""
+
+
+class Kind(Enum):
+    STREAM = "stream"
+    JSON = "json"
+    OTHER = "other"  # not a reply of this dialect: an error, a page; passed on, not recorded
+
+
+class Verdict(Enum):
+    COMPLETE = "complete"  # to be recorded before the end is released
+    NOTHING = "nothing"  # the upstream's word stands, but there is nothing to record
+    BROKEN = "broken"  # the end must not be released
+
+
+class Outcome(NamedTuple):
+    verdict: Verdict
+    reply: Reply
+
+
+class Exchange:
+    """`body` goes upstream; `injected` counts the messages in it that the client did not send.
+
+    Order of calls: `begin`, then `receive` per piece, `finish` once (at `terminated`, or at the
+    end of the transfer), `release` once what was to be kept is kept. `limit` bounds the bytes
+    of the reply that are kept for recording.
+    """
+
+    def __init__(self, dialect: Dialect, ask: Ask, history: History, limit: int) -> None:
+        self.body, self.injected = dialect.splice(ask, history)
+        self.size = 0
+        self._dialect = dialect
+        self._limit = limit
+        self._kind: Kind | None = Kind.OTHER
+        self._json_said = False
+        self._length: int | None = None
+        self._pieces: list[bytes] = []
+        self._terminator = Terminator()
+        self._last = b""
+        self._released = False
+
+    def begin(self, status: int, content_type: str | None, length: int | None) -> None:
+        """The head of the answer: status, its content type, the body's length where it is known."""
+        if 200 <= status < 300:
+            self._kind = None
+        self._json_said = "json" in (content_type or "")
+        self._length = length
+
+    def receive(self, piece: bytes) -> bytes:
+        """Take a piece of the body; give what of it, and of what waited, may go on now."""
+        self.size += len(piece)
+        if self._kind is Kind.OTHER or self._released:
+            return piece
+        if self._kind is None:
+            self._kind = self._sniff(piece)
+        self._keep(piece)
+        out = self._terminator.feed(piece) if self._kind is Kind.STREAM else piece
+        if self.size == self._length and out and not self._terminator.held:
+            out, self._last = out[:-1], out[-1:]
+        return out
+
+    @property
+    def terminated(self) -> bool:
+        """Whether the stream's terminator is here and waits to be released."""
+        return self._terminator.seen and not self._released
+
+    def finish(self, clean: bool) -> Outcome:
+        """What remains of the exchange. `clean`: the transfer ended as HTTP says, or is `terminated`."""
+        if not clean:
+            return Outcome(Verdict.BROKEN, Reply())
+        if self._kind is Kind.OTHER or self._kind is None:
+            return Outcome(Verdict.NOTHING, Reply())
+        if self.size > self._limit:
+            return Outcome(Verdict.BROKEN, Reply())
+        return self._folded(b"".join(self._pieces))
+
+    def release(self) -> bytes:
+        """What was held back; everything that comes from now on goes on at once."""
+        self._released = True
+        self._pieces.clear()
+        return self._terminator.held + self._last
+
+    def _folded(self, body: bytes) -> Outcome:
+        try:
+            fold = self._dialect.fold_stream if self._kind is Kind.STREAM else self._dialect.fold_body
+            reply = fold(body)
+        except Malformed:
+            return Outcome(Verdict.BROKEN, Reply())
+        if reply.error:
+            return Outcome(Verdict.NOTHING, reply)
+        if reply.finished or self._terminator.seen:
+            return Outcome(Verdict.COMPLETE if reply.message is not None else Verdict.NOTHING, reply)
+        # A JSON body that parses is the upstream's whole word; a stream without a sign of its
+        # end was cut (a close-delimited body cut short looks like a clean end).
+        return Outcome(Verdict.NOTHING if self._kind is Kind.JSON else Verdict.BROKEN, reply)
+
+    def _keep(self, piece: bytes) -> None:
+        if self.size <= self._limit:
+            self._pieces.append(piece)
+        else:
+            self._pieces.clear()
+
+    def _sniff(self, piece: bytes) -> Kind | None:
+        """By the first byte that says something: content types are wrong or missing in the wild,
+        and OpenRouter pads JSON with leading white space."""
+        first = piece.lstrip()[:1]
+        if not first:
+            return None
+        if first in b"{[" or (self._json_said and first not in b"dei:r\xef"):
+            return Kind.JSON
+        return Kind.OTHER if first == b"<" else Kind.STREAM

@@ -1,0 +1,123 @@
+"""Headers: which ones end at this hop, which ones are ours, and what they say.
+
+Works on lists of (name, value) pairs as HTTP libraries give them (values decoded as UTF-8
+with surrogate escapes). Knows no HTTP library and no configuration.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import unicodedata
+from collections.abc import Iterable, Mapping
+
+from proxy.errors import BadRequest, ConflictingSessionId, InvalidSessionId
+
+Pairs = list[tuple[str, str]]
+
+# RFC 9110 section 7.6.1, and Expect: aiohttp answers 100-continue at this hop.
+HOP_BY_HOP = frozenset(
+    [
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    ]
+)
+OURS = frozenset(
+    [
+        "x-session-mode",
+        "x-session-store",
+        "x-session-must-exist",
+        "x-session-on-busy",
+        "x-session-on-disconnect",
+        "x-session-dry-run",
+        "idempotency-key",
+    ]
+)
+MAX_ID = 256
+
+
+def end_to_end(pairs: Iterable[tuple[str, str]], without: Iterable[str] = ()) -> Pairs:
+    """The pairs that go on to the next hop: neither hop-by-hop by the standard, nor named by
+    `Connection`, nor in `without` (lower case)."""
+    pairs = list(pairs)
+    drop = HOP_BY_HOP.union(without)
+    for name, value in pairs:
+        if name.lower() == "connection":
+            drop |= {token.strip().lower() for token in value.split(",")}
+    return [(name, value) for name, value in pairs if name.lower() not in drop]
+
+
+def refuse_invalid_utf8(pairs: Iterable[tuple[str, str]]) -> None:
+    """Raise BadRequest where a value has bytes that are not UTF-8 (they arrive as surrogates)."""
+    for name, value in pairs:
+        if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+            raise BadRequest(f"The header {name} is not valid UTF-8. Encode its value as UTF-8.", param=name)
+
+
+def session_id(pairs: Iterable[tuple[str, str]], names: Iterable[str]) -> str | None:
+    """The session ID that the headers carry under any of `names`, or None without one.
+
+    Raises InvalidSessionId (empty, over 256 characters, control characters, not UTF-8) and
+    ConflictingSessionId (several that differ).
+    """
+    wanted = {name.lower() for name in names}
+    found = {value.strip() for name, value in pairs if name.lower() in wanted}
+    if not found:
+        return None
+    if len(found) > 1:
+        raise ConflictingSessionId("The session ID headers disagree. Send one of them, or the same ID in each.")
+    (value,) = found
+    if not 1 <= len(value) <= MAX_ID:
+        raise InvalidSessionId(f"A session ID has 1 to {MAX_ID} characters; this one has {len(value)}.")
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in value):
+        raise InvalidSessionId("A session ID is valid UTF-8 without control characters. Choose another one.")
+    return value
+
+
+def credential(pairs: Iterable[tuple[str, str]]) -> str | None:
+    """The caller's credential: `Authorization`, else `api-key`, else `x-api-key`."""
+    found = {name.lower(): value for name, value in reversed(list(pairs))}
+    return next((found[name] for name in ("authorization", "api-key", "x-api-key") if name in found), None)
+
+
+def bare_key(credential: str) -> str:
+    """The key in a credential: what follows `Bearer`, or all of it."""
+    scheme, _, key = credential.partition(" ")
+    return key.strip() if scheme.lower() == "bearer" and key else credential
+
+
+def client_name(credential: str | None, clients: Iterable[tuple[str, Iterable[str]]]) -> str | None:
+    """The name of the client whose list holds the SHA-256 of the caller's key, else None."""
+    if credential is None:
+        return None
+    digest = hashlib.sha256(bare_key(credential).encode(errors="surrogateescape")).hexdigest()
+    for name, hashes in clients:
+        if any([hmac.compare_digest(digest, known) for known in hashes]):
+            return name
+    return None
+
+
+def tenant(kind: str, value: str | None, secret: bytes) -> bytes:
+    """A tenant's opaque name: a keyed hash, so that the store holds no credential.
+
+    `kind` keeps a client called like a key, a header and a key apart from each other.
+    """
+    text = f"{kind}\0{value}" if value is not None else kind
+    return hmac.digest(secret, text.encode(errors="surrogateescape"), "sha256")
+
+
+def flag(headers: Mapping[str, str], name: str, *, word: str) -> bool:
+    """Whether an optional header of ours says `word`; any other value is the caller's mistake."""
+    value = headers.get(name)
+    if value is None:
+        return False
+    if value.strip().lower() != word:
+        raise BadRequest(f"The header {name} knows the value {word!r} only. Send that, or leave it out.", param=name)
+    return True

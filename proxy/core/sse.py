@@ -1,0 +1,94 @@
+"""Server-sent events as bytes: reading a finished stream, and holding back its end.
+
+Follows the WHATWG text on event streams (line ends LF, CRLF, CR; one optional space after
+the colon; a BOM at the start) and keeps what a naive reader loses: an event that is pending
+at the end of the stream (seen from Mistral and xAI), and llama.cpp's `error:` lines, which
+are no field of the standard. Knows nothing of what the data means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+BOM = b"\xef\xbb\xbf"
+# The longest text that may still turn out to be the beginning of the terminator's line.
+_TERMINATORS = (b"data: [DONE]", b"data:[DONE]")
+
+
+class Event(NamedTuple):
+    """`name` is the event field (empty where there is none, `error` for an `error:` line)."""
+
+    name: str
+    data: bytes
+
+
+def events(body: bytes) -> Iterator[Event]:
+    """The events of a finished stream, in order; comments and empty events are left out."""
+    name = ""
+    data: list[bytes] = []
+    for line in body.removeprefix(BOM).splitlines():
+        if not line:
+            if data:
+                yield Event(name, b"\n".join(data))
+            name, data = "", []
+            continue
+        field, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if field == b"data":
+            data.append(value)
+        elif field == b"event":
+            name = value.decode(errors="replace")
+        elif field == b"error":
+            yield Event("error", value)
+    if data:
+        yield Event(name, b"\n".join(data))
+
+
+class Terminator:
+    """Finds the line `data: [DONE]` in a stream that comes in pieces, and holds it back.
+
+    `feed` gives what may go on to the client now. What is held back is `held`: from the
+    terminator's line on once it was `seen`, else a tail that may be the beginning of it.
+    """
+
+    def __init__(self) -> None:
+        self.seen = False
+        self.held = b""
+        self._at_line_start = True  # of the first byte of `held`
+
+    def feed(self, piece: bytes) -> bytes:
+        if self.seen:
+            self.held += piece
+            return b""
+        text = self.held + piece if self.held else piece
+        cut = self._cut(text)
+        self.held = text[cut:]
+        if cut:
+            self._at_line_start = text[cut - 1] in b"\r\n"
+        return text[:cut] if self.held else text
+
+    def _cut(self, text: bytes) -> int:
+        """Where the part that must wait begins; the length of the text where nothing must."""
+        position = 0
+        while (found := text.find(b"[DONE]", position)) >= 0:
+            for line in _TERMINATORS:
+                start = found + 6 - len(line)
+                if start >= 0 and text.startswith(line, start) and self._starts_line(text, start):
+                    self.seen = True
+                    return start
+            position = found + 1
+        start = max(text.rfind(b"\n"), text.rfind(b"\r")) + 1
+        tail = text[start:]
+        if len(tail) < len(_TERMINATORS[0]) and self._starts_line(text, start):
+            bare = tail.removeprefix(BOM)
+            if tail and any(line.startswith(bare) for line in _TERMINATORS):
+                return start
+        return len(text)
+
+    def _starts_line(self, text: bytes, start: int) -> bool:
+        if start == 0:
+            return self._at_line_start
+        if text[start - 1] in b"\r\n":
+            return True
+        return start == len(BOM) and self._at_line_start and text.startswith(BOM)

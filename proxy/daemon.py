@@ -1,0 +1,161 @@
+"""The life of the process: open the store, listen, reload, sweep, drain. The only wiring.
+
+Knows no HTTP details; what a request does stands in `web`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from aiohttp import web
+
+from proxy import config as configuration
+from proxy import demo, systemd
+from proxy.config import Config
+from proxy.errors import ConfigError
+from proxy.stores.base import Store
+from proxy.stores.memory import MemoryStore
+from proxy.stores.secret import SIZE, load_secret
+from proxy.stores.sqlite import SQLiteStore
+from proxy.stores.warm import WarmStore
+from proxy.web.app import build_app
+from proxy.web.runtime import Runtime
+from proxy.web.upstream import Client
+
+log = logging.getLogger("proxy.daemon")
+SWEEP_EVERY = 60.0  # seconds
+SWEEP_BATCH = 100  # sessions; a batch is one short transaction
+
+
+def database_path(config: Config, environ: Mapping[str, str]) -> Path | None:
+    """Where the database is; None for `memory:`. Relative paths start at $STATE_DIRECTORY, else
+    at the user's state folder."""
+    if config.store.path == "memory:":
+        return None
+    if "STATE_DIRECTORY" in environ:
+        folder = Path(environ["STATE_DIRECTORY"].partition(":")[0])
+    else:
+        base = environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+        folder = Path(base) / "session-proxy"
+    return folder / config.store.path
+
+
+async def open_store(config: Config, environ: Mapping[str, str]) -> tuple[Store, bytes]:
+    """The store and the secret that belongs to it."""
+    ttl = round(config.sessions.ttl * 1000)
+    path = database_path(config, environ)
+    fresh = secrets.token_bytes(SIZE)
+    if path is None:
+        return MemoryStore(ttl), fresh
+    store = await SQLiteStore.open(path, ttl)
+    try:
+        secret = load_secret(path, fresh)
+    except BaseException:
+        await store.close()
+        raise
+    return WarmStore(store, ttl, config.limits.cache), secret
+
+
+async def serve(load: Callable[[], Config], listen: str | None, with_demo: bool, environ: Mapping[str, str]) -> None:
+    """Run until SIGTERM or SIGINT. `load` reads the configuration, now and at each reload."""
+    demo_runner, demo_port = await demo.start() if with_demo else (None, 0)
+    read = (lambda: _onto_demo(load(), demo_port)) if with_demo else load
+    config = read()
+    store, secret = await open_store(config, environ)
+    client = Client()
+    runtime = Runtime(config, store, client, secret, lambda: time.time_ns() // 1_000_000, _turn_id)
+    runner = web.AppRunner(
+        build_app(runtime),
+        access_log=None,
+        auto_decompress=False,
+        handler_cancellation=False,
+        keepalive_timeout=config.limits.header_timeout,
+        lingering_time=5.0,
+        shutdown_timeout=5.0,
+    )
+    try:
+        await runner.setup()
+        site = _site(runner, listen or config.listen)
+        await site.start()
+        await _live(runtime, runner, site, read, environ, listen or config.listen)
+    finally:
+        await runner.cleanup()
+        await client.close()
+        await store.close()
+        if demo_runner:
+            await demo_runner.cleanup()
+
+
+async def _live(
+    runtime: Runtime,
+    runner: web.AppRunner,
+    site: web.BaseSite,
+    load: Callable[[], Config],
+    environ: Mapping[str, str],
+    address: str,
+) -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, lambda: _reload(runtime, load, environ))
+    sweeper = asyncio.create_task(_sweep(runtime))
+    log.info("listening on %s", address)
+    systemd.notify("READY=1", environ)
+    await stop.wait()
+    log.info("stopping: %d turns in flight", runtime.live.turns)
+    systemd.notify("STOPPING=1", environ)
+    await site.stop()
+    sweeper.cancel()
+    await runtime.live.drain(runtime.config.shutdown.drain)
+
+
+def _reload(runtime: Runtime, load: Callable[[], Config], environ: Mapping[str, str]) -> None:
+    """Swap the configuration for the file's, if it is one; listener, store and cache need a restart."""
+    systemd.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}", environ)
+    try:
+        runtime.config = load()
+        log.info("configuration reloaded")
+    except ConfigError as error:
+        for problem in error.problems:
+            log.error("configuration unchanged: %s", problem)
+    systemd.notify("READY=1", environ)
+
+
+async def _sweep(runtime: Runtime) -> None:
+    while True:
+        await asyncio.sleep(SWEEP_EVERY)
+        try:
+            full = True
+            while full:
+                full = await runtime.store.sweep(runtime.now(), runtime.live.in_use, SWEEP_BATCH) == SWEEP_BATCH
+        except Exception:
+            log.exception("sweeping failed; it will be tried again")
+
+
+def _site(runner: web.AppRunner, listen: str) -> web.BaseSite:
+    address = configuration.address(listen)
+    if isinstance(address, str):
+        return web.UnixSite(runner, address)
+    return web.TCPSite(runner, *address)
+
+
+def _onto_demo(config: Config, port: int) -> Config:
+    """The same configuration with the embedded demo as its one upstream."""
+    first = config.upstreams[0].model_copy(update={"base_url": f"http://127.0.0.1:{port}/v1", "api_key": None})
+    return config.model_copy(update={"upstreams": (first,)})
+
+
+def _turn_id() -> str:
+    return "turn_" + secrets.token_hex(12)
+
+
+def configure_logging(config: Config) -> None:
+    logging.basicConfig(level=config.log.level.upper(), format="%(levelname)s %(name)s: %(message)s")

@@ -1,0 +1,109 @@
+"""What can go wrong, who is at fault, and what the caller should do.
+
+One class per kind of fault. Raised at the cause, turned into HTTP in one place
+(`web/app.py`). This module imports nothing and knows no HTTP library.
+"""
+
+from __future__ import annotations
+
+
+class ProxyError(Exception):
+    """A fault with an answer for the caller, in OpenAI's error shape.
+
+    `status` is the HTTP status, `code` the machine-readable name of the fault,
+    `retry_after` a delay in seconds, `should_retry` what to tell the official SDKs
+    (they retry 408, 409, 429 and 5xx on their own; None leaves it to them).
+    """
+
+    status = 500
+    code = "internal_error"
+    type = "server_error"
+    should_retry: bool | None = None
+    retry_after: float | None = None
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+    def body(self) -> dict[str, object]:
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.type,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+
+class ConfigError(Exception):
+    """A configuration that cannot be used: one line per problem, each with its place."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class BadRequest(ProxyError):
+    status, code, type = 400, "invalid_request", "invalid_request_error"
+
+
+class InvalidSessionId(BadRequest):
+    code = "invalid_session_id"
+
+
+class ConflictingSessionId(BadRequest):
+    code = "conflicting_session_id"
+
+
+class InvalidApiKey(BadRequest):
+    status, code = 401, "invalid_api_key"
+
+
+class NotFound(BadRequest):
+    status, code = 404, "not_found"
+
+
+class SessionNotFound(NotFound):
+    code = "session_not_found"
+
+
+class RequestTimeout(BadRequest):
+    status = 408
+
+
+class RequestTooLarge(BadRequest):
+    status, code, should_retry = 413, "request_too_large", False
+
+
+class UnsupportedEncoding(BadRequest):
+    status, code = 415, "unsupported_encoding"
+
+
+class SessionBusy(ProxyError):
+    status, code, type, retry_after = 409, "session_busy", "conflict_error", 1.0
+
+
+class SessionQueueFull(ProxyError):
+    status, code, type, retry_after = 429, "session_queue_full", "rate_limit_error", 1.0
+
+
+class UpstreamUnreachable(ProxyError):
+    status, code, type = 502, "upstream_unreachable", "upstream_error"
+
+
+class UpstreamTimeout(ProxyError):
+    status, code, type = 504, "upstream_timeout", "upstream_error"
+
+
+class StoreUnavailable(ProxyError):
+    status, code, type = 503, "store_unavailable", "server_error"
+
+
+class Draining(ProxyError):
+    status, code, type, retry_after = 503, "draining", "server_error", 1.0
+
+
+class StoreLocked(Exception):
+    """Another process holds the database; the message names it."""

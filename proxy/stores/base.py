@@ -1,0 +1,37 @@
+"""What the rest of the house sees of a store.
+
+A store keeps turns and says what a session's history is. It does not know what the
+messages mean, who waits in line, or what time it is: time is an argument, in ms since the
+epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set as AbstractSet
+from typing import Protocol
+
+from proxy.core.model import Session, SessionKey, Turn
+
+
+class Store(Protocol):
+    """Every method raises StoreUnavailable where the disk or the database fails.
+
+    The caller orders the calls of one session; calls of different sessions run side by side.
+    """
+
+    async def load(self, key: SessionKey, now: int) -> Session:
+        """The session at `now`: new, continued, or expired (then its history is empty)."""
+
+    async def append(self, key: SessionKey, turn: Turn, now: int) -> None:
+        """Put a turn behind the tip. Durable on return: it survives a power cut."""
+
+    async def touch(self, key: SessionKey, now: int) -> None:
+        """Note a sign of life of a session that exists; not durable at once."""
+
+    async def sweep(self, now: int, in_use: AbstractSet[SessionKey], limit: int) -> int:
+        """Empty up to `limit` expired sessions that nobody uses; the number emptied."""
+
+    async def ping(self) -> None:
+        """Write something, durably."""
+
+    async def close(self) -> None: ...

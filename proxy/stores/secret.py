@@ -1,0 +1,41 @@
+"""The secret beside a database with which credentials become tenants. Part of every backup:
+without it no stored session can be found again."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+SIZE = 32  # bytes
+
+
+def load_secret(database: Path, fresh: bytes) -> bytes:
+    """The secret of this database, made from `fresh` (32 random bytes) at the first start.
+
+    Durable on return, file and folder: a secret lost to a power cut would orphan every session.
+    """
+    path = database.with_name(database.name + ".secret")
+    try:
+        secret = path.read_bytes()
+    except FileNotFoundError:
+        secret = _create(path, fresh)
+    if len(secret) != SIZE:
+        raise ValueError(f"{path} is damaged: it must hold {SIZE} bytes. Restore it from a backup.")
+    return secret
+
+
+def _create(path: Path, fresh: bytes) -> bytes:
+    draft = path.with_name(path.name + ".new")
+    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, fresh)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    draft.rename(path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    return fresh

@@ -1,0 +1,83 @@
+"""A store in front of another that keeps the sessions used last in memory, bounded in bytes.
+
+A warm session costs no read and no hop to a thread. It holds what is committed, never what
+is not: an entry changes only after the inner store's append returned.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+
+from proxy.core.model import Session, SessionKey, SessionState, Turn
+from proxy.stores.base import Store
+from proxy.stores.rules import is_expired
+
+ENTRY_SIZE = 1024  # bytes an entry takes beside its turns, roughly
+
+
+@dataclass(slots=True)
+class _Entry:
+    session: Session
+    touched: int
+    size: int
+
+
+class WarmStore:
+    def __init__(self, inner: Store, ttl: int, limit: int) -> None:
+        """`ttl` in ms, as the inner store's; `limit` in bytes."""
+        self._inner = inner
+        self._ttl = ttl
+        self._limit = limit
+        self._size = 0
+        self._entries: OrderedDict[SessionKey, _Entry] = OrderedDict()
+
+    async def load(self, key: SessionKey, now: int) -> Session:
+        entry = self._entries.get(key)
+        if entry and not is_expired(entry.touched, now, self._ttl):
+            self._entries.move_to_end(key)
+            return entry.session
+        self._drop(key)
+        session = await self._inner.load(key, now)
+        self._keep(key, session, now)
+        return session
+
+    async def append(self, key: SessionKey, turn: Turn, now: int) -> None:
+        entry = self._entries.get(key)
+        try:
+            await self._inner.append(key, turn, now)
+        except BaseException:  # cancelled or failed: whether it was committed only a read can tell
+            self._drop(key)
+            raise
+        if entry:  # else memory is short, or the session was not loaded through here
+            self._keep(key, Session(SessionState.CONTINUED, entry.session.history.plus(turn)), now)
+
+    async def touch(self, key: SessionKey, now: int) -> None:
+        if entry := self._entries.get(key):
+            entry.touched = now
+        await self._inner.touch(key, now)
+
+    async def sweep(self, now: int, in_use: AbstractSet[SessionKey], limit: int) -> int:
+        for key in [k for k, e in self._entries.items() if k not in in_use and is_expired(e.touched, now, self._ttl)]:
+            self._drop(key)
+        return await self._inner.sweep(now, in_use, limit)
+
+    async def ping(self) -> None:
+        await self._inner.ping()
+
+    async def close(self) -> None:
+        self._entries.clear()
+        await self._inner.close()
+
+    def _keep(self, key: SessionKey, session: Session, now: int) -> None:
+        self._drop(key)
+        size = ENTRY_SIZE + session.history.size
+        self._entries[key] = _Entry(session, now, size)
+        self._size += size
+        while self._size > self._limit:
+            self._drop(next(iter(self._entries)))
+
+    def _drop(self, key: SessionKey) -> None:
+        if entry := self._entries.pop(key, None):
+            self._size -= entry.size

@@ -1,0 +1,123 @@
+"""The dispatch of a request, and the one place where a fault becomes an answer.
+
+Decides by path and headers alone: passed through, recorded, or ours. Knows nothing of bodies.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from aiohttp import web
+
+from proxy.core import headers
+from proxy.core.members import dumps
+from proxy.errors import Draining, NotFound, ProxyError
+from proxy.web import caller, passthrough, relay, target
+from proxy.web.listener import EXACT
+from proxy.web.runtime import Runtime
+
+log = logging.getLogger("proxy.request")
+RUNTIME = web.AppKey("runtime", Runtime)
+_EXPOSED = "x-session-state, x-session-turn, x-session-decision, x-session-injected, x-session-dropped"
+
+
+def build_app(runtime: Runtime) -> web.Application:
+    app = web.Application()
+    app[RUNTIME] = runtime
+    app.router.add_route("*", "/{tail:.*}", _answer)
+    app.on_response_prepare.append(_finish_headers)
+    return app
+
+
+async def _answer(request: web.Request) -> web.StreamResponse:
+    begun = time.monotonic()
+    try:
+        response = await dispatch(request, request.app[RUNTIME])
+    except ProxyError as fault:
+        response = _fault(request, fault)
+    except (web.HTTPException, ConnectionError):
+        raise
+    except Exception:
+        log.exception("a fault of the proxy's own")
+        response = _fault(request, ProxyError("The proxy failed at this request. Its log says why."))
+    path = request.raw_path.partition("?")[0]  # a query may hold a key
+    log.info("%s %s %s %.1f ms", request.method, path, response.status, 1000 * (time.monotonic() - begun))
+    return response
+
+
+async def dispatch(request: web.Request, runtime: Runtime) -> web.StreamResponse:
+    if request.path in ("/healthz", "/readyz"):
+        return await _health(request.path, runtime)
+    pairs = list(request.headers.items())
+    headers.refuse_invalid_utf8(pairs)
+    found = target.find(request.raw_path, request.method, runtime.config.upstreams)
+    if found is None:
+        mounts = ", ".join(mount for upstream in runtime.config.upstreams for mount in upstream.mount)
+        raise NotFound(f"Nothing is mounted at this path. Point the client's base URL at one of: {mounts}.")
+    if _is_preflight(request, runtime):
+        return _preflight(request)
+    caller.admit(runtime.config, found.upstream, pairs)
+    if request.headers.get("Upgrade", "").lower() == "websocket":
+        return await passthrough.websocket(request, runtime, found)
+    if request.method == "POST" and found.is_chat:
+        session_id = headers.session_id(pairs, runtime.config.sessions.headers)
+        if session_id is not None:
+            return await relay.handle(request, runtime, found, session_id)
+    return await passthrough.forward(request, runtime, found)
+
+
+async def _health(path: str, runtime: Runtime) -> web.Response:
+    if path == "/readyz":
+        if runtime.live.draining:
+            raise Draining("The proxy is being stopped.")
+        await runtime.store.ping()
+    return web.Response(body=b'{"status":"ok"}', content_type="application/json")
+
+
+def _fault(request: web.Request, fault: ProxyError) -> web.Response:
+    response = web.Response(status=fault.status, body=dumps(fault.body()), content_type="application/json")
+    if fault.retry_after is not None:
+        response.headers["Retry-After"] = f"{fault.retry_after:g}"
+    if fault.should_retry is not None:
+        response.headers["x-should-retry"] = str(fault.should_retry).lower()
+    if not request.content.is_eof():
+        response.force_close()  # what is left of the body would be read as the next request
+    return response
+
+
+def _allowed_origin(request: web.Request) -> str | None:
+    allowed = request.app[RUNTIME].config.cors.allow_origins
+    origin = request.headers.get("Origin")
+    return origin if origin is not None and ("*" in allowed or origin in allowed) else None
+
+
+def _is_preflight(request: web.Request, runtime: Runtime) -> bool:
+    asked = "Access-Control-Request-Method" in request.headers
+    return request.method == "OPTIONS" and asked and _allowed_origin(request) is not None
+
+
+def _preflight(request: web.Request) -> web.Response:
+    response = web.Response(status=204)
+    response.headers["Access-Control-Allow-Methods"] = request.headers["Access-Control-Request-Method"]
+    if wanted := request.headers.get("Access-Control-Request-Headers"):
+        response.headers["Access-Control-Allow-Headers"] = wanted
+    response.headers["Access-Control-Max-Age"] = "600"
+    return response
+
+
+async def _finish_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """aiohttp adds Server, Date and Content-Type on its own; what an upstream did not send goes."""
+    sent = response.get(EXACT, frozenset())
+    for name in ("Server", "Date", "Content-Type"):
+        if name.lower() not in sent and (EXACT in response or name == "Server"):
+            response.headers.pop(name, None)
+    if not request.app[RUNTIME].config.cors.allow_origins:
+        return
+    for name in [name for name in response.headers if name.lower().startswith("access-control-")]:
+        if EXACT in response:
+            response.headers.popall(name, None)
+    if origin := _allowed_origin(request):
+        response.headers["Access-Control-Allow-Origin"] = origin
+        response.headers["Access-Control-Expose-Headers"] = _EXPOSED
+        response.headers.add("Vary", "Origin")

@@ -1,0 +1,48 @@
+"""Who calls: the tenant a request belongs to, and the credential that goes upstream.
+
+The rules for both stand here and nowhere else; a session is never looked up without them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from proxy.config import Config, Upstream
+from proxy.core import headers
+from proxy.errors import InvalidApiKey
+
+_CREDENTIALS = ("authorization", "api-key", "x-api-key")
+
+
+def tenant(config: Config, pairs: headers.Pairs, secret: bytes) -> bytes:
+    """The opaque tenant of a request, by the configured rule."""
+    credential = headers.credential(pairs)
+    if name := headers.client_name(credential, _clients(config)):
+        return headers.tenant("client", name, secret)
+    rule = config.tenant_rule
+    if rule == "one":
+        return headers.tenant("one", None, secret)
+    if rule == "credential":
+        return headers.tenant("credential", credential, secret)
+    value = next((value for key, value in pairs if key.lower() == rule["header"].lower()), None)
+    return headers.tenant("header", value, secret)
+
+
+def admit(config: Config, upstream: Upstream, pairs: headers.Pairs) -> None:
+    """Raise InvalidApiKey where our key would be lent to a caller who is not a client."""
+    if upstream.api_key is None or not config.clients:
+        return
+    if headers.client_name(headers.credential(pairs), _clients(config)) is None:
+        raise InvalidApiKey("This key is not known here. Send one that the proxy's operator gave you.")
+
+
+def with_our_key(upstream: Upstream, pairs: headers.Pairs) -> headers.Pairs:
+    """The headers with our key in place of the caller's, where the upstream has one of ours."""
+    if upstream.api_key is None:
+        return pairs
+    kept = [(name, value) for name, value in pairs if name.lower() not in _CREDENTIALS]
+    return [*kept, ("Authorization", f"Bearer {upstream.api_key.get_secret_value()}")]
+
+
+def _clients(config: Config) -> Iterable[tuple[str, Iterable[str]]]:
+    return [(client.name, client.key_hashes) for client in config.clients]

@@ -1,0 +1,104 @@
+"""Everything that is not a recorded turn: handed on as it is, both ways. Knows nothing of sessions."""
+
+from __future__ import annotations
+
+import asyncio
+
+import aiohttp
+from aiohttp import web
+
+from proxy.core.headers import Pairs, end_to_end
+from proxy.errors import ProxyError
+from proxy.web.caller import with_our_key
+from proxy.web.listener import Listener
+from proxy.web.runtime import Runtime
+from proxy.web.target import Target
+
+# Expect was answered at this hop; Host is the upstream's.
+_NOT_SENT = ("host", "expect")
+_HANDSHAKE = (
+    "host",
+    "sec-websocket-key",
+    "sec-websocket-version",
+    "sec-websocket-extensions",
+    "sec-websocket-protocol",
+)
+
+
+async def forward(request: web.Request, runtime: Runtime, target: Target) -> web.StreamResponse:
+    """One request and its answer, bodies streamed both ways with back-pressure."""
+    headers = with_our_key(target.upstream, end_to_end(request.headers.items(), _NOT_SENT))
+    body = request.content if request.can_read_body else None
+    listener = Listener(request, runtime.config.limits.write_timeout)
+    async with runtime.client.open(request.method, target.url, headers, body, target.upstream) as answer:
+        await listener.begin(answer.status, end_to_end(answer.headers))
+        try:
+            async for piece in answer.pieces():
+                await listener.write(piece)
+                if listener.gone:
+                    break
+            await listener.end()
+        except ProxyError:
+            listener.reset()
+    assert listener.response is not None
+    return listener.response
+
+
+async def websocket(request: web.Request, runtime: Runtime, target: Target) -> web.StreamResponse:
+    """A WebSocket: messages, pings and close codes both ways, one message at a time."""
+    headers = with_our_key(target.upstream, end_to_end(request.headers.items(), _HANDSHAKE))
+    protocols = [name.strip() for name in request.headers.get("Sec-WebSocket-Protocol", "").split(",") if name.strip()]
+    try:
+        upstream = await runtime.client.websocket(target.url, headers, protocols)
+    except aiohttp.WSServerHandshakeError as refusal:
+        return _refused(refusal)
+    chosen = [upstream.protocol] if upstream.protocol else []
+    client = web.WebSocketResponse(protocols=chosen, autoclose=False, autoping=False, max_msg_size=0)
+    try:
+        await client.prepare(request)
+        pumps = [asyncio.create_task(_pump(client, upstream)), asyncio.create_task(_pump(upstream, client))]
+        try:
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for pump in pumps:
+                pump.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)
+    finally:
+        await upstream.close()
+    return client
+
+
+_Socket = web.WebSocketResponse | aiohttp.ClientWebSocketResponse
+_NO_CODE = (0, 1005, 1006, 1015)  # what a peer that gave no code is reported as; not to be sent
+
+
+async def _pump(source: _Socket, sink: _Socket) -> None:
+    """Hand on what `source` says until it closes; its close code is handed on as well."""
+    while True:
+        message = await source.receive()
+        if message.type is aiohttp.WSMsgType.TEXT:
+            await sink.send_str(message.data)
+        elif message.type is aiohttp.WSMsgType.BINARY:
+            await sink.send_bytes(message.data)
+        elif message.type is aiohttp.WSMsgType.PING:
+            await sink.ping(message.data)
+        elif message.type is aiohttp.WSMsgType.PONG:
+            await sink.pong(message.data)
+        elif message.type is aiohttp.WSMsgType.CLOSE:
+            code = message.data if message.data not in _NO_CODE else aiohttp.WSCloseCode.OK
+            reason = (message.extra or "").encode()
+            await sink.close(code=code, message=reason)
+            await source.close(code=code, message=reason)
+            return
+        else:  # the connection broke: so does the other
+            await sink.close(code=aiohttp.WSCloseCode.GOING_AWAY)
+            return
+
+
+def _refused(refusal: aiohttp.WSServerHandshakeError) -> web.Response:
+    """The client library keeps the status and the headers of a refusal, not its body."""
+    headers: Pairs = end_to_end((refusal.headers or {}).items(), ("content-length", "content-encoding", "content-type"))
+    response = web.json_response(ProxyError("The upstream refused the WebSocket.").body(), status=refusal.status or 502)
+    for name, value in headers:
+        response.headers.add(name, value)
+    return response

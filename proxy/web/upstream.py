@@ -1,0 +1,136 @@
+"""The way to an upstream: one HTTP client, its settings, and its errors in our words.
+
+The seam behind which the client may change. Knows nothing of sessions or of who called.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+import aiohttp
+from aiohttp import abc
+from yarl import URL
+
+from proxy.core.headers import Pairs
+from proxy.errors import UpstreamTimeout, UpstreamUnreachable
+
+_AUTOMATIC = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
+
+
+class NoCookies(aiohttp.DummyCookieJar):
+    """An upstream's Set-Cookie must never cross tenants."""
+
+
+class Timeouts(Protocol):
+    """In seconds: to connect, to the head of the answer, between two pieces of its body."""
+
+    connect_timeout: float
+    response_timeout: float
+    idle_timeout: float
+
+
+class Response:
+    """The head of an answer and the pieces of its body, unaltered."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
+        self.status = response.status
+        self.headers: Pairs = [(_text(name), _text(value)) for name, value in response.raw_headers]
+
+    def get(self, name: str) -> str | None:
+        return next((value for key, value in self.headers if key.lower() == name), None)
+
+    @property
+    def length(self) -> int | None:
+        return int(value) if (value := self.get("content-length")) and value.isdecimal() else None
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """Raises UpstreamUnreachable or UpstreamTimeout where the transfer breaks."""
+        try:
+            async for piece in self._response.content.iter_any():
+                yield piece
+        except TimeoutError as error:
+            raise UpstreamTimeout("The upstream fell silent in the middle of its answer.") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise UpstreamUnreachable("The upstream broke off its answer.") from error
+
+
+class Client:
+    """Opens requests; closed by `close`. `connections` bounds them, 0 is no bound."""
+
+    def __init__(self, connections: int = 0) -> None:
+        # Keep-alive below what llama.cpp announces (5 s): a POST that meets a connection just
+        # closed cannot be sent again by itself.
+        connector = aiohttp.TCPConnector(limit=connections, keepalive_timeout=4)
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=NoCookies(),
+            auto_decompress=False,
+            skip_auto_headers=_AUTOMATIC,
+            timeout=aiohttp.ClientTimeout(total=None),
+            max_line_size=64 * 1024,
+            max_field_size=64 * 1024,
+        )
+
+    @asynccontextmanager
+    async def open(
+        self,
+        method: str,
+        url: str,
+        headers: Pairs,
+        body: bytes | abc.AbstractStreamWriter | object,
+        times: Timeouts,
+    ) -> AsyncIterator[Response]:
+        """Send a request; gives the answer once its head is here. On the way out the connection is
+        closed unless the body was read to its end. Raises UpstreamUnreachable, UpstreamTimeout."""
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=times.connect_timeout, sock_read=times.idle_timeout)
+        try:
+            async with asyncio.timeout(times.response_timeout):
+                response = await self._session.request(
+                    method,
+                    URL(url, encoded=True),
+                    headers=headers,
+                    data=body,
+                    allow_redirects=False,
+                    timeout=timeout,
+                )
+        except TimeoutError as error:
+            raise UpstreamTimeout("The upstream did not answer in time. Try again later.") from error
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise UpstreamUnreachable("The upstream cannot be reached. Try again later.") from error
+        try:
+            yield Response(response)
+        finally:
+            response.close() if not response.content.at_eof() else response.release()
+
+    async def websocket(self, url: str, headers: Pairs, protocols: list[str]) -> aiohttp.ClientWebSocketResponse:
+        """Raises aiohttp.WSServerHandshakeError where the upstream refuses, else as `open`."""
+        try:
+            return await self._session.ws_connect(
+                URL(url, encoded=True),
+                headers=headers,
+                protocols=protocols,
+                autoclose=False,
+                autoping=False,
+                max_msg_size=0,
+            )
+        except aiohttp.WSServerHandshakeError:
+            raise
+        except TimeoutError as error:
+            raise UpstreamTimeout("The upstream did not answer in time. Try again later.") from error
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise UpstreamUnreachable("The upstream cannot be reached. Try again later.") from error
+
+    async def close(self) -> None:
+        await self._session.close()
+
+
+def _text(raw: bytes) -> str:
+    """A header's text. Bytes that are no UTF-8 are read as Latin-1, as they can be written again."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw.decode("latin-1")
