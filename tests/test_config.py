@@ -13,7 +13,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy import config
+from proxy import config, source
 from proxy.errors import ConfigError
 
 SHIPPED = Path(__file__).parent.parent / "config"
@@ -59,11 +59,7 @@ def test_the_shipped_file_names_every_key() -> None:
     def keys(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: keys(item) for key, item in value.items()}
-        return (
-            [keys(item) for item in value if isinstance(item, dict)]
-            if isinstance(value, list | tuple)
-            else None
-        )
+        return [keys(item) for item in value if isinstance(item, dict)] if isinstance(value, list | tuple) else None
 
     said = yaml.safe_load((SHIPPED / "session-proxy.yaml").read_text())
     assert keys(said) == keys(config.Config().model_dump())
@@ -177,9 +173,7 @@ def test_key_hashes_are_kept_bare_and_in_lower_case(written: Path) -> None:
     assert load(written, text).clients[0].key_hashes == (HASH, "0" * 64)
 
 
-@pytest.mark.parametrize(
-    ("said", "origins"), [('"*"', ("*",)), ("[https://a.example]", ("https://a.example",))]
-)
+@pytest.mark.parametrize(("said", "origins"), [('"*"', ("*",)), ("[https://a.example]", ("https://a.example",))])
 def test_origins_are_a_list_or_a_star(written: Path, said: str, origins: tuple[str, ...]) -> None:
     assert load(written, f"cors: {{allow_origins: {said}}}").cors.allow_origins == origins
 
@@ -360,8 +354,7 @@ def test_the_same_name_or_key_under_two_clients_is_refused(written: Path) -> Non
     found = problems(written, json.dumps({"clients": clients}))
     assert [line.split(": ", 1)[1] for line in found] == [
         "clients.1.name: name is the same as at clients.0.name on line 1; each must be unique",
-        "clients.1.key_hashes.0: key_hashes is the same as at clients.0.key_hashes.0 on line 1;"
-        " each must be unique",
+        "clients.1.key_hashes.0: key_hashes is the same as at clients.0.key_hashes.0 on line 1; each must be unique",
     ]
 
 
@@ -433,9 +426,7 @@ def test_keys_are_not_expanded(written: Path) -> None:
         ("${NAME", "write ${NAME}, ${NAME:-default} or ${file:PATH}, or $${ for a plain ${"),
     ],
 )
-def test_a_variable_that_cannot_be_expanded_is_one_line(
-    written: Path, said: str, problem: str | None
-) -> None:
+def test_a_variable_that_cannot_be_expanded_is_one_line(written: Path, said: str, problem: str | None) -> None:
     found = problems(written, f"listen: {said}")
     assert len(found) == 1
     assert problem is None or found == [f"1:1: listen: {problem}"]
@@ -464,7 +455,7 @@ def test_every_variable_that_is_missing_is_named(written: Path) -> None:
 )
 @pytest.mark.parametrize("loader", [getattr(yaml, "CSafeLoader", yaml.SafeLoader), yaml.SafeLoader])
 def test_a_problem_never_shows_a_value(written: Path, monkeypatch: Any, text: str, loader: Any) -> None:
-    monkeypatch.setattr(config, "_LOADER", loader)
+    monkeypatch.setattr(source, "_LOADER", loader)
     with pytest.raises(ConfigError) as refused:
         load(written, text.replace("S", SECRET))
     assert SECRET not in str(refused.value)

@@ -1,0 +1,97 @@
+"""One YAML file: its values, where each stands, and all that is wrong with it.
+
+Strings, lists and mappings come out, with `${...}` expanded in single values after parsing, so
+that a secret cannot change the structure. It does not know which keys there are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+Place = tuple[str | int, ...]
+
+_VARIABLE = re.compile(r"\$\$\{|\$\{(?:([A-Za-z_]\w*)(?::-([^}]*))?\}|file:([^}]+)\}|)", re.ASCII)
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_START = yaml.Mark("", 0, 0, 0, None, 0)
+
+
+@dataclass
+class Source:
+    """One YAML file: its values, where each stands, and all that is wrong with it."""
+
+    file: Path
+    environ: Mapping[str, str]
+    places: dict[Place, yaml.Mark] = field(default_factory=dict)
+    broken: set[Place] = field(default_factory=set)
+    problems: list[tuple[int, int, str]] = field(default_factory=list)
+
+    def problem(self, place: Place, what: str, mark: yaml.Mark | None = None) -> None:
+        at, path = mark or self.places.get(place, _START), ".".join(map(str, place))
+        self.problems.append((at.line + 1, at.column + 1, f"{path}: {what}" if path else what))
+
+    def read(self) -> object:
+        try:
+            root = yaml.compose(self.file.read_text("utf-8-sig"), _LOADER)
+            made = self.value(root, ()) if root else None
+            return {} if made is None else made
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as wrong:
+            what = getattr(wrong, "strerror", None) or getattr(wrong, "problem", None) or "not YAML in UTF-8"
+            what = re.sub(" '.*'", "", what)  # the pure Python loader quotes the file, and perhaps a secret
+            self.problem((), f"cannot be read: {what}; correct this", getattr(wrong, "problem_mark", None))
+            return {}
+
+    def value(self, node: yaml.Node, place: Place) -> object:
+        self.places.setdefault(place, node.start_mark)
+        if len(place) > 8 or not node.tag.startswith("tag:yaml.org,2002:"):
+            self.refuse(place, "has a YAML tag or is nested too deeply; write a plain value")
+            return None
+        if isinstance(node, yaml.MappingNode):
+            return self.mapping(node, place)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.value(item, (*place, index)) for index, item in enumerate(node.value)]
+        text = _VARIABLE.sub(lambda found: self.expand(found, place), node.value)
+        if node.tag.endswith(":bool"):
+            return text.lower() in ("true", "yes", "on")
+        return None if node.tag.endswith(":null") or not (text or vars(node)["style"]) else text
+
+    def mapping(self, node: yaml.MappingNode, place: Place) -> dict[str, object]:
+        made: dict[str, object] = {}
+        for key, value in node.value:
+            name = key.value if isinstance(key, yaml.ScalarNode) else "?"
+            if first := self.places.get(here := (*place, name)):
+                say = f"duplicate key '{name}'; the first is on line {first.line + 1}; keep one of them"
+                self.problem(here, say, key.start_mark)
+            else:
+                self.places[here] = key.start_mark
+                made[name] = self.value(value, here)
+        return made
+
+    def refuse(self, place: Place, what: str) -> None:
+        self.broken.add(place)  # pydantic then finds fault with what stands in its place: one line is enough
+        self.problem(place, what)
+
+    def expand(self, found: re.Match[str], place: Place) -> str:
+        name, default, path = found.groups()
+        if found[0] == "$${":
+            return "${"
+        if name and (default is not None or name in self.environ):
+            return self.environ.get(name) or default or ""
+        say = "write ${NAME}, ${NAME:-default} or ${file:PATH}, or $${ for a plain ${"
+        try:
+            if path:
+                return (self.file.parent / path).read_text("utf-8").rstrip("\r\n")
+        except (OSError, ValueError):
+            say = f"the file {path} cannot be read; create it, readable and in UTF-8"
+        self.refuse(place, f"{name} is not set; set it or write ${{{name}:-default}}" if name else say)
+        return ""
+
+    def find(self, steps: Place) -> Place:
+        place: Place = ()
+        for step in steps:  # pydantic also names its own steps, which stand nowhere in the file
+            place = (*place, step) if (*place, step) in self.places else place
+        return place
