@@ -51,6 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return FAILURE
 
 
+def greeting(address: str) -> str:
+    """The two calls to try, ready to paste into any shell."""
+    return _HELLO.format(address=address)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="session-proxy", description="Gives any OpenAI-compatible API a memory.")
     parser.add_argument("--version", action="version", version=f"session-proxy {__version__}")
@@ -80,7 +85,7 @@ def _serve(options: argparse.Namespace) -> int:
     config = load()
     daemon.configure_logging(config)
     if options.demo:
-        print(_HELLO.format(address=options.listen or config.listen), flush=True)
+        print(greeting(options.listen or config.listen), flush=True)
     _run(daemon.serve(load, options.listen, options.demo, os.environ))
     return 0
 

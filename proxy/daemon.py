@@ -25,7 +25,7 @@ from proxy.stores.memory import MemoryStore
 from proxy.stores.secret import SIZE, load_secret
 from proxy.stores.sqlite import SQLiteStore
 from proxy.stores.warm import WarmStore
-from proxy.web.app import build_app
+from proxy.web.app import build_app, build_runner
 from proxy.web.runtime import Runtime
 from proxy.web.upstream import Client
 
@@ -71,15 +71,7 @@ async def serve(load: Callable[[], Config], listen: str | None, with_demo: bool,
     store, secret = await open_store(config, environ)
     client = Client()
     runtime = Runtime(config, store, client, secret, lambda: time.time_ns() // 1_000_000, _turn_id)
-    runner = web.AppRunner(
-        build_app(runtime),
-        access_log=None,
-        auto_decompress=False,
-        handler_cancellation=False,
-        keepalive_timeout=config.limits.header_timeout,
-        lingering_time=5.0,
-        shutdown_timeout=5.0,
-    )
+    runner = build_runner(build_app(runtime), config)
     try:
         await runner.setup()
         site = _site(runner, listen or config.listen)

@@ -24,7 +24,7 @@ PACE = 0.02  # seconds before each word: slow enough to be seen as a stream
 
 # A name is bounded so that a long run of punctuation cannot make the match quadratic.
 _TELLS = re.compile(r"\s*my\s+name\s+is\s+(\w.{0,99}?)[\s.,;!?…]*", re.IGNORECASE)
-_ASKS = re.compile(r"\s*what(?:['’]s|\s+is)\s+my\s+name[\s.!?]*", re.IGNORECASE)
+_ASKS = re.compile(r"\s*what(?:['\u2019]s|\s+is)\s+my\s+name[\s.!?]*", re.IGNORECASE)
 
 
 def answer(messages: list[Any]) -> str:

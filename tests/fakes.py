@@ -15,6 +15,7 @@ import struct
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +24,7 @@ from typing import Any, Literal
 import pytest
 
 Headers = list[tuple[str, str]]
+Pairs = Iterable[tuple[str, str]]
 Ended = Literal["complete", "eof", "reset"]
 
 RECORDINGS = Path(__file__).resolve().parents[2] / "shared" / "recordings"
@@ -138,7 +140,12 @@ class ScriptedUpstream:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             task = asyncio.create_task(self._connection(sock))
             self._conversations.add(task)
-            task.add_done_callback(self._conversations.discard)
+            # Not in the task itself: one that is cancelled before its first step runs no `finally`.
+            task.add_done_callback(partial(self._close, sock))
+
+    def _close(self, sock: socket.socket, task: asyncio.Task[None]) -> None:
+        sock.close()
+        self._conversations.discard(task)
 
     async def _connection(self, sock: socket.socket) -> None:
         """Serve until a reply ends the connection or the client goes, whichever comes first."""
@@ -148,7 +155,6 @@ class ScriptedUpstream:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
             await _cancelled(*tasks)
-            sock.close()
 
     async def _serve(self, reader: asyncio.StreamReader, sock: socket.socket) -> None:
         try:
@@ -174,7 +180,7 @@ class ScriptedUpstream:
         if self.script is None:
             text = f"answer {len(self.requests)}"
             streams = bool(request.body) and request.json.get("stream") is True
-            return sse(*text.partition(" ")[::2]) if streams else completion(text)
+            return sse(*text.partition(" ")) if streams else completion(text)
         assert self.script, f"no reply left in the script for request {len(self.requests)}"
         return self.script.pop(0)
 
@@ -244,7 +250,7 @@ def sse(
         chunks.append({"choices": [], "usage": usage})
     pieces = [event({**_ANSWER, "object": "chat.completion.chunk", **chunk}) for chunk in chunks]
     pieces += [b"data: [DONE]\n\n"] if done else []
-    return Reply(**{"headers": [("Content-Type", "text/event-stream; charset=utf-8")], "pieces": pieces} | reply)
+    return _reply("text/event-stream; charset=utf-8", pieces, reply)
 
 
 def completion(
@@ -258,14 +264,15 @@ def completion(
     """A chat.completion in one piece; `message` adds to the assistant's message (tool_calls and so on)."""
     said = {"role": "assistant", "content": text} | (message or {})
     counted = usage or {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
-    body = {**_ANSWER, "object": "chat.completion", **_choice(message=said, finish_reason=finish), "usage": counted}
-    return _json_reply(json.dumps(body).encode(), reply)
+    choice = _choice(message=said, finish_reason=finish)
+    body = {**_ANSWER, "object": "chat.completion", **choice, "usage": counted}
+    return _reply("application/json", [json.dumps(body).encode()], {"framing": "length"} | reply)
 
 
 def error(status: int, body: object, **reply: Any) -> Reply:
     """An error of the upstream's own; bytes go out as they are, anything else as JSON."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return _json_reply(data, {"status": status} | reply)
+    return _reply("application/json", [data], {"status": status, "framing": "length"} | reply)
 
 
 def event(value: object) -> bytes:
@@ -280,9 +287,10 @@ def _choice(**members: Any) -> dict[str, Any]:
     return {"choices": [{"index": 0, "finish_reason": None} | members]}
 
 
-def _json_reply(body: bytes, reply: dict[str, Any]) -> Reply:
-    headers = [("Content-Type", "application/json")]
-    return Reply(**{"headers": headers, "pieces": [body], "framing": "length"} | reply)
+def _reply(content_type: str, pieces: list[bytes], chosen: dict[str, Any]) -> Reply:
+    """A reply in which what the test chose goes before the defaults."""
+    members: dict[str, Any] = {"headers": [("Content-Type", content_type)], "pieces": pieces}
+    return Reply(**members | chosen)
 
 
 # The client --------------------------------------------------------------------------------
@@ -336,7 +344,7 @@ class RawClient:
         self,
         method: str,
         target: str,
-        headers: Iterable[tuple[str, str]] = (),
+        headers: Pairs = (),
         body: bytes = b"",
         *,
         version: Literal["1.0", "1.1"] = "1.1",
@@ -345,12 +353,13 @@ class RawClient:
         lines = list(headers)
         if _header(lines, "host") is None:
             lines.insert(0, ("Host", f"127.0.0.1:{self.port}"))
-        if body and _header(lines, "content-length") is _header(lines, "transfer-encoding") is None:
+        framed = {"content-length", "transfer-encoding"} & {name.lower() for name, _ in lines}
+        if body and not framed:
             lines.append(("Content-Length", str(len(body))))
         self._method, self.ended = method, None
         await self.send(_head(f"{method} {target} HTTP/{version}", lines) + body)
 
-    async def post(self, target: str, value: object, headers: Iterable[tuple[str, str]] = (), **more: Any) -> None:
+    async def post(self, target: str, value: object, headers: Pairs = (), **more: Any) -> None:
         """Send a POST whose body is `value` as JSON."""
         lines = [*headers, ("Content-Type", "application/json")]
         await self.request("POST", target, lines, json.dumps(value).encode(), **more)
@@ -358,7 +367,7 @@ class RawClient:
     async def head(self, *, interim: bool = False) -> Head:
         """The next head; 1xx heads are passed over unless `interim`. ConnectionError when none comes."""
         while True:
-            start, headers = _parse_head(await self._until(b"\r\n\r\n"))
+            start, headers = _parse_head(self._take(await self._find(b"\r\n\r\n")))
             version, status = start.split(" ", 2)[:2]
             head = Head(version, int(status), headers)
             if interim or head.status == 101 or head.status >= 200:
@@ -366,7 +375,10 @@ class RawClient:
                 return head
 
     async def piece(self) -> bytes | None:
-        """The next piece of the body: a whole chunk when chunked, else what one read gives. None at the end."""
+        """The next piece of the body, None at the end: a whole chunk when chunked, else what one read gives.
+
+        A wait that is cancelled or timed out loses nothing: the next call goes on from there.
+        """
         if self.ended:
             return None
         try:
@@ -415,22 +427,25 @@ class RawClient:
         return piece
 
     async def _chunk(self) -> bytes | None:
-        size = int((await self._until(b"\r\n")).partition(b";")[0], 16)
+        end = await self._find(b"\r\n")
+        size = int(self._buffer[:end].partition(b";")[0], 16)
         if size == 0:
-            while await self._until(b"\r\n") != b"\r\n":
-                pass  # trailers
+            while (line_end := await self._find(b"\r\n", end)) > end + 2:
+                end = line_end  # a trailer
+            self._take(line_end)
             self.ended = "complete"
             return None
-        while len(self._buffer) < size + 2:
+        while len(self._buffer) < end + size + 2:
             await self._fill()
-        chunk = self._take(size)
-        assert self._take(2) == b"\r\n", "a chunk is longer than its size"
-        return chunk
+        framed = self._take(end + size + 2)
+        assert framed.endswith(b"\r\n"), "a chunk is longer than its size"
+        return framed[end:-2]
 
-    async def _until(self, mark: bytes) -> bytes:
-        while mark not in self._buffer:
+    async def _find(self, mark: bytes, start: int = 0) -> int:
+        """Where in the buffer the next mark ends; nothing is taken."""
+        while (place := self._buffer.find(mark, start)) < 0:
             await self._fill()
-        return self._take(self._buffer.index(mark) + len(mark))
+        return place + len(mark)
 
     async def _fill(self) -> None:
         """One read; ConnectionError at the end."""

@@ -84,7 +84,7 @@ class Exchange:
         if self._kind is None:
             self._kind = self._sniff(piece)
         self._keep(piece)
-        out = self._terminator.feed(piece) if self._kind is Kind.STREAM else piece
+        out = piece if self._kind in (Kind.JSON, Kind.OTHER) else self._terminator.feed(piece)
         if self.size == self._length and out and not self._terminator.held:
             out, self._last = out[:-1], out[-1:]
         return out

@@ -68,7 +68,7 @@ def session_id(pairs: Iterable[tuple[str, str]], names: Iterable[str]) -> str | 
     ConflictingSessionId (several that differ).
     """
     wanted = {name.lower() for name in names}
-    found = {value.strip() for name, value in pairs if name.lower() in wanted}
+    found = {value.strip(" \t") for name, value in pairs if name.lower() in wanted}
     if not found:
         return None
     if len(found) > 1:
@@ -84,7 +84,7 @@ def session_id(pairs: Iterable[tuple[str, str]], names: Iterable[str]) -> str | 
 def credential(pairs: Iterable[tuple[str, str]]) -> str | None:
     """The caller's credential: `Authorization`, else `api-key`, else `x-api-key`."""
     found = {name.lower(): value for name, value in reversed(list(pairs))}
-    return next((found[name] for name in ("authorization", "api-key", "x-api-key") if name in found), None)
+    return next((found[name] for name in ("authorization", "api-key", "x-api-key") if found.get(name)), None)
 
 
 def bare_key(credential: str) -> str:

@@ -18,6 +18,7 @@ import orjson
 _OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _ARRAY = msgspec.json.Decoder(list[msgspec.Raw])
 _KEY = re.compile(rb'[\s,{]*("(?:[^"\\]|\\.)*")\s*:\s*', re.DOTALL)
+_END = re.compile(rb"[\s{]*\}\s*")
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -39,6 +40,7 @@ def members(body: bytes) -> dict[str, Member]:
 
     Two readers of an ambiguous body may see two different requests; we refuse to be one of them.
     """
+    _refuse_invalid_utf8(body)
     try:
         raws = _OBJECT.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -53,7 +55,7 @@ def members(body: bytes) -> dict[str, Member]:
             raise Malformed("a member occurs twice")
         position = start + len(raw)
         found[name] = Member(raw, start, position)
-    if _KEY.match(body, position):
+    if not _END.fullmatch(body, position):
         raise Malformed("a member occurs twice")
     return found
 
@@ -77,7 +79,7 @@ def with_default(body: bytes, name: str, value: str) -> bytes:
 
 def loads(raw: bytes) -> Any:
     """A JSON value as Python's; orjson where it can, the standard library for what it refuses
-    (lone surrogates, 1e400)."""
+    (lone surrogates)."""
     try:
         return orjson.loads(raw)
     except orjson.JSONDecodeError:
@@ -89,11 +91,26 @@ def loads(raw: bytes) -> Any:
 
 
 def dumps(value: Any) -> bytes:
-    """A Python value as JSON; lone surrogates become escapes, as UTF-8 has no bytes for them."""
+    """A Python value as JSON; lone surrogates become escapes, as UTF-8 has no bytes for them.
+
+    Raises Malformed where even the standard library cannot write it (nested too deep).
+    """
     try:
         return orjson.dumps(value)
     except TypeError:
-        return json.dumps(value, separators=(",", ":")).encode()
+        pass
+    try:
+        return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise Malformed(str(error)) from error
+
+
+def _refuse_invalid_utf8(body: bytes) -> None:
+    """msgspec does not look into the strings of a value that it leaves as bytes."""
+    try:
+        body.isascii() or body.decode()
+    except UnicodeDecodeError as error:
+        raise Malformed("not valid UTF-8") from error
 
 
 # What msgspec refuses and JSON allows (a lone surrogate escape) goes through the standard
@@ -120,10 +137,8 @@ def _space(text: str, position: int) -> int:
 
 
 def _text(raw: bytes, opening: str) -> tuple[str, int]:
-    try:
-        text = raw.decode()
-    except UnicodeDecodeError as error:
-        raise Malformed("not valid UTF-8") from error
+    _refuse_invalid_utf8(raw)
+    text = raw.decode()
     start = _space(text, 0)
     if not text.startswith(opening, start):
         raise Malformed(f"does not begin with {opening}")

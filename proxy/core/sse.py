@@ -81,14 +81,9 @@ class Terminator:
         start = max(text.rfind(b"\n"), text.rfind(b"\r")) + 1
         tail = text[start:]
         if len(tail) < len(_TERMINATORS[0]) and self._starts_line(text, start):
-            bare = tail.removeprefix(BOM)
-            if tail and any(line.startswith(bare) for line in _TERMINATORS):
+            if tail and any(line.startswith(tail) for line in _TERMINATORS):
                 return start
         return len(text)
 
     def _starts_line(self, text: bytes, start: int) -> bool:
-        if start == 0:
-            return self._at_line_start
-        if text[start - 1] in b"\r\n":
-            return True
-        return start == len(BOM) and self._at_line_start and text.startswith(BOM)
+        return text[start - 1] in b"\r\n" if start else self._at_line_start

@@ -46,9 +46,13 @@ _ROLE = msgspec.json.Decoder(_Role)
 
 def read(body: bytes) -> Ask:
     try:
-        found = members(body)
+        return _read(body)
     except Malformed as error:
         raise BadRequest(f"The request body must be one JSON object: {error}. Correct it and send it again.") from error
+
+
+def _read(body: bytes) -> Ask:
+    found = members(body)
     if "messages" not in found:
         raise BadRequest("The request has no `messages`. Send a list with the new message.", param="messages")
     array = found["messages"]
@@ -151,16 +155,8 @@ def _echo(message: dict[str, Any], raw: bytes | None) -> Message | None:
     Empty fillers are left out: `tool_calls: []` is refused by OpenAI and returned by Together,
     vLLM and Hugging Face; Snowflake returns a function_call without a name on every reply.
     """
-    call = message.get("function_call")
-    kept = {
-        key: value
-        for key, value in message.items()
-        if key in _ECHOED
-        and (value not in (None, [], "") or key in ("content", "role", "reasoning_content", "reasoning_details"))
-        and (key != "function_call" or (isinstance(call, dict) and call.get("name")))
-    }
-    if kept.get("reasoning_content", "") is None:
-        del kept["reasoning_content"]
+    whole = {**message, "tool_calls": deltas.whole(message.get("tool_calls"))}
+    kept = {key: value for key, value in whole.items() if key in _ECHOED and _goes_back(key, value)}
     if isinstance(audio := kept.get("audio"), dict):
         del kept["audio"]
         if audio.get("id"):
@@ -168,11 +164,16 @@ def _echo(message: dict[str, Any], raw: bytes | None) -> Message | None:
     calls = any(key in kept for key in ("tool_calls", "function_call", "audio", "refusal"))
     if not kept.get("content") and not calls:
         return None
-    if kept.get("content", "") is None and not calls:
-        kept["content"] = ""
     kept.setdefault("role", "assistant")
-    unchanged = raw is not None and kept == message
-    return Message("assistant", raw if unchanged and raw is not None else dumps(kept))
+    return Message("assistant", raw if raw is not None and kept == message else dumps(kept))
+
+
+def _goes_back(key: str, value: Any) -> bool:
+    if key in ("reasoning_content", "reasoning_details"):  # DeepSeek wants the empty one back too
+        return value is not None
+    if key == "function_call":
+        return isinstance(value, dict) and bool(value.get("name"))
+    return value not in (None, [], "") or (key == "content" and value != [])
 
 
 def _role(raw: bytes) -> str:

@@ -69,7 +69,7 @@ class Calls:
 
     def __init__(self) -> None:
         self._calls: list[dict[str, Any]] = []
-        self._at: dict[Any, dict[str, Any]] = {}  # the newest call at an index
+        self._at: dict[int, dict[str, Any]] = {}  # the newest call at an index
 
     def add(self, pieces: list[Any]) -> None:
         for piece in pieces:
@@ -85,10 +85,9 @@ class Calls:
         return self._calls
 
     def _target(self, piece: dict[str, Any]) -> dict[str, Any]:
-        index, id = piece.get("index"), piece.get("id")
-        name = _dict(piece.get("function")).get("name")
+        index = piece.get("index") if isinstance(piece.get("index"), int) else None
         current = self._at.get(index) if index is not None else (self._calls[-1] if self._calls else None)
-        if current is None or (index is None and (id or name)) or self._another(current, id, name):
+        if current is None or self._another(current, index, piece):
             current = {"id": "", "type": "function"}
             self._calls.append(current)
         if index is not None:
@@ -96,11 +95,14 @@ class Calls:
         return current
 
     @staticmethod
-    def _another(current: dict[str, Any], id: Any, name: Any) -> bool:
-        """Whether a piece at the index of `current` begins another call: Ollama, Gemini adapters
-        and Cerebras number parallel calls 0, 0, 0."""
-        if id and current["id"] and id != current["id"]:
-            return True
+    def _another(current: dict[str, Any], index: int | None, piece: dict[str, Any]) -> bool:
+        """Whether a piece begins another call than `current`, the one at its index: Ollama, Gemini
+        adapters and Cerebras number parallel calls 0, 0, 0. Without an index an id or a name does."""
+        id, name = piece.get("id"), _dict(piece.get("function")).get("name")
+        if id and current["id"]:
+            return bool(id != current["id"])
+        if index is None:
+            return bool(id or name)
         function = _dict(current.get("function"))
         return bool(name and not id and name != function.get("name") and _is_json(function.get("arguments")))
 
@@ -109,10 +111,20 @@ class Calls:
         for key, value in piece.items():
             if value is None or key == "index" or (key in ("id", "type") and not value):
                 continue
-            if key in ("function", "custom") and isinstance(value, dict):
+            if key in ("function", "custom"):
                 _add_function(call.setdefault(key, {}), value)
             else:
                 call[key] = value
+
+
+def whole(calls: Any) -> list[dict[str, Any]]:
+    """The tool calls of a reply that came in one piece, in the form in which they go back."""
+    found: list[dict[str, Any]] = []
+    for call in as_list(calls):
+        one = Calls()
+        one.add([call])
+        found += one.finished()
+    return found
 
 
 def _add_function(function: dict[str, Any], piece: Any) -> None:
@@ -123,7 +135,10 @@ def _add_function(function: dict[str, Any], piece: Any) -> None:
             text = value if isinstance(value, str) else dumps(value).decode()
             function[key] = function.get(key, "") + text
         elif key != "name" or not function.get("name"):
-            function[key] = value  # a repeated name (Novita, Kimi) is not another piece of it
+            function[key] = value
+        elif value != function["name"] and not function.get("arguments"):
+            # A repeated name (Novita, Kimi) is not another piece of it.
+            function["name"] = _longer(function["name"], value)
 
 
 def _add_details(details: list[Any], pieces: list[Any]) -> None:
@@ -138,7 +153,7 @@ def _add_details(details: list[Any], pieces: list[Any]) -> None:
             continue
         for key, value in piece.items():
             if key in ("text", "summary") and isinstance(value, str):
-                same[key] = (same.get(key) or "") + value
+                same[key] = _longer(same.get(key), value)
             elif value not in (None, ""):
                 same[key] = value
 
@@ -150,7 +165,7 @@ def _detail_key(detail: dict[str, Any]) -> tuple[Any, Any]:
 def _add_audio(audio: dict[str, Any], piece: Any) -> None:
     for key, value in _dict(piece).items():
         if key in ("data", "transcript") and isinstance(value, str):
-            audio[key] = audio.get(key, "") + value
+            audio[key] = _longer(audio.get(key), value)
         elif value is not None:
             audio[key] = value
 
@@ -182,7 +197,7 @@ def _add_parts(parts: list[Any], new: list[Any]) -> list[Any]:
         last = parts[-1] if parts else None
         if isinstance(part, dict) and isinstance(last, dict) and part.get("type") == last.get("type"):
             if isinstance(part.get("text"), str):
-                parts[-1] = {**last, **part, "text": (last.get("text") or "") + part["text"]}
+                parts[-1] = {**last, **part, "text": _longer(last.get("text"), part["text"])}
                 continue
             if part.get("type") == "thinking":
                 thinking = _add_parts(_parts(last.get("thinking")), _parts(part.get("thinking")))
@@ -195,9 +210,13 @@ def _add_parts(parts: list[Any], new: list[Any]) -> list[Any]:
 def _is_json(text: Any) -> bool:
     try:
         json.loads(text)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         return False
     return True
+
+
+def _longer(old: Any, new: Any) -> Any:
+    return old + new if isinstance(old, str) and isinstance(new, str) else new
 
 
 def as_list(value: Any) -> list[Any]:

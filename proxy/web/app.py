@@ -10,6 +10,7 @@ import time
 
 from aiohttp import web
 
+from proxy.config import Config
 from proxy.core import headers
 from proxy.core.members import dumps
 from proxy.errors import Draining, NotFound, ProxyError
@@ -28,6 +29,19 @@ def build_app(runtime: Runtime) -> web.Application:
     app.router.add_route("*", "/{tail:.*}", _answer)
     app.on_response_prepare.append(_finish_headers)
     return app
+
+
+def build_runner(app: web.Application, config: Config) -> web.AppRunner:
+    """The HTTP server, with what must differ from aiohttp's defaults."""
+    return web.AppRunner(
+        app,
+        access_log=None,
+        auto_decompress=False,
+        handler_cancellation=False,
+        keepalive_timeout=config.limits.header_timeout,  # the one limit of an idle or half-sent head
+        lingering_time=5.0,
+        shutdown_timeout=5.0,
+    )
 
 
 async def _answer(request: web.Request) -> web.StreamResponse:

@@ -12,7 +12,8 @@ from aiohttp import web
 
 from proxy.core.headers import Pairs
 
-EXACT = "session-proxy.exact"  # marks a response that has these headers (lower case) and no others
+# Marks a response that has these headers (lower case) and no others.
+EXACT: web.ResponseKey[frozenset[str]] = web.ResponseKey("exact", frozenset)
 
 
 class Listener:

@@ -6,6 +6,7 @@ The seam behind which the client may change. Knows nothing of sessions or of who
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Protocol
@@ -93,7 +94,7 @@ class Client:
                     method,
                     URL(url, encoded=True),
                     headers=headers,
-                    data=body,
+                    data=io.BytesIO(body) if isinstance(body, bytes) else body,  # bytes of over 1 MiB it warns of
                     allow_redirects=False,
                     timeout=timeout,
                 )

@@ -1,0 +1,39 @@
+"""The official SDK for Python against the real application, streamed and not."""
+
+from __future__ import annotations
+
+import openai
+import pytest
+
+
+def answer(client: openai.OpenAI, text: str, stream: bool) -> str:
+    message = {"role": "user", "content": text}
+    if not stream:
+        done = client.chat.completions.create(model="demo", messages=[message])  # type: ignore[list-item]
+        return done.choices[0].message.content or ""
+    chunks = client.chat.completions.create(model="demo", messages=[message], stream=True)  # type: ignore[list-item]
+    return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("header", ["sessionId", "session-id", "x-session-id", "session_id"])
+@pytest.mark.parametrize("mount", ["/v1", "/api/publicLLM"])
+def test_the_sdk_is_answered_from_memory(demo: str, mount: str, header: str, stream: bool) -> None:
+    session = {header: f"sdk{mount}{header}{stream}"}
+    with openai.OpenAI(base_url=f"http://{demo}{mount}", api_key="k", default_headers=session, max_retries=0) as client:
+        assert "Alice" in answer(client, "My name is Alice", stream)
+        assert answer(client, "What's my name?", stream) == "Your name is Alice."
+        assert client.models.list().data
+
+
+def test_without_a_session_id_nothing_is_known(demo: str) -> None:
+    with openai.OpenAI(base_url=f"http://{demo}/v1", api_key="k") as client:
+        answer(client, "My name is Alice", False)
+        assert answer(client, "What's my name?", True) == "I don't have that information."
+
+
+def test_errors_reach_the_sdk_in_its_own_shape(demo: str) -> None:
+    client = openai.OpenAI(base_url=f"http://{demo}/v1", api_key="k", default_headers={"sessionId": "x" * 300})
+    with client, pytest.raises(openai.BadRequestError) as refused:
+        answer(client, "hello", False)
+    assert refused.value.code == "invalid_session_id"

@@ -1,0 +1,61 @@
+"""The real application on a real socket, put together as the daemon does."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from proxy.config import Config
+from proxy.stores.base import Store
+from proxy.stores.memory import MemoryStore
+from proxy.web.app import build_app, build_runner
+from proxy.web.runtime import Runtime
+from proxy.web.upstream import Client
+
+Serve = Callable[..., Awaitable["RunningProxy"]]
+
+
+@dataclass
+class RunningProxy:
+    port: int
+    runtime: Runtime
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Serve]:
+    """`await serve(base_url, store=…, upstream={…}, limits={…}, …)`: a proxy that ends with the test."""
+    async with AsyncExitStack() as stack:
+
+        async def start(
+            base_url: str, *, store: Store | None = None, upstream: dict[str, Any] | None = None, **sections: Any
+        ) -> RunningProxy:
+            config = Config.model_validate({"upstreams": [{"base_url": base_url, **(upstream or {})}], **sections})
+            names = itertools.count(1)
+            runtime = Runtime(
+                config,
+                store or MemoryStore(24 * 3600 * 1000),
+                Client(),
+                b"s" * 32,
+                lambda: time.time_ns() // 1_000_000,
+                lambda: f"turn_{next(names)}",
+            )
+            runner = build_runner(build_app(runtime), config)
+            await runner.setup()
+            stack.push_async_callback(runtime.client.close)
+            stack.push_async_callback(runner.cleanup)
+            site = web.TCPSite(runner, "127.0.0.1", 0)
+            await site.start()
+            return RunningProxy(runner.addresses[0][1], runtime)
+
+        yield start
