@@ -25,6 +25,10 @@ imports:
 soak: .venv/test
 	SOAK=1 $(BIN)/python -m pytest -q --timeout 3600
 
+# Prints figures; asserts nothing.
+bench: .venv/test
+	$(BIN)/python -m tests.bench.start
+
 format:
 	$(BIN)/ruff check --fix proxy tests
 	$(BIN)/ruff format proxy tests
@@ -46,4 +50,4 @@ schema: .venv/run
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-.PHONY: run test check style types imports soak format schema clean
+.PHONY: run test check style types imports soak bench format schema clean

@@ -80,10 +80,8 @@ class Terminator:
             position = found + 1
         start = max(text.rfind(b"\n"), text.rfind(b"\r")) + 1
         tail = text[start:]
-        if len(tail) < len(_TERMINATORS[0]) and self._starts_line(text, start):
-            if tail and any(line.startswith(tail) for line in _TERMINATORS):
-                return start
-        return len(text)
+        begins = tail and any(line.startswith(tail) for line in _TERMINATORS)
+        return start if begins and self._starts_line(text, start) else len(text)
 
     def _starts_line(self, text: bytes, start: int) -> bool:
         return text[start - 1] in b"\r\n" if start else self._at_line_start

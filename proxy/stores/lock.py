@@ -14,14 +14,15 @@ from proxy.errors import StoreLocked
 
 
 class Lock:
-    """Held from construction to `release`. Raises StoreLocked, naming the holder."""
+    """Held from construction to `release`. Raises StoreLocked, naming the holder; OSError."""
 
     def __init__(self, database: Path) -> None:
-        path = database.with_name(database.name + ".lock")
+        target = database.resolve()  # one lock, by whatever link the database is reached
+        path = target.with_name(target.name + ".lock")
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             holder = os.pread(self._fd, 256, 0).decode(errors="replace").strip() or "another process"
             os.close(self._fd)
             raise StoreLocked(

@@ -9,7 +9,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from proxy.core.model import History, Session, SessionKey, SessionState, Turn, fresh
-from proxy.stores.rules import EXPIRED_KEPT, is_expired
+from proxy.stores.rules import is_expired, is_forgotten, state_at
 
 
 @dataclass
@@ -29,10 +29,10 @@ class MemoryStore:
         row = self._rows.get(key)
         if row is None:
             return fresh()
-        if row.emptied or is_expired(row.touched, now, self._ttl):
+        state = state_at(now, row.touched, row.emptied, self._ttl)
+        if state is not SessionState.CONTINUED:
             row.history, row.emptied = History(), True
-            return fresh(SessionState.EXPIRED)
-        return Session(SessionState.CONTINUED, row.history)
+        return Session(state, row.history)
 
     async def append(self, key: SessionKey, turn: Turn, now: int) -> None:
         row = self._rows.get(key)
@@ -44,14 +44,18 @@ class MemoryStore:
             row.touched = now
 
     async def sweep(self, now: int, in_use: AbstractSet[SessionKey], limit: int) -> int:
-        old = [(k, r) for k, r in self._rows.items() if k not in in_use and is_expired(r.touched, now, self._ttl)]
-        for key, row in [(k, r) for k, r in old if r.emptied]:
-            if is_expired(row.touched, now, self._ttl + EXPIRED_KEPT):
-                del self._rows[key]
-        full = [row for _, row in old if not row.emptied][:limit]
-        for row in full:
+        stale = [
+            row
+            for key, row in self._rows.items()
+            if not row.emptied and key not in in_use and is_expired(row.touched, now, self._ttl)
+        ]
+        gone = sorted(stale, key=lambda row: row.touched)[:limit]
+        for row in gone:
             row.history, row.emptied = History(), True
-        return len(full)
+        forgotten = [k for k, row in self._rows.items() if row.emptied and is_forgotten(row.touched, now, self._ttl)]
+        for key in forgotten:
+            del self._rows[key]
+        return len(gone)
 
     async def ping(self) -> None: ...
 

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-EXPIRED_KEPT = 7 * 24 * 3600 * 1000  # ms an emptied session is remembered as expired
+from proxy.core.model import SessionState
+
+EXPIRED_KEPT = 7 * 24 * 3600 * 1000  # ms a session is remembered as expired
 
 
 def is_expired(touched: int, now: int, ttl: int) -> bool:
     """Silent for longer than `ttl` (ms). A clock that went back never expires anything."""
     return now - touched > ttl
+
+
+def is_forgotten(touched: int, now: int, ttl: int) -> bool:
+    return is_expired(touched, now, ttl + EXPIRED_KEPT)
+
+
+def state_at(now: int, touched: int, emptied: bool, ttl: int) -> SessionState:
+    """How a stored session stands, whether or not a sweep has seen it."""
+    if is_forgotten(touched, now, ttl):
+        return SessionState.NEW
+    return SessionState.EXPIRED if emptied or is_expired(touched, now, ttl) else SessionState.CONTINUED

@@ -13,19 +13,19 @@ import os
 import sqlite3
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import aiosqlite
-import msgspec
 
-from proxy.core.members import elements
+from proxy.core.members import dumps, elements, loads
 from proxy.core.model import History, Message, Session, SessionKey, SessionState, Turn, TurnState, fresh
 from proxy.errors import StoreUnavailable
 from proxy.stores.lock import Lock
-from proxy.stores.rules import EXPIRED_KEPT, is_expired
+from proxy.stores.rules import EXPIRED_KEPT, state_at
 
 _PRAGMAS = (
     "PRAGMA journal_mode=WAL",
@@ -52,9 +52,10 @@ SELECT :turn, id, tip, :name, :state, :system, :asked, :roles, :reply, :echo, :m
     "UPDATE sessions SET tip = :turn, touched = :touched, emptied = 0 WHERE tenant = :tenant AND session = :session",
 )
 _TOUCH = "UPDATE sessions SET touched = ? WHERE tenant = ? AND session = ? AND emptied = 0"
-_EMPTY = "UPDATE sessions SET tip = NULL, emptied = 1 WHERE id = ?"
-_WIPE = "DELETE FROM turns WHERE session = ?"
-_STALE = "SELECT id, tenant, session FROM sessions WHERE touched < ? AND emptied = 0 ORDER BY touched LIMIT ?"
+# What was read before a write is waited for may have changed since: only the session that was seen goes.
+_EMPTY = "UPDATE sessions SET tip = NULL, emptied = 1 WHERE id = ? AND touched = ?"
+_WIPE = "DELETE FROM turns WHERE session IN (SELECT id FROM sessions WHERE id = ? AND touched = ? AND emptied = 1)"
+_STALE = "SELECT id, touched, tenant, session FROM sessions WHERE touched < ? AND emptied = 0 ORDER BY touched LIMIT ?"
 _FORGET = "DELETE FROM sessions WHERE emptied = 1 AND touched < ?"
 _BEAT = "UPDATE pulse SET beat = beat + 1"
 
@@ -71,14 +72,20 @@ class _Write:
 
 class SQLiteStore:
     def __init__(
-        self, lock: Lock, writer: aiosqlite.Connection, reader: aiosqlite.Connection, ttl: int, turn_id: int
+        self,
+        opened: AsyncExitStack,
+        writer: aiosqlite.Connection,
+        reader: aiosqlite.Connection,
+        ttl: int,
+        turn_id: int,
     ) -> None:
-        self._lock = lock
+        self._opened = opened
         self._writer = writer
         self._reader = reader
         self._ttl = ttl
         self._turn_id = turn_id  # the newest; the one writer counts
         self._queue: asyncio.Queue[_Write | None] = asyncio.Queue()
+        self._closed = False
         self._task = asyncio.create_task(self._run())
 
     @classmethod
@@ -86,44 +93,36 @@ class SQLiteStore:
         """Open or make the database. Raises StoreLocked where another process writes to it, and
         StoreUnavailable with a sentence on what is wrong otherwise."""
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = Lock(path)
+            async with AsyncExitStack() as opening:
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                opening.callback(Lock(path).release)
+                os.close(os.open(path, os.O_CREAT | os.O_CLOEXEC, 0o600))
+                writer = await opening.enter_async_context(aiosqlite.connect(path, isolation_level=None))
+                for pragma in _PRAGMAS:
+                    await writer.execute(pragma)
+                await migrate(writer)
+                (newest,) = await _one(writer, "SELECT max(id) FROM turns")
+                uri = f"file:{_quoted(path)}?mode=ro"
+                reader = await opening.enter_async_context(aiosqlite.connect(uri, uri=True, isolation_level=None))
+                await reader.execute("PRAGMA query_only=ON")
+                return cls(opening.pop_all(), writer, reader, ttl, newest or 0)
         except OSError as error:
             raise StoreUnavailable(f"Cannot use {path}: {error.strerror}. Check the folder and its rights.") from error
-        try:
-            os.close(os.open(path, os.O_CREAT | os.O_CLOEXEC, 0o600))
-            writer = await aiosqlite.connect(path, isolation_level=None)
-            for pragma in _PRAGMAS:
-                await writer.execute(pragma)
-            await migrate(writer)
-            (newest,) = await _one(writer, "SELECT max(id) FROM turns")
-            reader = await aiosqlite.connect(f"file:{_quoted(path)}?mode=ro", uri=True, isolation_level=None)
-            await reader.execute("PRAGMA query_only=ON")
-        except (sqlite3.Error, OSError) as error:
-            lock.release()
+        except sqlite3.Error as error:
             raise StoreUnavailable(f"Cannot open the database {path}: {error}.") from error
-        except BaseException:
-            lock.release()
-            raise
-        return cls(lock, writer, reader, ttl, newest or 0)
 
     async def load(self, key: SessionKey, now: int) -> Session:
         row = await self._row(key)
         if row is None:
             return fresh()
         id, tip, touched, emptied = row
-        if emptied or is_expired(touched, now, self._ttl):
-            if not emptied:
-                await self._write([(_EMPTY, [(id,)]), (_WIPE, [(id,)])])
-            return fresh(SessionState.EXPIRED)
-        if tip is None:
-            return fresh()
-        try:
-            async with self._reader.execute(_HISTORY, {"tip": tip, "session": id}) as cursor:
-                history = History(tuple([_turn(found) for found in await cursor.fetchall()]))
-        except sqlite3.Error as error:
-            raise _unavailable(error) from error
-        return Session(SessionState.CONTINUED, history)
+        state = state_at(now, touched, bool(emptied), self._ttl)
+        if state is SessionState.CONTINUED:
+            turns = await self._read(_HISTORY, {"tip": tip, "session": id})
+            return Session(state, History(tuple([_turn(found) for found in turns])))
+        if not emptied:
+            await self._write([(_EMPTY, [(id, touched)]), (_WIPE, [(id, touched)])])
+        return fresh(state)
 
     async def append(self, key: SessionKey, turn: Turn, now: int) -> None:
         self._turn_id += 1
@@ -134,11 +133,9 @@ class SQLiteStore:
         self._enqueue([(_TOUCH, [(now, key.tenant, key.id)])])
 
     async def sweep(self, now: int, in_use: AbstractSet[SessionKey], limit: int) -> int:
-        stale = await self._all(_STALE, (now - self._ttl, limit + len(in_use)))
-        gone = [(SessionKey(tenant, session), id) for id, tenant, session in stale]
-        gone = [(key, id) for key, id in gone if key not in in_use][:limit]
-        ids = [(id,) for _, id in gone]
-        await self._write([(_EMPTY, ids), (_WIPE, ids), (_FORGET, [(now - self._ttl - EXPIRED_KEPT,)])])
+        stale = await self._read(_STALE, (now - self._ttl, limit + len(in_use)))
+        gone = [(id, touched) for id, touched, *key in stale if SessionKey(*key) not in in_use][:limit]
+        await self._write([(_EMPTY, gone), (_WIPE, gone), (_FORGET, [(now - self._ttl - EXPIRED_KEPT,)])])
         return len(gone)
 
     async def ping(self) -> None:
@@ -146,17 +143,16 @@ class SQLiteStore:
 
     async def close(self) -> None:
         """Commit what waits, then close."""
-        await self._queue.put(None)
+        self._closed = True
+        self._queue.put_nowait(None)
         await self._task
-        await self._reader.close()
-        await self._writer.close()
-        self._lock.release()
+        await self._opened.aclose()
 
     async def _row(self, key: SessionKey) -> Any:
-        rows = await self._all(_SESSION, (key.tenant, key.id))
+        rows = await self._read(_SESSION, (key.tenant, key.id))
         return rows[0] if rows else None
 
-    async def _all(self, sql: str, parameters: tuple[Any, ...]) -> list[Any]:
+    async def _read(self, sql: str, parameters: Any) -> list[Any]:
         try:
             async with self._reader.execute(sql, parameters) as cursor:
                 return list(await cursor.fetchall())
@@ -164,7 +160,7 @@ class SQLiteStore:
             raise _unavailable(error) from error
 
     def _enqueue(self, statements: list[Statement]) -> asyncio.Future[None]:
-        if self._task.done():
+        if self._closed:
             raise StoreUnavailable("The store is closed.")
         write = _Write(statements, asyncio.get_running_loop().create_future())
         write.done.add_done_callback(_retrieved)
@@ -172,7 +168,13 @@ class SQLiteStore:
         return write.done
 
     async def _write(self, statements: list[Statement]) -> None:
-        await asyncio.shield(self._enqueue(statements))
+        """Whether it is written is settled on return, also where the caller is cancelled."""
+        done = self._enqueue(statements)
+        try:
+            await asyncio.shield(done)
+        except asyncio.CancelledError:
+            await asyncio.wait([done])
+            raise
 
     async def _run(self) -> None:
         write = await self._queue.get()
@@ -190,21 +192,13 @@ class SQLiteStore:
                 await self._writer.executemany(sql, rows)
             await self._writer.execute("COMMIT")
         except Exception as error:
-            await self._rollback()
-            for write in group:
-                if not write.done.done():
-                    write.done.set_exception(_unavailable(error))
-            return
-        for write in group:
-            if not write.done.done():
-                write.done.set_result(None)
-
-    async def _rollback(self) -> None:
-        if self._writer.in_transaction:
-            try:
+            with suppress(sqlite3.Error):  # an I/O error has rolled it back already
                 await self._writer.execute("ROLLBACK")
-            except sqlite3.Error:
-                pass  # an I/O error has rolled it back already
+            for write in group:
+                write.done.set_exception(_unavailable(error))
+        else:
+            for write in group:
+                write.done.set_result(None)
 
 
 async def migrate(connection: aiosqlite.Connection) -> None:
@@ -231,13 +225,13 @@ async def _one(connection: aiosqlite.Connection, sql: str) -> Any:
 
 
 def _merged(group: Iterable[_Write]) -> Iterable[Statement]:
-    """Equal statements of a group as one executemany. Writes of one session never share a group
-    with each other unless they may run in any order: the session's caller awaits each."""
+    """Equal statements of a group as one executemany. Two writes of one session share a group only
+    where nobody waited for the first: a touch, which belongs before all others."""
     merged: dict[str, list[Any]] = {}
     for write in group:
         for sql, rows in write.statements:
             merged.setdefault(sql, []).extend(rows)
-    return merged.items()
+    return sorted(merged.items(), key=lambda statement: statement[0] != _TOUCH)
 
 
 def _row(id: int, key: SessionKey, turn: Turn, now: int) -> dict[str, Any]:
@@ -250,15 +244,20 @@ def _row(id: int, key: SessionKey, turn: Turn, now: int) -> dict[str, Any]:
         "state": turn.state,
         "system": turn.system,
         "asked": b"[" + b",".join([message.raw for message in turn.asked]) + b"]",
-        "roles": msgspec.json.encode([message.role for message in turn.asked]).decode(),
+        "roles": dumps([message.role for message in turn.asked]).decode(),
         "reply": turn.reply,
         "echo": turn.echo.raw if turn.echo else None,
-        "model": turn.model,
-        "finish_reason": turn.finish_reason,
+        "model": _text(turn.model),
+        "finish_reason": _text(turn.finish_reason),
         "usage": turn.usage,
         "started": turn.started,
         "ended": turn.ended,
     }
+
+
+def _text(value: str | None) -> str | None:
+    """Text as SQLite takes it. A lone surrogate has no UTF-8, and would fail the whole group."""
+    return value and value.encode(errors="backslashreplace").decode()
 
 
 def _turn(row: Any) -> Turn:
@@ -267,7 +266,7 @@ def _turn(row: Any) -> Turn:
     return Turn(
         id=name,
         system=system,
-        asked=tuple([Message(role, raw) for role, raw in zip(msgspec.json.decode(roles), raws, strict=True)]),
+        asked=tuple([Message(role, raw) for role, raw in zip(loads(roles.encode()), raws, strict=True)]),
         reply=reply,
         echo=Message("assistant", echo) if echo is not None else None,
         state=TurnState(state),
@@ -285,8 +284,7 @@ def _quoted(path: Path) -> str:
 
 
 def _retrieved(done: asyncio.Future[None]) -> None:
-    if not done.cancelled():
-        done.exception()  # nobody may be waiting for a touch
+    done.exception()  # nobody may be waiting for a touch
 
 
 def _unavailable(error: BaseException) -> StoreUnavailable:

@@ -19,9 +19,14 @@ ENTRY_SIZE = 1024  # bytes an entry takes beside its turns, roughly
 
 @dataclass(slots=True)
 class _Entry:
+    """`touched` is None until a sign of life went through here: a load does not tell the last one."""
+
     session: Session
-    touched: int
+    touched: int | None
     size: int
+
+    def is_live(self, now: int, ttl: int) -> bool:
+        return self.touched is not None and not is_expired(self.touched, now, ttl)
 
 
 class WarmStore:
@@ -35,12 +40,12 @@ class WarmStore:
 
     async def load(self, key: SessionKey, now: int) -> Session:
         entry = self._entries.get(key)
-        if entry and not is_expired(entry.touched, now, self._ttl):
+        if entry and entry.is_live(now, self._ttl):
             self._entries.move_to_end(key)
             return entry.session
         self._drop(key)
         session = await self._inner.load(key, now)
-        self._keep(key, session, now)
+        self._keep(key, session, None)
         return session
 
     async def append(self, key: SessionKey, turn: Turn, now: int) -> None:
@@ -54,12 +59,13 @@ class WarmStore:
             self._keep(key, Session(SessionState.CONTINUED, entry.session.history.plus(turn)), now)
 
     async def touch(self, key: SessionKey, now: int) -> None:
-        if entry := self._entries.get(key):
+        entry = self._entries.get(key)
+        if entry and entry.session.state is SessionState.CONTINUED:
             entry.touched = now
         await self._inner.touch(key, now)
 
     async def sweep(self, now: int, in_use: AbstractSet[SessionKey], limit: int) -> int:
-        for key in [k for k, e in self._entries.items() if k not in in_use and is_expired(e.touched, now, self._ttl)]:
+        for key in [k for k, e in self._entries.items() if k not in in_use and not e.is_live(now, self._ttl)]:
             self._drop(key)
         return await self._inner.sweep(now, in_use, limit)
 
@@ -70,10 +76,12 @@ class WarmStore:
         self._entries.clear()
         await self._inner.close()
 
-    def _keep(self, key: SessionKey, session: Session, now: int) -> None:
+    def _keep(self, key: SessionKey, session: Session, touched: int | None) -> None:
         self._drop(key)
         size = ENTRY_SIZE + session.history.size
-        self._entries[key] = _Entry(session, now, size)
+        if size > self._limit:
+            return
+        self._entries[key] = _Entry(session, touched, size)
         self._size += size
         while self._size > self._limit:
             self._drop(next(iter(self._entries)))

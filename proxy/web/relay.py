@@ -101,17 +101,13 @@ class RecordedTurn:
 
     async def run(self, session: Session, pairs: headers.Pairs) -> None:
         runtime, limits = self._runtime, self._runtime.config.limits
-        self._session = session
-        self._started = runtime.now()
-        self._exchange = Exchange(cast(Dialect, chat), self._ask, session.history, limits.recorded_reply)
         async with held(self._place):
+            self._session = session
+            self._started = runtime.now()
+            self._exchange = Exchange(cast(Dialect, chat), self._ask, session.history, limits.recorded_reply)
             await runtime.store.touch(self._key, self._started)
             async with runtime.client.open(
-                "POST",
-                self._target.url,
-                self._upstream_headers(pairs),
-                self._exchange.body,
-                self._target.upstream,
+                "POST", self._target.url, self._upstream_headers(pairs), self._exchange.body, self._target.upstream
             ) as answer:
                 try:
                     await self._relay(answer)
@@ -140,6 +136,8 @@ class RecordedTurn:
                         await self._listener.write(out)
                     if self._exchange.terminated and not self._settled:
                         await self._settle(True)
+                    if self._listener.gone and (self._settled or self._place is None):
+                        return False  # nobody listens, and nothing is left to record
                     if self._listener.gone and bound.when() is None:
                         limit = self._runtime.config.sessions.finish_limit
                         bound.reschedule(asyncio.get_running_loop().time() + limit)

@@ -1,0 +1,144 @@
+"""Headers: what goes on, which session and which tenant they name, and what ours may say."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.core import headers
+from proxy.errors import BadRequest, ConflictingSessionId, InvalidSessionId
+
+NAMES = ["sessionId", "session-id", "x-session-id", "session_id"]
+SECRET = b"secret"
+
+
+def digest(key: str) -> str:
+    return hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()
+
+
+@pytest.mark.parametrize("name", [name for known in sorted(headers.HOP_BY_HOP) for name in (known, known.title())])
+def test_hop_by_hop_headers_end_here(name: str) -> None:
+    assert headers.end_to_end([(name, "x"), ("Accept", "y")]) == [("Accept", "y")]
+
+
+def test_what_connection_names_ends_here_too() -> None:
+    pairs = [("X-One", "1"), ("Connection", "close, X-One"), ("connection", " x-two ,"), ("x-Two", "2"), ("A", "3")]
+    assert headers.end_to_end(pairs) == [("A", "3")]
+
+
+def test_other_headers_keep_their_spelling_order_and_number() -> None:
+    pairs = [("B", "1"), ("a", ""), ("b", "1"), ("B", "2"), ("Cookie", "é\udcff")]
+    assert headers.end_to_end(iter(pairs)) == pairs
+    assert headers.end_to_end(pairs, without=["b"]) == [("a", ""), ("Cookie", "é\udcff")]
+
+
+def test_a_value_that_is_not_utf_8_is_refused_by_the_name_of_its_header() -> None:
+    headers.refuse_invalid_utf8([("a", "plain"), ("b", "é😀")])
+    with pytest.raises(BadRequest, match="X-Odd") as refused:
+        headers.refuse_invalid_utf8([("a", "plain"), ("X-Odd", "a\udcff")])
+    assert refused.value.param == "X-Odd"
+
+
+@pytest.mark.parametrize("name", [spelled for name in NAMES for spelled in (name, name.upper(), name.lower())])
+def test_a_session_id_is_found_under_each_name_in_any_letter_case(name: str) -> None:
+    assert headers.session_id([("Accept", "x"), (name, "abc")], NAMES) == "abc"
+
+
+@pytest.mark.parametrize("name", ["session", "sessionid ", "x-sessionid", "xsession-id"])
+def test_no_other_header_names_a_session(name: str) -> None:
+    assert headers.session_id([(name, "abc")], NAMES) is None
+
+
+def test_headers_that_agree_name_one_session() -> None:
+    assert headers.session_id([(name, value) for name in NAMES for value in ("a b", " a b\t")], NAMES) == "a b"
+
+
+@pytest.mark.parametrize("other", ["b", "A", "", "a\u00a0"])
+def test_headers_that_disagree_are_refused(other: str) -> None:
+    with pytest.raises(ConflictingSessionId) as refused:
+        headers.session_id([("sessionId", "a"), ("session-id", other)], NAMES)
+    assert refused.value.code == "conflicting_session_id"
+
+
+@pytest.mark.parametrize("value", ["a", "x" * 256, "😀" * 256, "é", "a b", "../..", "\u00a0", "a\u200b", "'; --"])
+def test_any_text_of_1_to_256_characters_is_a_session_id(value: str) -> None:
+    assert headers.session_id([("sessionId", value)], NAMES) == value
+
+
+@pytest.mark.parametrize(
+    "value", ["", "  ", "x" * 257, "a\tb", "\x1fa", "a\x7f", "a\x00b", "a\x85", "\udcff", "a\ud83d"], ids=ascii
+)
+def test_other_values_are_no_session_id(value: str) -> None:
+    with pytest.raises(InvalidSessionId) as refused:
+        headers.session_id([("sessionId", value)], NAMES)
+    assert refused.value.code == "invalid_session_id"
+
+
+@pytest.mark.parametrize(
+    ("pairs", "wanted"),
+    [
+        ([], None),
+        ([("x-api-key", "3")], "3"),
+        ([("x-api-key", "3"), ("api-key", "2")], "2"),
+        ([("X-Api-Key", "3"), ("Api-Key", "2"), ("authorization", "Bearer 1")], "Bearer 1"),
+        ([("Authorization", "Bearer 1"), ("authorization", "Bearer 2")], "Bearer 1"),
+        ([("Authorization", ""), ("api-key", "2")], "2"),
+        ([("Authorization", "")], None),
+    ],
+)
+def test_the_credential_is_the_first_of_its_headers_that_says_something(
+    pairs: headers.Pairs, wanted: str | None
+) -> None:
+    assert headers.credential(pairs) == wanted
+
+
+@pytest.mark.parametrize(
+    ("credential", "key"),
+    [("Bearer k", "k"), ("bearer  k ", "k"), ("k", "k"), ("Basic k", "Basic k"), ("Bearer ", "Bearer "), ("", "")],
+)
+def test_the_key_is_what_follows_bearer(credential: str, key: str) -> None:
+    assert headers.bare_key(credential) == key
+
+
+def test_a_client_is_named_by_any_of_its_keys() -> None:
+    clients = [("kitchen", [digest("k1"), digest("k2")]), ("hall", (digest("h\udcff"),))]
+    assert headers.client_name("Bearer k1", clients) == "kitchen"
+    assert headers.client_name("k2", clients) == "kitchen"
+    assert headers.client_name("Bearer h\udcff", clients) == "hall"
+    assert headers.client_name("Bearer other", clients) is None
+    assert headers.client_name(None, clients) is None
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["client", "credential", "header", "one"]), st.none() | st.text()), unique=True)
+)
+def test_tenants_of_different_kind_or_value_stay_apart(parts: list[tuple[str, str | None]]) -> None:
+    tenants = {headers.tenant(kind, _text(value), SECRET) for kind, value in parts}
+    assert len(tenants) == len({(kind, _text(value)) for kind, value in parts})
+
+
+def _text(value: str | None) -> str | None:
+    """What a header can hold: valid text, or bytes that arrive as surrogate escapes."""
+    return value and value.encode(errors="replace").decode()
+
+
+def test_a_tenant_depends_on_the_secret_and_shows_nothing_of_the_value() -> None:
+    tenant = headers.tenant("credential", "Bearer k", SECRET)
+    assert tenant != headers.tenant("credential", "Bearer k", b"other")
+    assert len(tenant) == 32
+    assert headers.tenant("credential", "k\udcff", SECRET) != headers.tenant("credential", "k\udcfe", SECRET)
+
+
+@pytest.mark.parametrize(("sent", "wanted"), [({}, False), ({"x": "no"}, True), ({"x": " NO "}, True)])
+def test_a_flag_is_set_by_its_word(sent: dict[str, str], wanted: bool) -> None:
+    assert headers.flag(sent, "x", word="no") is wanted
+
+
+@pytest.mark.parametrize("value", ["", "yes", "no no", "0"])
+def test_a_flag_with_another_word_is_refused_by_name(value: str) -> None:
+    with pytest.raises(BadRequest, match="x-session-store") as refused:
+        headers.flag({"x-session-store": value}, "x-session-store", word="no")
+    assert refused.value.param == "x-session-store"

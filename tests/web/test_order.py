@@ -1,0 +1,57 @@
+"""Many turns, one after another and side by side: each upstream request holds the turns before it."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from proxy.stores.sqlite import SQLiteStore
+from proxy.stores.warm import WarmStore
+from tests.fakes import ScriptedUpstream
+from tests.web.conftest import Serve
+
+TTL = 24 * 3600 * 1000
+
+
+async def turns(client: aiohttp.ClientSession, url: str, session: str, count: int) -> list[str]:
+    """`count` turns without a pause; the messages that the session should hold then."""
+    expected: list[str] = []
+    for number in range(count):
+        text = f"{session}:{number}"
+        body = {"messages": [{"role": "user", "content": text}], "stream": number % 3 == 0}
+        async with client.post(url, json=body, headers={"sessionId": session}) as answer:
+            data = await answer.read()
+        assert answer.status == 200 and data
+        expected.append(text)
+    return expected
+
+
+def sent_by_session(upstream: ScriptedUpstream) -> dict[str, list[list[str]]]:
+    """What the upstream received, by session: of each request the contents of its user messages."""
+    found: dict[str, list[list[str]]] = {}
+    for request in upstream.requests:
+        asked = [message["content"] for message in request.messages if message["role"] == "user"]
+        assert [message["role"] for message in request.messages] == ["user", "assistant"] * (len(asked) - 1) + ["user"]
+        found.setdefault(asked[-1].partition(":")[0], []).append(asked)
+    return found
+
+
+@pytest.mark.parametrize(("sessions", "count"), [(1, 1000), (200, 5)], ids=["one-session", "side-by-side"])
+async def test_each_request_holds_exactly_the_turns_before_it(
+    serve: Serve, tmp_path: Path, sessions: int, count: int
+) -> None:
+    store = WarmStore(await SQLiteStore.open(tmp_path / "sessions.db", TTL), TTL, 16 << 20)
+    async with (
+        ScriptedUpstream() as upstream,
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=32)) as client,
+    ):
+        proxy = await serve(upstream.base_url, store=store)
+        work = [turns(client, f"{proxy.url}/v1/chat/completions", f"s{n}", count) for n in range(sessions)]
+        expected = await asyncio.gather(*work)
+        received = sent_by_session(upstream)
+    for number, texts in enumerate(expected):
+        assert received[f"s{number}"] == [texts[: n + 1] for n in range(count)]
+    await store.close()
