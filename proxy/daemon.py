@@ -66,7 +66,10 @@ async def open_store(config: Config, environ: Mapping[str, str]) -> tuple[Store,
 async def serve(load: Callable[[], Config], listen: str | None, with_demo: bool, environ: Mapping[str, str]) -> None:
     """Run until SIGTERM or SIGINT. `load` reads the configuration, now and at each reload."""
     demo_runner, demo_port = await demo.start() if with_demo else (None, 0)
-    read = (lambda: _onto_demo(load(), demo_port)) if with_demo else load
+
+    def read() -> Config:
+        return _onto_demo(load(), demo_port) if with_demo else load()
+
     config = read()
     store, secret = await open_store(config, environ)
     client = Client()

@@ -21,15 +21,21 @@ class Lock:
         path = target.with_name(target.name + ".lock")
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
+            self._take(database)
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def release(self) -> None:
+        os.close(self._fd)
+
+    def _take(self, database: Path) -> None:
+        try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             holder = os.pread(self._fd, 256, 0).decode(errors="replace").strip() or "another process"
-            os.close(self._fd)
             raise StoreLocked(
                 f"{database} is in use by {holder}. Stop it, or give this one another store.path."
             ) from error
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, f"session-proxy, process {os.getpid()}\n".encode(), 0)
-
-    def release(self) -> None:
-        os.close(self._fd)

@@ -112,17 +112,18 @@ class SQLiteStore:
             raise StoreUnavailable(f"Cannot open the database {path}: {error}.") from error
 
     async def load(self, key: SessionKey, now: int) -> Session:
-        row = await self._row(key)
-        if row is None:
+        found = await self._read(_SESSION, (key.tenant, key.id))
+        if not found:
             return fresh()
-        id, tip, touched, emptied = row
+        id, tip, touched, emptied = found[0]
         state = state_at(now, touched, bool(emptied), self._ttl)
         if state is SessionState.CONTINUED:
             turns = await self._read(_HISTORY, {"tip": tip, "session": id})
-            return Session(state, History(tuple([_turn(found) for found in turns])))
-        if not emptied:
-            await self._write([(_EMPTY, [(id, touched)]), (_WIPE, [(id, touched)])])
-        return fresh(state)
+            return Session(state, History(tuple([_turn(row) for row in turns])))
+        if emptied:
+            return fresh(state)
+        await self._write([(_EMPTY, [(id, touched)]), (_WIPE, [(id, touched)])])
+        return await self.load(key, now)
 
     async def append(self, key: SessionKey, turn: Turn, now: int) -> None:
         self._turn_id += 1
@@ -147,10 +148,6 @@ class SQLiteStore:
         self._queue.put_nowait(None)
         await self._task
         await self._opened.aclose()
-
-    async def _row(self, key: SessionKey) -> Any:
-        rows = await self._read(_SESSION, (key.tenant, key.id))
-        return rows[0] if rows else None
 
     async def _read(self, sql: str, parameters: Any) -> list[Any]:
         try:

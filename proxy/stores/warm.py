@@ -67,7 +67,7 @@ class WarmStore:
     async def sweep(self, now: int, in_use: AbstractSet[SessionKey], limit: int) -> int:
         for key in [k for k, e in self._entries.items() if k not in in_use and not e.is_live(now, self._ttl)]:
             self._drop(key)
-        return await self._inner.sweep(now, in_use, limit)
+        return await self._inner.sweep(now, in_use | self._entries.keys(), limit)  # a touch may have failed there
 
     async def ping(self) -> None:
         await self._inner.ping()

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import openai
 import pytest
 
 
 def answer(client: openai.OpenAI, text: str, stream: bool) -> str:
-    message = {"role": "user", "content": text}
+    asked: Any = {"model": "demo", "messages": [{"role": "user", "content": text}], "stream": stream}
+    answered: Any = client.chat.completions.create(**asked)
     if not stream:
-        done = client.chat.completions.create(model="demo", messages=[message])  # type: ignore[list-item]
-        return done.choices[0].message.content or ""
-    chunks = client.chat.completions.create(model="demo", messages=[message], stream=True)  # type: ignore[list-item]
-    return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        return str(answered.choices[0].message.content)
+    return "".join(chunk.choices[0].delta.content or "" for chunk in answered if chunk.choices)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -12,7 +12,11 @@ from hypothesis import strategies as st
 
 from proxy.core.inflate import STEP, Inflate, inflater
 
-ENCODERS: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.compress, "x-gzip": gzip.compress, " DEFLATE ": zlib.compress}
+ENCODERS: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.compress,
+    "x-gzip": gzip.compress,
+    " DEFLATE ": zlib.compress,
+}
 
 
 @pytest.mark.parametrize("encoding", [None, "", "identity", " Identity "])

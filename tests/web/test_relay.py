@@ -13,7 +13,6 @@ from proxy.core.model import SessionKey, Turn
 from proxy.errors import StoreUnavailable
 from proxy.stores.memory import MemoryStore
 from tests.fakes import RawClient, Reply, ScriptedUpstream, completion, error, sse
-
 from tests.web.conftest import Serve
 
 SESSION = [("sessionId", "s1")]

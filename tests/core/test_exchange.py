@@ -1,0 +1,191 @@
+"""One exchange over bytes: whatever the pieces, the same bytes go on and the same reply remains."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from proxy.core.exchange import Exchange, Verdict
+from proxy.core.model import History, Message, Reply, Turn
+from proxy.dialects import chat
+
+SSE = "text/event-stream; charset=utf-8"
+JSON = "application/json"
+REQUEST = b'{"model":"m","messages":[{"role":"user","content":"hi"}]}'
+DONE = b"data: [DONE]\n\n"
+DELTA = b'data: {"model":"m","choices":[{"index":0,"delta":{"role":"assistant","content":"ho \xc3\xa9"}}]}\n\n'
+FINISH = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
+FAILED = b'event: error\ndata: {"error":{"message":"overloaded"}}\n\n'
+USAGE = b'data: {"choices":[],"usage":{"total_tokens":5}}\n\n'
+COMPLETION = b'{"choices":[{"index":0,"message":{"role":"assistant","content":"ho"},"finish_reason":"stop"}]}'
+TEXTLESS = b'{"choices":[{"message":{"role":"assistant","content":null},"finish_reason":"stop"}]}'
+HTML = b"<html>502 Bad Gateway</html>"
+
+VERDICTS = [
+    ("stream with both signs", SSE, DELTA + FINISH + DONE, Verdict.COMPLETE),
+    ("stream with [DONE] alone", SSE, DELTA + DONE, Verdict.COMPLETE),
+    ("stream with a finish_reason alone", SSE, DELTA + FINISH, Verdict.COMPLETE),
+    ("stream without its last blank line", SSE, DELTA + FINISH.strip(), Verdict.COMPLETE),
+    ("stream that says it is JSON", JSON, b"\n" + DELTA + FINISH + DONE, Verdict.COMPLETE),
+    ("stream without a content type", None, b": ping\n\n" + DELTA + FINISH + DONE, Verdict.COMPLETE),
+    ("stream with CRLF", SSE, (DELTA + FINISH).replace(b"\n", b"\r\n"), Verdict.COMPLETE),
+    ("stream with a byte order mark", SSE, b"\xef\xbb\xbf" + DELTA + FINISH + DONE, Verdict.COMPLETE),
+    ("stream cut before any sign", SSE, DELTA, Verdict.BROKEN),
+    ("stream cut inside an event", SSE, DELTA + FINISH[:30], Verdict.BROKEN),
+    ("stream with an error event", SSE, DELTA + FAILED, Verdict.NOTHING),
+    ("stream with an error after its finish", SSE, DELTA + FINISH + FAILED + DONE, Verdict.NOTHING),
+    ("stream with an error line", SSE, DELTA + b'error: {"error":{"message":"x"}}\n', Verdict.NOTHING),
+    ("stream that says nothing", SSE, DONE, Verdict.NOTHING),
+    ("stream of comments", SSE, b": ping\n\n", Verdict.BROKEN),
+    ("JSON", JSON, COMPLETION, Verdict.COMPLETE),
+    ("JSON after white space", JSON, b"\n \n   " + COMPLETION + b"\n", Verdict.COMPLETE),
+    ("JSON that says it is a stream", SSE, COMPLETION, Verdict.COMPLETE),
+    ("JSON with a word of the terminator", JSON, COMPLETION.replace(b'"ho"', b'"\\ndata: [DONE]"'), Verdict.COMPLETE),
+    ("JSON without text", JSON, TEXTLESS, Verdict.COMPLETE),
+    ("JSON with an error", JSON, b'{"error":{"message":"x"}}', Verdict.NOTHING),
+    ("JSON list with an error", JSON, b'[{"error":{"message":"x"}}]', Verdict.NOTHING),
+    ("JSON of another kind", JSON, b'{"object":"list","data":[]}', Verdict.NOTHING),
+    ("JSON cut short", JSON, COMPLETION[:-2], Verdict.BROKEN),
+    ("JSON that is not UTF-8", JSON, COMPLETION.replace(b"ho", b"\xff"), Verdict.BROKEN),
+    ("JSON that is a number", JSON, b"42", Verdict.NOTHING),
+    ("HTML", "text/html", HTML, Verdict.NOTHING),
+    ("HTML that says it is JSON", JSON, b"\n" + HTML, Verdict.BROKEN),
+    ("nothing", SSE, b"", Verdict.NOTHING),
+    ("white space", JSON, b" \n\n ", Verdict.NOTHING),
+]
+
+
+def exchange(limit: int = 10_000, history: History | None = None) -> Exchange:
+    return Exchange(chat, chat.read(REQUEST), history or History(), limit)
+
+
+def begun(
+    content_type: str | None = SSE, length: int | None = None, *, status: int = 200, limit: int = 9999
+) -> Exchange:
+    started = exchange(limit)
+    started.begin(status, content_type, length)
+    return started
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "verdict"), [case[1:] for case in VERDICTS], ids=[case[0] for case in VERDICTS]
+)
+def test_what_remains_of_an_answer(content_type: str | None, body: bytes, verdict: Verdict) -> None:
+    answer = begun(content_type)
+    out = answer.receive(body)
+    outcome = answer.finish(clean=True)
+    assert outcome.verdict is verdict
+    assert (outcome.reply.message is not None) >= (verdict is Verdict.COMPLETE)
+    assert out + answer.release() == body
+
+
+@given(st.sampled_from(VERDICTS), st.lists(st.integers(0, 400), max_size=12), st.booleans())
+@example(VERDICTS[0], list(range(400)), True)
+@example(("", SSE, b" " + DONE, Verdict.BROKEN), [1], False)
+def test_the_pieces_change_neither_the_bytes_nor_the_reply(
+    case: tuple[str, str | None, bytes, Verdict], cuts: list[int], known: bool
+) -> None:
+    _, content_type, body, _ = case
+    whole, pieced = (begun(content_type, len(body) if known else None) for _ in range(2))
+    at = sorted({cut for cut in cuts if cut < len(body)})
+    given = b"".join([pieced.receive(body[a:b]) for a, b in zip([0, *at], [*at, len(body)], strict=True)])
+    assert whole.receive(body) == given
+    assert pieced.terminated == whole.terminated
+    assert pieced.finish(clean=True) == whole.finish(clean=True)
+    assert given + pieced.release() == body
+    assert pieced.size == len(body)
+
+
+@pytest.mark.parametrize("body", [DELTA + FINISH, COMPLETION, b" ", HTML])
+def test_the_last_byte_of_a_body_of_known_length_waits(body: bytes) -> None:
+    answer = begun(SSE, len(body))
+    assert answer.receive(body[:-1]) + answer.receive(body[-1:]) in (body[:-1], body if body == HTML else b"")
+    assert begun(SSE, len(body)).receive(body) == body[:-1]
+
+
+def test_a_body_that_already_waits_needs_no_byte_more() -> None:
+    answer = begun(SSE, len(DELTA + DONE))
+    assert answer.receive(DELTA + DONE) == DELTA
+    assert answer.release() == DONE
+
+
+def test_the_terminator_waits_until_it_is_released() -> None:
+    answer = begun()
+    assert not answer.terminated
+    assert answer.receive(DELTA + b"dat") == DELTA
+    assert not answer.terminated
+    assert answer.receive(b"a: [DONE]") == b""
+    assert answer.terminated
+    assert answer.finish(clean=True).verdict is Verdict.COMPLETE
+    assert answer.release() == b"data: [DONE]"
+    assert not answer.terminated
+    assert answer.receive(b"\n\n: late\n\n") == b"\n\n: late\n\n"
+
+
+@pytest.mark.parametrize("body", [DELTA + FINISH + DONE, COMPLETION])
+def test_an_unclean_end_is_a_break_whatever_came(body: bytes) -> None:
+    answer = begun()
+    answer.receive(body)
+    assert answer.finish(clean=False) == (Verdict.BROKEN, Reply())
+
+
+@pytest.mark.parametrize("status", [199, 300, 400, 429, 500])
+@pytest.mark.parametrize("body", [DELTA + FINISH + DONE, COMPLETION, b'{"error":{}}', HTML])
+def test_an_answer_that_is_no_success_goes_through_and_is_not_recorded(status: int, body: bytes) -> None:
+    answer = begun(status=status, length=len(body), limit=1)
+    assert answer.receive(body) == body
+    assert not answer.terminated
+    assert answer.finish(clean=True) == (Verdict.NOTHING, Reply())
+    assert answer.release() == b""
+
+
+def test_an_answer_whose_head_never_came_is_not_recorded() -> None:
+    assert exchange().finish(clean=True).verdict is Verdict.NOTHING
+
+
+@pytest.mark.parametrize(("more", "verdict"), [(0, Verdict.COMPLETE), (-1, Verdict.BROKEN)])
+@pytest.mark.parametrize("body", [DELTA + FINISH + DONE, COMPLETION])
+def test_an_answer_over_the_limit_is_a_break(body: bytes, more: int, verdict: Verdict) -> None:
+    answer = begun(limit=len(body) + more)
+    out = b"".join([answer.receive(body[at : at + 7]) for at in range(0, len(body), 7)])
+    assert answer.finish(clean=True).verdict is verdict
+    assert out + answer.release() == body
+
+
+def test_a_page_has_no_limit() -> None:
+    answer = begun("text/html", limit=5)
+    assert answer.receive(HTML) + answer.receive(HTML) == HTML * 2
+    assert answer.finish(clean=True).verdict is Verdict.NOTHING
+
+
+def test_the_reply_is_what_the_stream_said() -> None:
+    answer = begun()
+    answer.receive(DELTA + FINISH + USAGE + DONE)
+    reply = answer.finish(clean=True).reply
+    assert json.loads(reply.message or b"") == {"role": "assistant", "content": "ho é"}
+    assert (reply.model, reply.finish_reason, reply.usage) == ("m", "stop", b'{"total_tokens":5}')
+
+
+def test_the_body_for_the_upstream_carries_the_history() -> None:
+    old = (
+        Message("user", b'{"role":"user","content":"a"}'),
+        Message("assistant", b'{"role":"assistant","content":"b"}'),
+    )
+    history = History((Turn("1", None, old[:1], old[1].raw, old[1]),))
+    sent = exchange(history=history)
+    assert sent.injected == 2
+    assert [message["content"] for message in json.loads(sent.body)["messages"]] == ["a", "b", "hi"]
+    assert (exchange().body, exchange().injected) == (REQUEST, 0)
+
+
+@given(
+    st.lists(st.binary(max_size=9) | st.sampled_from([DELTA, DONE, COMPLETION, b"data: ", b"{", b"\n\n"]), max_size=9)
+)
+def test_no_answer_makes_an_exchange_raise_or_lose_a_byte(pieces: list[bytes]) -> None:
+    answer = begun(None)
+    out = b"".join([answer.receive(piece) for piece in pieces])
+    answer.finish(clean=True)
+    assert out + answer.release() == b"".join(pieces)
