@@ -8,7 +8,7 @@ run: .venv/run
 test: .venv/test
 	$(MAKE) check
 
-check: style types imports
+check: style types imports coverage
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 style:
@@ -21,9 +21,16 @@ types:
 imports:
 	$(BIN)/lint-imports
 
+# Each pure module is covered by its own test file, branch by branch.
+coverage:
+	$(BIN)/python tests/own_coverage.py
+
 # The long versions: all rounds of what the gate runs a tenth of.
 soak: .venv/test
 	SOAK=1 $(BIN)/python -m pytest -q --timeout 3600
+
+fuzz: .venv/test
+	PROFILE=fuzz $(BIN)/python -m pytest -q --timeout 3600 tests/core tests/dialects tests/stores tests/test_config.py
 
 # Prints figures; asserts nothing.
 bench: .venv/test
@@ -50,4 +57,4 @@ schema: .venv/run
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-.PHONY: run test check style types imports soak bench format schema clean
+.PHONY: run test check style types imports coverage soak fuzz bench format schema clean

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from proxy import __version__
-from proxy.errors import ConfigError, ProxyError, StoreLocked
+from proxy.errors import CannotListen, ConfigError, ProxyError, StoreLocked
 
 if TYPE_CHECKING:
     from proxy.config import Config
@@ -26,10 +26,10 @@ _HELLO = """\
 Listening on http://{address}. Try in another shell:
 
 curl -s http://{address}/v1/chat/completions -H 'Content-Type: application/json' -H 'sessionId: try-1' \
--d '{{"model": "demo", "messages": [{{"role": "user", "content": "My name is Alice"}}]}}'
+-d '{{"model": "{model}", "messages": [{{"role": "user", "content": "My name is Alice"}}]}}'
 
 curl -s http://{address}/v1/chat/completions -H 'Content-Type: application/json' -H 'sessionId: try-1' \
--d '{{"model": "demo", "messages": [{{"role": "user", "content": "What is my name?"}}]}}'
+-d '{{"model": "{model}", "messages": [{{"role": "user", "content": "What is my name?"}}]}}'
 
 The second one sends only its question. Leave the sessionId header out and the answer is not known.
 """
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return CONFIGURATION
-    except (StoreLocked, ProxyError, ValueError) as error:
+    except (CannotListen, StoreLocked, ProxyError, ValueError) as error:
         print(f"session-proxy: {error}", file=sys.stderr)
         return FAILURE
     except OSError as error:
@@ -51,9 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return FAILURE
 
 
-def greeting(address: str) -> str:
+def greeting(address: str, model: str) -> str:
     """The two calls to try, ready to paste into any shell."""
-    return _HELLO.format(address=address)
+    return _HELLO.format(address=address, model=model)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -84,8 +84,9 @@ def _serve(options: argparse.Namespace) -> int:
 
     config = load()
     daemon.configure_logging(config)
-    if options.demo:
-        print(greeting(options.listen or config.listen), flush=True)
+    if options.demo or sys.stdout.isatty():
+        model = "demo" if options.demo else "the upstream's model"
+        print(greeting(options.listen or config.listen, model), flush=True)
     _run(daemon.serve(load, options.listen, options.demo, os.environ))
     return 0
 

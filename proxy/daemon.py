@@ -19,7 +19,7 @@ from aiohttp import web
 from proxy import config as configuration
 from proxy import demo, systemd
 from proxy.config import Config
-from proxy.errors import ConfigError
+from proxy.errors import CannotListen, ConfigError
 from proxy.stores.base import Store
 from proxy.stores.memory import MemoryStore
 from proxy.stores.secret import SIZE, load_secret
@@ -77,9 +77,9 @@ async def serve(load: Callable[[], Config], listen: str | None, with_demo: bool,
     runner = build_runner(build_app(runtime), config)
     try:
         await runner.setup()
-        site = _site(runner, listen or config.listen)
-        await site.start()
-        await _live(runtime, runner, site, read, environ, listen or config.listen)
+        site = await _listen(runner, listen or config.listen)
+        log.info("listening on %s", listen or config.listen)
+        await _live(runtime, site, read, environ)
     finally:
         await runner.cleanup()
         await client.close()
@@ -90,11 +90,9 @@ async def serve(load: Callable[[], Config], listen: str | None, with_demo: bool,
 
 async def _live(
     runtime: Runtime,
-    runner: web.AppRunner,
     site: web.BaseSite,
     load: Callable[[], Config],
     environ: Mapping[str, str],
-    address: str,
 ) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
@@ -102,7 +100,6 @@ async def _live(
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, lambda: _reload(runtime, load, environ))
     sweeper = asyncio.create_task(_sweep(runtime))
-    log.info("listening on %s", address)
     systemd.notify("READY=1", environ)
     await stop.wait()
     log.info("stopping: %d turns in flight", runtime.live.turns)
@@ -135,11 +132,17 @@ async def _sweep(runtime: Runtime) -> None:
             log.exception("sweeping failed; it will be tried again")
 
 
-def _site(runner: web.AppRunner, listen: str) -> web.BaseSite:
+async def _listen(runner: web.AppRunner, listen: str) -> web.BaseSite:
     address = configuration.address(listen)
-    if isinstance(address, str):
-        return web.UnixSite(runner, address)
-    return web.TCPSite(runner, *address)
+    site = web.UnixSite(runner, address) if isinstance(address, str) else web.TCPSite(runner, *address)
+    try:
+        await site.start()
+    except OSError as error:
+        reason = os.strerror(error.errno).lower() if error.errno else str(error)
+        raise CannotListen(
+            f"Cannot listen on {listen}: {reason}. Choose another address, in the file or with --listen."
+        ) from error
+    return site
 
 
 def _onto_demo(config: Config, port: int) -> Config:

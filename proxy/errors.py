@@ -107,3 +107,7 @@ class Draining(ProxyError):
 
 class StoreLocked(Exception):
     """Another process holds the database; the message names it."""
+
+
+class CannotListen(Exception):
+    """The address cannot be listened on; the message says why and what to do."""

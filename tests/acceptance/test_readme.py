@@ -75,7 +75,7 @@ def test_the_curl_calls_that_the_command_prints_work(demo: str) -> None:
         pytest.skip("curl is not installed")
     from proxy.cli import greeting
 
-    calls = [line for line in greeting(demo).splitlines() if line.startswith("curl")]
+    calls = [line for line in greeting(demo, "demo").splitlines() if line.startswith("curl")]
     assert len(calls) == 2
     assert KNOWN in run(["sh", "-c", "\n".join(calls)])
 

@@ -1,0 +1,406 @@
+"""How deltas add up: every shape that upstreams were seen to send, as a small stream."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.dialects.deltas import Fold, whole
+
+Json = dict[str, Any]
+
+
+def fold(*deltas: Any) -> Json | None:
+    folded = Fold()
+    for delta in deltas:
+        folded.chunk({"choices": [{"index": 0, "delta": delta}]})
+    return folded.message()
+
+
+def piece(index: Any = None, id: Any = None, name: Any = None, arguments: Any = None, **more: Any) -> Json:
+    """A piece of a tool call; what is None is left out."""
+    function = {key: value for key, value in (("name", name), ("arguments", arguments)) if value is not None}
+    parts = {"index": index, "id": id, "function": function or None}
+    return {key: value for key, value in parts.items() if value is not None} | more
+
+
+def call(id: str, name: str, arguments: str = "{}", **more: Any) -> Json:
+    return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}} | more
+
+
+def said(content: Any = None, **more: Any) -> Json:
+    return {"role": "assistant", "content": content} | more
+
+
+MESSAGES: list[tuple[str, list[Any], Json | None]] = [
+    # 3.1 to 3.6
+    ("no delta at all", [], None),
+    ("a role alone", [{"role": "assistant"}], said()),
+    (
+        "a role on every chunk",
+        [{"role": "assistant", "content": "a"}, {"role": "assistant", "content": "b"}],
+        said("ab"),
+    ),
+    ("no role ever", [{"content": "a"}], said("a")),
+    ("an odd role", [{"role": "", "content": "a"}, {"role": "model"}], said("a")),
+    (
+        "content null, empty, absent",
+        [{"content": None}, {"content": ""}, {}, {"content": "a"}, {"content": None}],
+        said("a"),
+    ),
+    ("empty content", [{"content": ""}], said("")),
+    ("a delta that is null", [None, {"content": "a"}, None], said("a")),
+    ("a delta that is no object", ["x", 5, []], None),
+    # 3.9 to 3.12
+    ("a refusal", [{"refusal": "I "}, {"refusal": "won't"}], said(refusal="I won't")),
+    (
+        "padding and stamps: the newest",
+        [{"p": "ab", "token_id": 1}, {"p": "c", "token_id": 2}],
+        said(p="c", token_id=2),
+    ),
+    ("annotations", [{"annotations": [1]}, {"annotations": [2]}], said(annotations=[1, 2])),
+    ("other objects merge", [{"extra": {"a": 1, "b": 1}}, {"extra": {"b": 2}}], said(extra={"a": 1, "b": 2})),
+    (
+        "audio",
+        [
+            {"audio": {"id": "a1", "data": "QQ"}},
+            {"audio": {"data": "==", "transcript": "h"}},
+            {"audio": {"transcript": "i"}},
+        ]
+        + [{"audio": {"expires_at": 5, "id": None}}, {"audio": None}],
+        said(audio={"id": "a1", "data": "QQ==", "transcript": "hi", "expires_at": 5}),
+    ),
+    # 4
+    ("reasoning_content", [{"reasoning_content": "th"}, {"reasoning_content": "ink"}], said(reasoning_content="think")),
+    ("an empty reasoning_content stays", [{"reasoning_content": ""}], said(reasoning_content="")),
+    ("reasoning", [{"reasoning": "th"}, {"reasoning": "ink", "content": ""}], said("", reasoning="think")),
+    # 4.6 Mistral
+    (
+        "thinking parts, then plain strings",
+        [{"content": [{"type": "thinking", "thinking": [{"type": "text", "text": part}]}]} for part in ("a", "b")]
+        + [{"content": [{"type": "thinking", "thinking": [], "closed": True}]}, {"content": "x"}, {"content": "y"}],
+        said(
+            [
+                {"type": "thinking", "thinking": [{"type": "text", "text": "ab"}], "closed": True},
+                {"type": "text", "text": "xy"},
+            ]
+        ),
+    ),
+    (
+        "text, then parts",
+        [{"content": "a"}, {"content": [{"type": "text", "text": "b"}]}],
+        said([{"type": "text", "text": "ab"}]),
+    ),
+    (
+        "an empty string before parts",
+        [{"content": ""}, {"content": [{"type": "text", "text": "b"}]}],
+        said([{"type": "text", "text": "b"}]),
+    ),
+    (
+        "thinking as text",
+        [{"content": [{"type": "thinking", "thinking": "a"}]}] * 2,
+        said([{"type": "thinking", "thinking": [{"type": "text", "text": "aa"}]}]),
+    ),
+    (
+        "parts without text stay apart",
+        [{"content": [{"type": "reference", "ids": [1]}]}] * 2,
+        said([{"type": "reference", "ids": [1]}] * 2),
+    ),
+    ("parts that are no objects", [{"content": ["a"]}, {"content": [5]}], said(["a", 5])),
+    # 4.8 OpenRouter
+    (
+        "details by type and index, the signature last",
+        [
+            {"reasoning_details": [{"type": "reasoning.text", "text": "a", "index": 0, "signature": ""}]},
+            {"reasoning_details": [{"type": "reasoning.text", "text": "b", "index": 0, "signature": ""}]},
+            {
+                "reasoning_details": [
+                    {"type": "reasoning.text", "text": "", "index": 0, "signature": "S", "format": "f"}
+                ]
+            },
+            {"reasoning_details": [{"type": "reasoning.text", "text": "c", "index": 1}]},
+        ],
+        said(
+            reasoning_details=[
+                {"type": "reasoning.text", "text": "ab", "index": 0, "signature": "S", "format": "f"},
+                {"type": "reasoning.text", "text": "c", "index": 1},
+            ]
+        ),
+    ),
+    (
+        "xAI numbers a summary and an encrypted detail 0",
+        [
+            {"reasoning_details": [{"type": "reasoning.summary", "summary": "a", "index": 0}]},
+            {"reasoning_details": [{"type": "reasoning.summary", "summary": "b", "index": 0}]},
+            {"reasoning_details": [{"type": "reasoning.encrypted", "data": "X", "id": "r", "index": 0}]},
+            {"reasoning_details": [{"type": "reasoning.encrypted", "data": "Y", "id": "s", "index": 0}]},
+        ],
+        said(
+            reasoning_details=[
+                {"type": "reasoning.summary", "summary": "ab", "index": 0},
+                {"type": "reasoning.encrypted", "data": "X", "id": "r", "index": 0},
+                {"type": "reasoning.encrypted", "data": "Y", "id": "s", "index": 0},
+            ]
+        ),
+    ),
+    ("an empty list of details has a meaning", [{"reasoning_details": []}], said(reasoning_details=[])),
+    (
+        "details that are no objects",
+        [{"reasoning_details": ["x", {"type": "t"}]}, {"reasoning_details": 5}],
+        said(reasoning_details=["x", {"type": "t"}]),
+    ),
+    # 5.12
+    (
+        "a legacy function call",
+        [
+            {"function_call": {"name": "f", "arguments": ""}},
+            {"function_call": {"arguments": '{"a":'}},
+            {"function_call": {"arguments": "1}"}},
+        ],
+        said(function_call={"name": "f", "arguments": '{"a":1}'}),
+    ),
+]
+
+
+@pytest.mark.parametrize(("deltas", "wanted"), [case[1:] for case in MESSAGES], ids=[case[0] for case in MESSAGES])
+def test_deltas_add_up_to_a_message(deltas: list[Any], wanted: Json | None) -> None:
+    assert fold(*deltas) == wanted
+
+
+CALLS: list[tuple[str, list[list[Any]], list[Json]]] = [
+    (
+        "5.1 pieces by index, interleaved",
+        [
+            [piece(0, "a", "f", "")],
+            [piece(1, "b", "g", "")],
+            [piece(0, arguments='{"x"')],
+            [piece(1, arguments="[]")],
+            [piece(0, arguments=":1}")],
+        ],
+        [call("a", "f", '{"x":1}'), call("b", "g", "[]")],
+    ),
+    ("5.2 whole calls", [[piece(0, "a", "f", "{}"), piece(1, "b", "g", "{}")]], [call("a", "f"), call("b", "g")]),
+    (
+        "5.3 no index, new ids",
+        [[piece(None, "a", "f", "{}")], [piece(None, "b", "f", "{}")]],
+        [call("a", "f"), call("b", "f")],
+    ),
+    (
+        "5.3 no index, names alone",
+        [[piece(None, None, "f", "{}"), piece(None, "", "f", "{}")]],
+        [call("", "f"), call("", "f")],
+    ),
+    ("5.3 no index, a tail", [[piece(None, "a", "f", "{")], [piece(None, arguments="}")]], [call("a", "f")]),
+    ("5.3 no index, the id again", [[piece(None, "a", "f", "{")], [piece(None, "a", "f", "}")]], [call("a", "f")]),
+    (
+        "5.4 always index 0, new ids",
+        [[piece(0, "a", "f", "{}")], [piece(0, "b", "f", "{")], [piece(0, arguments="}")]],
+        [call("a", "f"), call("b", "f")],
+    ),
+    (
+        "5.4 always index 0, a new name after whole arguments",
+        [[piece(0, None, "f", "{}")], [piece(0, None, "g", "{}")]],
+        [call("", "f"), call("", "g")],
+    ),
+    (
+        "5.4 a new name inside the arguments is no call",
+        [[piece(0, None, "f", "{")], [piece(0, None, "g", "}")]],
+        [call("", "f")],
+    ),
+    (
+        "5.5 an index that does not start at 0",
+        [[piece(3, "a", "f", "{}")], [piece(1, "b", "g", "{}")]],
+        [call("a", "f"), call("b", "g")],
+    ),
+    (
+        "5.6 the id again, null, empty",
+        [
+            [piece(0, "a", "f", "{")],
+            [piece(0, "a", arguments='"x":')],
+            [piece(0, "", arguments="1")],
+            [piece(0, arguments="}", id=None)],
+        ],
+        [call("a", "f", '{"x":1}')],
+    ),
+    ("5.6 an id that comes late", [[piece(0, None, "f", "{")], [piece(0, "a", arguments="}")]], [call("a", "f")]),
+    ("5.7 an empty id", [[piece(0, "", "f", "{}")]], [call("", "f")]),
+    (
+        "5.8 the name again",
+        [[piece(0, "a", "f", "")], [piece(0, "a", "f", "{")], [piece(0, "a", "f", "}")]],
+        [call("a", "f")],
+    ),
+    ("5.8 a name in two pieces", [[piece(0, "a", "get_")], [piece(0, None, "time", "{}")]], [call("a", "get_time")]),
+    ("5.8 a name after its arguments", [[piece(0, "a", None, "{")], [piece(0, None, "f", "}")]], [call("a", "f")]),
+    ("5.8 a name that is no text", [[piece(0, "a", 5)], [piece(0, "a", "f")]], [call("a", "f")]),
+    (
+        "5.9 arguments null, then whole",
+        [[{"index": 0, "id": "a", "function": {"name": "f", "arguments": None}}], [piece(0, arguments="{}")]],
+        [call("a", "f")],
+    ),
+    ("5.9 arguments empty, then whole", [[piece(0, "a", "f", "")], [piece(0, arguments="{}")]], [call("a", "f")]),
+    ("5.9 arguments never", [[piece(0, "a", "f")]], [call("a", "f")]),
+    ("5.9 arguments empty", [[piece(0, "a", "f", "")]], [call("a", "f")]),
+    ("5.9 arguments as an object", [[piece(0, "a", "f", {"x": [1, None]})]], [call("a", "f", '{"x":[1,null]}')]),
+    ("5.10 arguments that are no JSON", [[piece(0, "a", "f", '{"x": tru')]], [call("a", "f", '{"x": tru')]),
+    ("5.11 a type null or empty", [[piece(0, "a", "f", "{}", type=None)], [piece(0, type="")]], [call("a", "f")]),
+    (
+        "5.11 a custom call",
+        [
+            [{"index": 0, "id": "a", "type": "custom", "custom": {"name": "f", "input": "x"}}],
+            [{"index": 0, "custom": {"input": "y"}}],
+        ],
+        [{"id": "a", "type": "custom", "custom": {"name": "f", "input": "xy"}}],
+    ),
+    (
+        "5.13 unknown keys stay",
+        [[piece(0, "a", "f", "{}", extra_content={"google": {"thought_signature": "s"}})], [piece(0, new=None)]],
+        [call("a", "f", extra_content={"google": {"thought_signature": "s"}})],
+    ),
+    (
+        "5.14 ids verbatim",
+        [[piece(0, "functions.f:0", "f", "{}"), piece(1, "call_-7", "g", "{}")]],
+        [call("functions.f:0", "f"), call("call_-7", "g")],
+    ),
+    ("a piece that is no object", [["x", None, 5], [piece(0, "a", "f")]], [call("a", "f")]),
+    (
+        "a function that is no object",
+        [[{"index": 0, "id": "a", "function": "x"}], [piece(0, None, "f", "{}")]],
+        [call("a", "f")],
+    ),
+    ("an index that is no number", [[piece([], "a", "f", "{")], [piece({}, arguments="}")]], [call("a", "f")]),
+    (
+        "arguments nested too deep to read",
+        [[piece(0, None, "f", "[" * 100_000)], [piece(0, None, "g", "]")]],
+        [call("", "f", "[" * 100_000 + "]")],
+    ),
+]
+
+
+@pytest.mark.parametrize(("pieces", "wanted"), [case[1:] for case in CALLS], ids=[case[0] for case in CALLS])
+def test_pieces_add_up_to_tool_calls(pieces: list[list[Any]], wanted: list[Json]) -> None:
+    assert fold(*[{"tool_calls": some} for some in pieces]) == said(tool_calls=wanted)
+
+
+def test_content_and_tool_calls_stand_in_one_reply() -> None:
+    message = fold({"content": " "}, {"content": "\n", "tool_calls": [piece(0, "a", "f")]}, {"tool_calls": None})
+    assert message == said(" \n", tool_calls=[call("a", "f")])
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {},
+        {"choices": None},
+        {"choices": []},
+        {"choices": {}},
+        {"choices": [None, 5, {"index": 1, "delta": {"content": "x"}}]},
+    ],
+)
+def test_chunks_without_the_recorded_choice_say_nothing(shape: Json) -> None:
+    folded = Fold()
+    folded.chunk(shape)
+    assert (folded.message(), folded.finish_reason, folded.error) == (None, None, False)
+
+
+def test_choices_interleave_and_the_first_is_recorded() -> None:
+    folded = Fold()
+    for index, text in [(1, "no"), (0, "y"), (2, "no"), (None, "e"), (0, "s")]:
+        folded.chunk({"choices": [{"index": index, "delta": {"content": text}}]})
+    folded.chunk({"choices": [{"index": 1, "finish_reason": "length"}, {"delta": {}, "finish_reason": "stop"}]})
+    assert folded.message() == said("yes")
+    assert folded.finish_reason == "stop"
+
+
+@pytest.mark.parametrize(
+    ("reasons", "wanted", "error"),
+    [
+        ([None, ""], None, False),
+        (["stop"], "stop", False),
+        (["stop", "stop", None], "stop", False),
+        (["tool_calls", "stop"], "tool_calls", False),
+        (["eos"], "eos", False),
+        ([5, {}], None, False),
+        (["error"], "error", True),
+        (["length", "error"], "length", True),
+    ],
+)
+def test_the_first_finish_reason_counts_and_an_error_is_one(
+    reasons: list[Any], wanted: str | None, error: bool
+) -> None:
+    folded = Fold()
+    for reason in reasons:
+        folded.chunk({"choices": [{"delta": {}, "finish_reason": reason}]})
+    assert (folded.finish_reason, folded.error) == (wanted, error)
+
+
+def test_a_finish_reason_may_share_the_chunk_with_text_and_an_error_with_either() -> None:
+    folded = Fold()
+    folded.chunk({"choices": [{"delta": {"content": "a"}, "finish_reason": "stop", "error": {"code": 502}}]})
+    assert (folded.message(), folded.finish_reason, folded.error) == (said("a"), "stop", True)
+
+
+@pytest.mark.parametrize(
+    ("calls", "wanted"),
+    [
+        (None, []),
+        ("x", []),
+        ([5], []),
+        ([call("a", "f", '{"x": 1}')], [call("a", "f", '{"x": 1}')]),
+        ([piece(0, "a", "f", ""), piece(0, "a", "f", {})], [call("a", "f"), call("a", "f")]),
+    ],
+)
+def test_calls_that_came_whole_take_the_form_in_which_they_go_back(calls: Any, wanted: list[Json]) -> None:
+    assert whole(calls) == wanted
+
+
+TEXT = st.text(min_size=1, max_size=12)
+CALL = st.builds(call, TEXT, TEXT, TEXT)
+
+
+@st.composite
+def streamed(draw: st.DrawFn) -> tuple[Json, list[Json]]:
+    """A message, and deltas that say it in pieces."""
+    calls = draw(st.lists(CALL, max_size=3, unique_by=lambda each: each["id"]))
+    message = said(draw(TEXT), reasoning_content=draw(TEXT))
+    deltas: list[Json] = [{"role": "assistant"}]
+    for key in ("reasoning_content", "content"):
+        deltas += [{key: part} for part in draw(split(message[key]))]
+    for index, each in enumerate(calls):
+        name, arguments = each["function"]["name"], draw(split(each["function"]["arguments"]))
+        deltas.append({"tool_calls": [piece(index, each["id"], name, "", type="function")]})
+        deltas += [
+            {"tool_calls": [piece(index, draw(st.sampled_from([None, "", each["id"]])), None, part)]}
+            for part in arguments
+        ]
+    return message | ({"tool_calls": calls} if calls else {}), deltas
+
+
+@st.composite
+def split(draw: st.DrawFn, text: str) -> list[str]:
+    at = sorted(draw(st.sets(st.integers(0, len(text)))))
+    return [text[start:end] for start, end in zip([0, *at], [*at, len(text)], strict=True)]
+
+
+@given(streamed())
+def test_a_message_in_pieces_folds_back_to_itself(case: tuple[Json, list[Json]]) -> None:
+    message, deltas = case
+    assert fold(*deltas) == message
+
+
+KEYS = st.sampled_from(
+    ["content", "tool_calls", "function_call", "audio", "reasoning_details", "refusal", "index", "id", "type", "text"]
+    + ["function", "custom", "name", "arguments", "input", "data", "transcript", "summary", "thinking"]
+)
+ODD = st.recursive(
+    st.none() | st.integers() | st.text(max_size=2) | st.sampled_from(["text", "thinking", "reasoning.text"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4),
+)
+
+
+@given(st.lists(st.dictionaries(KEYS, ODD, max_size=4), max_size=5))
+def test_no_delta_makes_a_fold_raise(deltas: list[Json]) -> None:
+    json.dumps(fold(*deltas))

@@ -1,0 +1,41 @@
+"""Checks that each pure module is covered branch by branch by its own test file and no other.
+
+`proxy/core/sse.py` by `tests/core/test_sse.py`, and so on: a reader of the module finds its
+proof in one place. Run by `make coverage`.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PURE = ("core", "dialects")
+
+
+def covered(module: Path) -> str | None:
+    """What is wrong with the coverage of a module; None where it is whole."""
+    test = ROOT / "tests" / module.parent.name / f"test_{module.stem}.py"
+    name = f"proxy.{module.parent.name}.{module.stem}"
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pytest", "-q", str(test), f"--cov={name}", "--cov-branch"]
+        report = ["--cov-report=term-missing", "--cov-fail-under=100"]
+        environ = {**os.environ, "COVERAGE_FILE": f"{folder}/coverage"}
+        done = subprocess.run([*command, *report], cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
+    return None if done.returncode == 0 else f"{name}:\n{done.stdout[-2000:]}"
+
+
+def main() -> int:
+    modules = [file for folder in PURE for file in sorted((ROOT / "proxy" / folder).glob("[a-z]*.py"))]
+    with ThreadPoolExecutor(2) as pool:
+        problems = [problem for problem in pool.map(covered, modules) if problem]
+    print("\n".join(problems) or f"{len(modules)} pure modules, each covered by its own test file")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
