@@ -62,13 +62,14 @@ class Turn:
         """The messages of this turn that later requests carry."""
         return (*self.asked, self.echo) if self.echo is not None else ()
 
-    @cached_property
+    @property
     def joined(self) -> bytes:
         return b",".join([message.raw for message in self.sent])
 
     @cached_property
     def size(self) -> int:
-        """Bytes this turn takes in memory, roughly (512 for the objects around them)."""
+        """Bytes this turn takes in memory, roughly: its messages, once more in `History.joined`, and
+        512 for the objects around them."""
         raw = sum(len(message.raw) for message in self.asked)
         echo = len(self.echo.raw) if self.echo else 0
         return 512 + 2 * raw + 2 * echo + len(self.reply) + len(self.system or b"")

@@ -82,6 +82,10 @@ class Calls:
             # Databricks never sends the arguments of a call that has none; "" is refused by several.
             if isinstance(function, dict) and not function.get("arguments"):
                 function["arguments"] = "{}"
+            # Snowflake fills in the other kind of call, with empty members.
+            for kind, other in (("custom", "function"), ("function", "custom")):
+                if kind in call and other in call and not call[kind].get("name"):
+                    del call[kind]
         return self._calls
 
     def _target(self, piece: dict[str, Any]) -> dict[str, Any]:

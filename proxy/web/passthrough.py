@@ -14,6 +14,7 @@ from proxy.web.listener import Listener
 from proxy.web.runtime import Runtime
 from proxy.web.target import Target
 
+CLOSING = 5.0  # seconds a WebSocket's other side has to answer a close
 # Expect was answered at this hop; Host is the upstream's.
 _NOT_SENT = ("host", "expect")
 _HANDSHAKE = (
@@ -58,13 +59,16 @@ async def websocket(request: web.Request, runtime: Runtime, target: Target) -> w
         await client.prepare(request)
         pumps = [asyncio.create_task(_pump(client, upstream)), asyncio.create_task(_pump(upstream, client))]
         try:
-            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+            if any(pump.exception() is None and pump.result() for pump in done):
+                await asyncio.wait(pumps, timeout=CLOSING)
         finally:
             for pump in pumps:
                 pump.cancel()
             await asyncio.gather(*pumps, return_exceptions=True)
-    finally:
-        await upstream.close()
+    finally:  # where neither side gave a code: a side that broke off ends the other
+        await upstream.close(code=aiohttp.WSCloseCode.GOING_AWAY)
+        await client.close(code=aiohttp.WSCloseCode.GOING_AWAY)
     return client
 
 
@@ -72,8 +76,8 @@ _Socket = web.WebSocketResponse | aiohttp.ClientWebSocketResponse
 _NO_CODE = (0, 1005, 1006, 1015)  # what a peer that gave no code is reported as; not to be sent
 
 
-async def _pump(source: _Socket, sink: _Socket) -> None:
-    """Hand on what `source` says until it closes; its close code is handed on as well."""
+async def _pump(source: _Socket, sink: _Socket) -> bool:
+    """Hand on what `source` says until it ends, its close code as well. Whether it closed in order."""
     while True:
         message = await source.receive()
         if message.type is aiohttp.WSMsgType.TEXT:
@@ -87,12 +91,11 @@ async def _pump(source: _Socket, sink: _Socket) -> None:
         elif message.type is aiohttp.WSMsgType.CLOSE:
             code = message.data if message.data not in _NO_CODE else aiohttp.WSCloseCode.OK
             reason = (message.extra or "").encode()
-            await sink.close(code=code, message=reason)
             await source.close(code=code, message=reason)
-            return
-        else:  # the connection broke: so does the other
-            await sink.close(code=aiohttp.WSCloseCode.GOING_AWAY)
-            return
+            await sink.close(code=code, message=reason)
+            return True
+        else:  # the connection broke, or the other pump is closing it
+            return False
 
 
 def _refused(refusal: aiohttp.WSServerHandshakeError) -> web.Response:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 import requests
@@ -79,7 +79,7 @@ def test_it_is_ready_when_it_says_so_and_ends_with_0(daemon: Daemon, tmp_path: P
 
 
 def test_a_stream_that_runs_at_sigterm_finishes(daemon: Daemon) -> None:
-    body = {"messages": [{"role": "user", "content": "My name is Alice"}], "stream": True}
+    body: Any = {"messages": [{"role": "user", "content": "My name is Alice"}], "stream": True}
     with requests.post(daemon.url, json=body, headers={"sessionId": "s"}, stream=True, timeout=10) as answer:
         pieces = answer.iter_content(None)
         first = next(pieces)

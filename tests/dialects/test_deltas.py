@@ -256,6 +256,14 @@ CALLS: list[tuple[str, list[list[Any]], list[Json]]] = [
         [{"id": "a", "type": "custom", "custom": {"name": "f", "input": "xy"}}],
     ),
     (
+        "3.14 the other kind as a filler",
+        [
+            [piece(0, "a", "f", "{}", custom={"name": "", "input": ""})],
+            [{"index": 1, "id": "b", "custom": {"name": "g", "input": "x"}, "function": {"name": "", "arguments": ""}}],
+        ],
+        [call("a", "f"), {"id": "b", "type": "function", "custom": {"name": "g", "input": "x"}}],
+    ),
+    (
         "5.13 unknown keys stay",
         [[piece(0, "a", "f", "{}", extra_content={"google": {"thought_signature": "s"}})], [piece(0, new=None)]],
         [call("a", "f", extra_content={"google": {"thought_signature": "s"}})],

@@ -109,7 +109,14 @@ async def test_the_newest_system_prompt_is_remembered(shelf: Shelf) -> None:
 
 
 async def test_equal_ids_of_two_tenants_are_two_sessions(shelf: Shelf) -> None:
-    keys = [A, B, SessionKey(b"", "tenant as"), SessionKey(A.tenant, "S"), SessionKey(b"\xff\0", "s"), SessionKey(b"", "")]
+    keys = [
+        A,
+        B,
+        SessionKey(b"", "tenant as"),
+        SessionKey(A.tenant, "S"),
+        SessionKey(b"\xff\0", "s"),
+        SessionKey(b"", ""),
+    ]
     await shelf.store.append(A, turn("secret"), 0)
     for key in keys[1:]:
         assert await shelf.store.load(key, 0) == Session(NEW, History())
@@ -274,10 +281,11 @@ class Walk(RuleBasedStateMachine):
     def load(self, key: SessionKey) -> None:
         line = self.lines.get(key)
         age = self.now - line.touched if line else 0
+        state = CONTINUED
         if line is None or age > TTL + WEEK:
             state = NEW
-        else:
-            state = EXPIRED if line.emptied or age > TTL else CONTINUED
+        elif line.emptied or age > TTL:
+            state = EXPIRED
         if line and state is not CONTINUED:
             line.empty()
         expected = Session(state, History(tuple(line.turns) if line else ()))
@@ -320,4 +328,4 @@ def test_any_order_of_calls_gives_what_the_model_says(kind: str, tmp_path: Path)
     bounds = settings(
         max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck), database=None
     )
-    run_state_machine_as_test(walk, settings=bounds)  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(walk, settings=bounds)  # type: ignore[arg-type] # any callable will do

@@ -1,0 +1,140 @@
+"""The end means it is kept: kill -9 at any moment loses no turn whose end a client saw."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import sqlite3
+import time
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes import RawClient, Received, Reply, ScriptedUpstream, completion, sse
+from tests.process import Proxy
+
+ROUNDS = 100 if os.environ.get("SOAK") else 10
+CLIENTS = 8
+WALK = """
+WITH RECURSIVE line (id, parent) AS (
+    SELECT t.id, t.parent FROM turns t JOIN sessions s ON s.tip = t.id WHERE s.session = ?
+    UNION ALL SELECT t.id, t.parent FROM turns t JOIN line ON t.id = line.parent
+)
+SELECT asked, reply FROM turns WHERE id IN (SELECT id FROM line) ORDER BY id
+"""
+
+
+def script(request: Received) -> Reply:
+    """An answer that says which turn it answers, framed in one way after another."""
+    text = request.messages[-1]["content"]
+    if request.json.get("stream"):
+        return sse("re ", text)
+    return completion("re " + text, framing="chunked" if text.endswith("2") else "length")
+
+
+@dataclass
+class Client:
+    """One at work in a session of its own: request after request, until the proxy is gone."""
+
+    session: str
+    sent: list[str] = field(default_factory=list)
+    acknowledged: list[str] = field(default_factory=list)
+    began: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def work(self, port: int) -> None:
+        try:
+            async with RawClient(port) as client:
+                while True:
+                    await self._turn(client)
+        except ConnectionError:
+            pass
+
+    async def _turn(self, client: RawClient) -> None:
+        n = len(self.sent)
+        self.sent.append(text := f"{self.session} turn {n}")
+        body = {"model": "m", "stream": n % 2 == 0, "messages": [{"role": "user", "content": text}]}
+        await client.post("/v1/chat/completions", body, [("sessionId", self.session)])
+        self.began.set()
+        head = await client.head()
+        assert head.status == 200, f"{head.status} {await client.body()!r}"
+        answer = await client.body()
+        # `[DONE]` alone is the promise already, whatever becomes of the connection behind it
+        if b"data: [DONE]" in answer if body["stream"] else client.ended == "complete":
+            self.acknowledged.append(text)
+        if client.ended != "complete":
+            raise ConnectionError
+
+    def check(self, stored: list[str]) -> int:
+        """What is stored is what was sent, in order, nothing twice; how many acknowledged turns are not."""
+        assert stored == [text for text in self.sent if text in set(stored)]
+        assert len(stored) <= len(self.acknowledged) + 1  # the one in flight may be kept or not
+        return len(set(self.acknowledged) - set(stored))
+
+
+def said(messages: list[dict[str, Any]]) -> list[str]:
+    """The user's texts of a history in which each is followed by the answer to it."""
+    asked, answers = messages[::2], messages[1::2]
+    assert [m["role"] for m in messages] == ["user", "assistant"] * len(asked)
+    assert [m["content"] for m in answers] == ["re " + m["content"] for m in asked]
+    return [m["content"] for m in asked]
+
+
+async def remembered(port: int, session: str) -> list[str]:
+    """What the next request of a session would carry."""
+    async with RawClient(port) as client:
+        headers = [("sessionId", session), ("x-session-dry-run", "yes")]
+        await client.post("/v1/chat/completions", {"messages": []}, headers)
+        assert (await client.head()).status == 200
+        plan = json.loads(await client.body())
+    return said(json.loads(plan["body"])["messages"])
+
+
+def on_disk(database: Path, clients: list[Client]) -> int:
+    """The same through the eyes of a stranger; how many acknowledged turns are lost."""
+    with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        lost = 0
+        for client in clients:
+            rows = connection.execute(WALK, (client.session,)).fetchall()
+            lost += client.check(said([json.loads(m) for asked, reply in rows for m in (asked[1:-1], reply)]))
+        return lost
+
+
+async def one_round(proxy: Proxy, number: int, moment: float) -> list[Client]:
+    """Clients at work, a kill, a restart."""
+    clients = [Client(f"round {number} client {n}") for n in range(CLIENTS)]
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+        for client in clients:
+            group.create_task(client.work(proxy.port))
+        for client in clients:
+            await client.began.wait()
+        await asyncio.sleep(moment)
+        await proxy.kill()
+    await proxy.start()
+    return clients
+
+
+@pytest.mark.timeout(ROUNDS * 10)
+async def test_what_a_client_saw_end_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    begun, chance = time.monotonic(), random.Random(20)
+    clients: list[Client] = []
+    lost = 0
+    async with ScriptedUpstream(script) as upstream, Proxy(upstream.base_url, tmp_path) as proxy:
+        for number in range(ROUNDS):
+            latest = await one_round(proxy, number, chance.uniform(0.02, 0.3))
+            for client in latest:
+                lost += client.check(await remembered(proxy.port, client.session))
+            clients += latest
+        lost += on_disk(proxy.database, clients)
+        assert await proxy.stop() == 0
+        assert "Traceback" not in proxy.log
+    acknowledged = sum(len(client.acknowledged) for client in clients)
+    with capsys.disabled():
+        print(f"\nkill -9: {ROUNDS} rounds, {acknowledged} acknowledged, {lost} lost, {time.monotonic() - begun:.0f} s")
+    assert lost == 0
+    assert acknowledged > ROUNDS * CLIENTS

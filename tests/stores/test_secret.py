@@ -1,0 +1,50 @@
+"""The secret beside the database: made once, kept, guarded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from proxy.stores.secret import load_secret
+from tests.stores.conftest import full_disk
+
+FIRST, SECOND = bytes(range(32)), bytes(range(32, 64))
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    return tmp_path / "sessions.db"
+
+
+def test_it_is_made_once(database: Path) -> None:
+    assert load_secret(database, FIRST) == FIRST
+    assert load_secret(database, SECOND) == FIRST
+    assert [file.name for file in database.parent.iterdir()] == ["sessions.db.secret"]
+
+
+@pytest.mark.usefixtures("careless_umask")
+def test_only_its_owner_reads_it(database: Path) -> None:
+    load_secret(database, FIRST)
+    assert database.with_name("sessions.db.secret").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("damaged", [b"", FIRST[:31], FIRST + b"\n"])
+def test_a_damaged_one_is_never_replaced(database: Path, damaged: bytes) -> None:
+    file = database.with_name("sessions.db.secret")
+    file.write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"sessions\.db\.secret is damaged: .* 32 bytes\. Restore it from a backup\."):
+        load_secret(database, FIRST)
+    assert file.read_bytes() == damaged
+
+
+def test_a_draft_left_by_a_crash_is_no_secret(database: Path) -> None:
+    database.with_name("sessions.db.secret.new").write_bytes(SECOND + SECOND)
+    assert load_secret(database, FIRST) == FIRST
+    assert load_secret(database, SECOND) == FIRST
+
+
+def test_a_full_disk_leaves_no_half_secret(database: Path) -> None:
+    with full_disk(0), pytest.raises(OSError, match="File too large"):
+        load_secret(database, SECOND)
+    assert load_secret(database, FIRST) == FIRST
