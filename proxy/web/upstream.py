@@ -93,7 +93,7 @@ class Client:
                 response = await self._session.request(
                     method,
                     URL(url, encoded=True),
-                    headers=headers,
+                    headers=_one_case(headers),
                     data=io.BytesIO(body) if isinstance(body, bytes) else body,  # bytes of over 1 MiB it warns of
                     allow_redirects=False,
                     timeout=timeout,
@@ -127,6 +127,12 @@ class Client:
 
     async def close(self) -> None:
         await self._session.close()
+
+
+def _one_case(headers: Pairs) -> Pairs:
+    """Equal names in one letter case: aiohttp keeps only the last of `X-A` and `x-a`, but both of `X-A` and `X-A`."""
+    spelled: dict[str, str] = {}
+    return [(spelled.setdefault(name.lower(), name), value) for name, value in headers]
 
 
 def _text(raw: bytes) -> str:

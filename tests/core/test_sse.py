@@ -61,6 +61,8 @@ def pieces_of(body: bytes, cuts: list[int]) -> list[bytes]:
 @given(BODIES, st.lists(st.integers(0, 200), max_size=12))
 @example(b"data: [DONE]", list(range(1, 12)))
 @example(b"x\r\ndata:[DONE]\r\n\r\n", list(range(1, 18)))
+@example(b"x\rdata:[DONE]\r\r", [7])
+@example(b'data: "[DONE]"\n\ndata: [DONE]\n\n', [])
 def test_nothing_from_the_terminator_on_is_given_and_nothing_before_it_kept(body: bytes, cuts: list[int]) -> None:
     terminator = Terminator()
     found = END.search(body)

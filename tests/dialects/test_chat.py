@@ -226,6 +226,7 @@ def test_a_stream_folds_to_its_message_model_usage_and_finish() -> None:
             {"model": "m", "usage": {"total_tokens": 1}} | text("a"),
             {"model": "late", "usage": None} | text("b", finish_reason="stop"),
             {"choices": [], "usage": {"total_tokens": 2}},
+            {"choices": [], "usage": None, "moderation": {}},
             b"[DONE]",
             text("after the end"),
             {"error": {"message": "after the end"}},

@@ -147,6 +147,19 @@ MESSAGES: list[tuple[str, list[Any], Json | None]] = [
             ]
         ),
     ),
+    (
+        "a summary after an encrypted detail of its index",
+        [
+            {"reasoning_details": [{"type": "reasoning.encrypted", "data": "X", "index": 0}]},
+            {"reasoning_details": [{"type": "reasoning.summary", "summary": "a", "index": 0}]},
+        ],
+        said(
+            reasoning_details=[
+                {"type": "reasoning.encrypted", "data": "X", "index": 0},
+                {"type": "reasoning.summary", "summary": "a", "index": 0},
+            ]
+        ),
+    ),
     ("an empty list of details has a meaning", [{"reasoning_details": []}], said(reasoning_details=[])),
     (
         "details that are no objects",
@@ -233,6 +246,7 @@ CALLS: list[tuple[str, list[list[Any]], list[Json]]] = [
         [[piece(0, "a", "f", "")], [piece(0, "a", "f", "{")], [piece(0, "a", "f", "}")]],
         [call("a", "f")],
     ),
+    ("5.8 the name after it all", [[piece(0, "a", "f", "{}")], [piece(0, "", "f", "")]], [call("a", "f")]),
     ("5.8 a name in two pieces", [[piece(0, "a", "get_")], [piece(0, None, "time", "{}")]], [call("a", "get_time")]),
     ("5.8 a name after its arguments", [[piece(0, "a", None, "{")], [piece(0, None, "f", "}")]], [call("a", "f")]),
     ("5.8 a name that is no text", [[piece(0, "a", 5)], [piece(0, "a", "f")]], [call("a", "f")]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -34,13 +34,19 @@ class RunningProxy:
 
 @pytest.fixture
 async def serve() -> AsyncIterator[Serve]:
-    """`await serve(base_url, store=…, upstream={…}, limits={…}, …)`: a proxy that ends with the test."""
+    """`await serve(base_url, store=…, upstream={…}, more=[…], limits={…}, …)`: a proxy that ends with the test."""
     async with AsyncExitStack() as stack:
 
         async def start(
-            base_url: str, *, store: Store | None = None, upstream: dict[str, Any] | None = None, **sections: Any
+            base_url: str,
+            *,
+            store: Store | None = None,
+            upstream: dict[str, Any] | None = None,
+            more: Sequence[dict[str, Any]] = (),
+            **sections: Any,
         ) -> RunningProxy:
-            config = Config.model_validate({"upstreams": [{"base_url": base_url, **(upstream or {})}], **sections})
+            upstreams = [{"base_url": base_url, **(upstream or {})}, *more]
+            config = Config.model_validate({"upstreams": upstreams, **sections})
             names = itertools.count(1)
             runtime = Runtime(
                 config,
