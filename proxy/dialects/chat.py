@@ -130,7 +130,10 @@ def fold_body(body: bytes) -> Reply:
     message = choice.get("message")
     if choice.get("error") or choice.get("finish_reason") == "error" or not isinstance(message, dict):
         return Reply(error=True)
-    raw = members(elements(members(body)["choices"].raw)[recorded])["message"].raw
+    try:
+        raw = members(elements(members(body)["choices"].raw)[recorded])["message"].raw
+    except Malformed:  # an envelope that names a member twice; the message in it is still the one
+        raw = dumps(message)
     return Reply(
         message=raw,
         echo=_echo(message, raw),

@@ -399,3 +399,8 @@ def test_what_goes_back_of_a_reply(message: dict[str, Any], wanted: dict[str, An
     # A stream's fold writes the content even where no delta did.
     assert {"content": None, **json.loads(reply.echo.raw)} == {"content": None, **wanted}
     assert reply.echo.role == "assistant"
+
+
+def test_a_reply_whose_envelope_names_a_member_twice_is_a_reply() -> None:
+    reply = chat.fold_body(b'{"id":1,"id":2,"choices":[{"message":{"role":"assistant","content":"a"}}]}')
+    assert reply.finished and reply.message == b'{"role":"assistant","content":"a"}'

@@ -326,6 +326,6 @@ def test_any_order_of_calls_gives_what_the_model_says(kind: str, tmp_path: Path)
         return Walk(kind, Path(tempfile.mkdtemp(dir=tmp_path)) / "sessions.db")
 
     bounds = settings(
-        max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck), database=None
+        max_examples=25, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck), database=None
     )
     run_state_machine_as_test(walk, settings=bounds)  # type: ignore[arg-type] # any callable will do
