@@ -267,7 +267,7 @@ async def refused(path: Path, sentence: str) -> None:
     before = threading.active_count()
     with pytest.raises(StoreUnavailable, match=sentence):
         await SQLiteStore.open(path, TTL)
-    await eventually(lambda: threading.active_count() == before)
+    await eventually(lambda: threading.active_count() <= before)  # of the test before, one may still be ending
     with pytest.raises(StoreUnavailable, match=sentence):
         await SQLiteStore.open(path, TTL)
 
