@@ -56,7 +56,7 @@ async def open_store(config: Config, environ: Mapping[str, str]) -> tuple[Store,
         return MemoryStore(ttl), fresh
     store = await SQLiteStore.open(path, ttl)
     try:
-        secret = load_secret(path, fresh)
+        secret = load_secret(path, None if store.holds_turns else fresh)
     except BaseException:
         await store.close()
         raise

@@ -330,7 +330,11 @@ class RawClient:
         self._sock = socket.socket()
         self._sock.setblocking(False)
         self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        await asyncio.get_running_loop().sock_connect(self._sock, ("127.0.0.1", self.port))
+        try:
+            await asyncio.get_running_loop().sock_connect(self._sock, ("127.0.0.1", self.port))
+        except BaseException:
+            self._sock.close()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:

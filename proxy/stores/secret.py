@@ -9,15 +9,21 @@ from pathlib import Path
 SIZE = 32  # bytes
 
 
-def load_secret(database: Path, fresh: bytes) -> bytes:
-    """The secret of this database, made from `fresh` (32 random bytes) at the first start.
+def load_secret(database: Path, fresh: bytes | None) -> bytes:
+    """The secret of this database, made from `fresh` (32 random bytes) at the first start. None where
+    the database holds sessions already: a new secret would orphan them all, so a missing one is an error.
 
     Durable on return, file and folder: a secret lost to a power cut would orphan every session.
     """
     path = database.with_name(database.name + ".secret")
     try:
         secret = path.read_bytes()
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if fresh is None:
+            raise ValueError(
+                f"{path} is missing, and without it no session in {database.name} can be found again."
+                " Restore it from a backup, or move the database away to begin afresh."
+            ) from error
         secret = _create(path, fresh)
     if len(secret) != SIZE:
         raise ValueError(f"{path} is damaged: it must hold {SIZE} bytes. Restore it from a backup.")

@@ -111,6 +111,10 @@ class SQLiteStore:
         except sqlite3.Error as error:
             raise StoreUnavailable(f"Cannot open the database {path}: {error}.") from error
 
+    @property
+    def holds_turns(self) -> bool:
+        return self._turn_id > 0
+
     async def load(self, key: SessionKey, now: int) -> Session:
         found = await self._read(_SESSION, (key.tenant, key.id))
         if not found:

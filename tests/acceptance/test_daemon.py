@@ -99,3 +99,21 @@ def test_a_reload_takes_a_good_file_and_refuses_a_bad_one(daemon: Daemon) -> Non
     daemon.process.send_signal(signal.SIGHUP)
     assert "proxy.yaml:4:" in daemon.logged("unchanged")
     assert requests.get(daemon.url + "/models", timeout=5).status_code == 200
+
+
+def test_a_database_without_its_secret_is_refused(daemon: Daemon, tmp_path: Path) -> None:
+    body: Any = {"messages": [{"role": "user", "content": "My name is Alice"}]}
+    assert requests.post(daemon.url, json=body, headers={"sessionId": "s"}, timeout=5).status_code == 200
+    daemon.process.send_signal(signal.SIGTERM)
+    assert daemon.process.wait(10) == 0
+    (tmp_path / "state" / "sessions.db.secret").unlink()
+    again = subprocess.run(
+        [sys.executable, "-m", "proxy", "serve", "--config", str(daemon.config)],
+        cwd=ROOT,
+        env={**os.environ, "STATE_DIRECTORY": str(tmp_path / "state")},
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert again.returncode == 1 and "sessions.db.secret is missing" in again.stderr

@@ -38,6 +38,12 @@ def test_a_damaged_one_is_never_replaced(database: Path, damaged: bytes) -> None
     assert file.read_bytes() == damaged
 
 
+def test_a_missing_one_is_not_made_anew_beside_sessions(database: Path) -> None:
+    with pytest.raises(ValueError, match=r"sessions\.db\.secret is missing.* Restore it from a backup, or move"):
+        load_secret(database, None)
+    assert not list(database.parent.iterdir())
+
+
 def test_a_draft_left_by_a_crash_is_no_secret(database: Path) -> None:
     database.with_name("sessions.db.secret.new").write_bytes(SECOND + SECOND)
     assert load_secret(database, FIRST) == FIRST
