@@ -384,6 +384,18 @@ async def test_a_body_that_does_not_come_is_given_up(serve: Serve) -> None:
     assert not upstream.requests
 
 
+@pytest.mark.parametrize("leave", [RawClient.half_close, RawClient.abort])
+async def test_a_request_cut_short_records_nothing_and_frees_its_place(serve: Serve, leave: Any) -> None:
+    async with ScriptedUpstream() as upstream:
+        proxy = await serve(upstream.base_url)
+        async with RawClient(proxy.port) as client:
+            await client.send(b"POST /v1 HTTP/1.1\r\nHost: x\r\nsessionId: s1\r\nContent-Length: 99\r\n\r\n{")
+            leave(client)
+        after: Any = await ask(proxy.port, user("works"))
+        assert len(upstream.requests) == 1
+    assert header(after, "x-session-state") == "new" and not proxy.runtime.live.in_use
+
+
 async def test_an_answer_over_the_limit_is_handed_on_but_its_end_is_not(serve: Serve) -> None:
     async with ScriptedUpstream([sse("x" * 5000), completion("b")]) as upstream:
         proxy = await serve(upstream.base_url, limits={"recorded_reply": "4KiB"})
