@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Awaitable, Callable
 
-from aiohttp import web
+from aiohttp import http_exceptions, web
 
 from proxy.config import Config
 from proxy.core import headers
@@ -24,9 +25,8 @@ _EXPOSED = "x-session-state, x-session-turn, x-session-decision, x-session-injec
 
 
 def build_app(runtime: Runtime) -> web.Application:
-    app = web.Application()
+    app = web.Application(middlewares=[_answer])  # no routes: they would refuse a target that is no path in other words
     app[RUNTIME] = runtime
-    app.router.add_route("*", "/{tail:.*}", _answer)
     app.on_response_prepare.append(_finish_headers)
     return app
 
@@ -36,6 +36,7 @@ def build_runner(app: web.Application, config: Config) -> web.AppRunner:
     return web.AppRunner(
         app,
         access_log=None,
+        logger=_http_log(),
         auto_decompress=False,
         handler_cancellation=False,
         keepalive_timeout=config.limits.header_timeout,  # the one limit of an idle or half-sent head
@@ -44,13 +45,31 @@ def build_runner(app: web.Application, config: Config) -> web.AppRunner:
     )
 
 
-async def _answer(request: web.Request) -> web.StreamResponse:
+def _http_log() -> logging.Logger:
+    """aiohttp's log without the bytes it could not parse: they may hold a key."""
+    logger = logging.getLogger("proxy.http")
+    logger.addFilter(_without_bytes)
+    return logger
+
+
+def _without_bytes(record: logging.LogRecord) -> bool:
+    if record.exc_info and isinstance(record.exc_info[1], http_exceptions.HttpProcessingError):
+        record.exc_info = None
+        record.levelno, record.levelname = logging.WARNING, "WARNING"
+    return True
+
+
+@web.middleware
+async def _answer(
+    request: web.Request,
+    handler: Callable[[web.Request], Awaitable[web.StreamResponse]],  # there is none: see build_app
+) -> web.StreamResponse:
     begun = time.monotonic()
     try:
         response = await dispatch(request, request.app[RUNTIME])
     except ProxyError as fault:
         response = _fault(request, fault)
-    except (web.HTTPException, ConnectionError):
+    except ConnectionError:
         raise
     except Exception:
         log.exception("a fault of the proxy's own")
@@ -72,7 +91,7 @@ async def dispatch(request: web.Request, runtime: Runtime) -> web.StreamResponse
     if _is_preflight(request, runtime):
         return _preflight(request)
     caller.admit(runtime.config, found.upstream, pairs)
-    if request.headers.get("Upgrade", "").lower() == "websocket":
+    if request.method == "GET" and request.headers.get("Upgrade", "").lower() == "websocket":
         return await passthrough.websocket(request, runtime, found)
     if request.method == "POST" and found.is_chat:
         session_id = headers.session_id(pairs, runtime.config.sessions.headers)

@@ -7,6 +7,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from aiohttp import web
 
@@ -14,6 +16,7 @@ from proxy.core.headers import Pairs
 
 # Marks a response that has these headers (lower case) and no others.
 EXACT: web.ResponseKey[frozenset[str]] = web.ResponseKey("exact", frozenset)
+LOOK = 0.25  # seconds between two looks at whether a client is still there
 
 
 class Listener:
@@ -68,3 +71,24 @@ class Listener:
         if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         transport.abort()
+
+
+@asynccontextmanager
+async def while_there(request: web.Request) -> AsyncIterator[None]:
+    """Cut the block off with a ConnectionResetError once the client has gone: aiohttp tells that
+    only to a handler that reads or writes, and an upstream may think for minutes."""
+    try:
+        async with asyncio.timeout(None) as bound:
+            watch = asyncio.create_task(_cut_when_gone(request, bound))
+            try:
+                yield
+            finally:
+                watch.cancel()
+    except TimeoutError:
+        raise ConnectionResetError("The client has gone.") from None
+
+
+async def _cut_when_gone(request: web.Request, bound: asyncio.Timeout) -> None:
+    while (transport := request.transport) is not None and not transport.is_closing():  # noqa: ASYNC110
+        await asyncio.sleep(LOOK)
+    bound.reschedule(asyncio.get_running_loop().time())

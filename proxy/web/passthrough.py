@@ -8,9 +8,9 @@ import aiohttp
 from aiohttp import web
 
 from proxy.core.headers import Pairs, end_to_end
-from proxy.errors import ProxyError
+from proxy.errors import BadRequest, ProxyError, UpstreamUnreachable
 from proxy.web.caller import with_our_key
-from proxy.web.listener import Listener
+from proxy.web.listener import Listener, while_there
 from proxy.web.runtime import Runtime
 from proxy.web.target import Target
 
@@ -31,7 +31,10 @@ async def forward(request: web.Request, runtime: Runtime, target: Target) -> web
     headers = with_our_key(target.upstream, end_to_end(request.headers.items(), _NOT_SENT))
     body = request.content if request.can_read_body else None
     listener = Listener(request, runtime.config.limits.write_timeout)
-    async with runtime.client.open(request.method, target.url, headers, body, target.upstream) as answer:
+    async with (
+        while_there(request),
+        runtime.client.open(request.method, target.url, headers, body, target.upstream) as answer,
+    ):
         await listener.begin(answer.status, end_to_end(answer.headers))
         try:
             async for piece in answer.pieces():
@@ -39,8 +42,10 @@ async def forward(request: web.Request, runtime: Runtime, target: Target) -> web
                 if listener.gone:
                     break
             await listener.end()
-        except ProxyError:
+        except BaseException as error:  # also a stop of ours: what was cut must not look whole
             listener.reset()
+            if not isinstance(error, ProxyError):
+                raise
     assert listener.response is not None
     return listener.response
 
@@ -49,31 +54,39 @@ async def websocket(request: web.Request, runtime: Runtime, target: Target) -> w
     """A WebSocket: messages, pings and close codes both ways, one message at a time."""
     headers = with_our_key(target.upstream, end_to_end(request.headers.items(), _HANDSHAKE))
     protocols = [name.strip() for name in request.headers.get("Sec-WebSocket-Protocol", "").split(",") if name.strip()]
+    if not web.WebSocketResponse().can_prepare(request):
+        raise BadRequest("The WebSocket handshake is not complete. Send it as RFC 6455 says.")
     try:
-        upstream = await runtime.client.websocket(target.url, headers, protocols)
+        upstream = await runtime.client.websocket(target.url, headers, protocols, target.upstream)
     except aiohttp.WSServerHandshakeError as refusal:
         return _refused(refusal)
     chosen = [upstream.protocol] if upstream.protocol else []
     client = web.WebSocketResponse(protocols=chosen, autoclose=False, autoping=False, max_msg_size=0)
     try:
         await client.prepare(request)
-        pumps = [asyncio.create_task(_pump(client, upstream)), asyncio.create_task(_pump(upstream, client))]
-        try:
-            done, _ = await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-            if any(pump.exception() is None and pump.result() for pump in done):
-                await asyncio.wait(pumps, timeout=CLOSING)
-        finally:
-            for pump in pumps:
-                pump.cancel()
-            await asyncio.gather(*pumps, return_exceptions=True)
+        await _converse(client, upstream)
     finally:  # where neither side gave a code: a side that broke off ends the other
         await upstream.close(code=aiohttp.WSCloseCode.GOING_AWAY)
-        await client.close(code=aiohttp.WSCloseCode.GOING_AWAY)
+        if client.prepared:
+            await client.close(code=aiohttp.WSCloseCode.GOING_AWAY)
     return client
 
 
 _Socket = web.WebSocketResponse | aiohttp.ClientWebSocketResponse
 _NO_CODE = (0, 1005, 1006, 1015)  # what a peer that gave no code is reported as; not to be sent
+
+
+async def _converse(client: _Socket, upstream: _Socket) -> None:
+    """Hand on both ways until one side ends, and the other has had time to answer its close."""
+    pumps = [asyncio.create_task(_pump(client, upstream)), asyncio.create_task(_pump(upstream, client))]
+    try:
+        done, _ = await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+        if any(pump.exception() is None and pump.result() for pump in done):
+            await asyncio.wait(pumps, timeout=CLOSING)
+    finally:
+        for pump in pumps:
+            pump.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
 
 
 async def _pump(source: _Socket, sink: _Socket) -> bool:
@@ -101,7 +114,8 @@ async def _pump(source: _Socket, sink: _Socket) -> bool:
 def _refused(refusal: aiohttp.WSServerHandshakeError) -> web.Response:
     """The client library keeps the status and the headers of a refusal, not its body."""
     headers: Pairs = end_to_end((refusal.headers or {}).items(), ("content-length", "content-encoding", "content-type"))
-    response = web.json_response(ProxyError("The upstream refused the WebSocket.").body(), status=refusal.status or 502)
+    fault = UpstreamUnreachable("The upstream refused the WebSocket.")
+    response = web.json_response(fault.body(), status=refusal.status if refusal.status >= 300 else fault.status)
     for name, value in headers:
         response.headers.add(name, value)
     return response

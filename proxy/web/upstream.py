@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import re
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Protocol
 
 import aiohttp
@@ -19,6 +20,7 @@ from proxy.core.headers import Pairs
 from proxy.errors import UpstreamTimeout, UpstreamUnreachable
 
 _AUTOMATIC = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
 class NoCookies(aiohttp.DummyCookieJar):
@@ -36,8 +38,9 @@ class Timeouts(Protocol):
 class Response:
     """The head of an answer and the pieces of its body, unaltered."""
 
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, idle: float) -> None:
         self._response = response
+        self._idle = idle
         self.status = response.status
         self.headers: Pairs = [(_text(name), _text(value)) for name, value in response.raw_headers]
 
@@ -51,12 +54,16 @@ class Response:
     async def pieces(self) -> AsyncIterator[bytes]:
         """Raises UpstreamUnreachable or UpstreamTimeout where the transfer breaks."""
         try:
-            async for piece in self._response.content.iter_any():
+            while piece := await self._next():
                 yield piece
         except TimeoutError as error:
             raise UpstreamTimeout("The upstream fell silent in the middle of its answer.") from error
         except (aiohttp.ClientError, OSError) as error:
             raise UpstreamUnreachable("The upstream broke off its answer.") from error
+
+    async def _next(self) -> bytes:
+        async with asyncio.timeout(self._idle):
+            return await self._response.content.readany()
 
 
 class Client:
@@ -87,46 +94,64 @@ class Client:
     ) -> AsyncIterator[Response]:
         """Send a request; gives the answer once its head is here. On the way out the connection is
         closed unless the body was read to its end. Raises UpstreamUnreachable, UpstreamTimeout."""
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=times.connect_timeout, sock_read=times.idle_timeout)
-        try:
+        # No sock_read: aiohttp would let it bound the wait for the head, too.
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=times.connect_timeout)
+        with _in_our_words():
             async with asyncio.timeout(times.response_timeout):
                 response = await self._session.request(
                     method,
-                    URL(url, encoded=True),
+                    _exact(url),
                     headers=_one_case(headers),
                     data=io.BytesIO(body) if isinstance(body, bytes) else body,  # bytes of over 1 MiB it warns of
                     allow_redirects=False,
                     timeout=timeout,
                 )
-        except TimeoutError as error:
-            raise UpstreamTimeout("The upstream did not answer in time. Try again later.") from error
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise UpstreamUnreachable("The upstream cannot be reached. Try again later.") from error
         try:
-            yield Response(response)
+            answer = Response(response, times.idle_timeout)
+            if answer.status < 200 or any(_CONTROL.search(value) for _, value in answer.headers):
+                raise UpstreamUnreachable("The upstream's answer is no valid HTTP. Look at what runs there.")
+            yield answer
         finally:
             response.close() if not response.content.at_eof() else response.release()
 
-    async def websocket(self, url: str, headers: Pairs, protocols: list[str]) -> aiohttp.ClientWebSocketResponse:
+    async def websocket(
+        self, url: str, headers: Pairs, protocols: list[str], times: Timeouts
+    ) -> aiohttp.ClientWebSocketResponse:
         """Raises aiohttp.WSServerHandshakeError where the upstream refuses, else as `open`."""
-        try:
-            return await self._session.ws_connect(
-                URL(url, encoded=True),
-                headers=headers,
-                protocols=protocols,
-                autoclose=False,
-                autoping=False,
-                max_msg_size=0,
-            )
-        except aiohttp.WSServerHandshakeError:
-            raise
-        except TimeoutError as error:
-            raise UpstreamTimeout("The upstream did not answer in time. Try again later.") from error
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise UpstreamUnreachable("The upstream cannot be reached. Try again later.") from error
+        with _in_our_words():
+            async with asyncio.timeout(times.response_timeout):
+                return await self._session.ws_connect(
+                    _exact(url),
+                    headers=_one_case(headers),
+                    protocols=protocols,
+                    autoclose=False,
+                    autoping=False,
+                    max_msg_size=0,
+                )
 
     async def close(self) -> None:
         await self._session.close()
+
+
+@contextmanager
+def _in_our_words() -> Iterator[None]:
+    try:
+        yield
+    except aiohttp.WSServerHandshakeError:
+        raise
+    except TimeoutError as error:
+        raise UpstreamTimeout("The upstream did not answer in time. Try again later.") from error
+    except (aiohttp.ClientError, OSError, ValueError) as error:
+        raise UpstreamUnreachable("The upstream cannot be reached. Try again later.") from error
+
+
+def _exact(url: str) -> URL:
+    """The URL with its target as one path: yarl would drop an empty query, and what follows a `#`."""
+    scheme, _, rest = url.partition("://")
+    authority, slash, target = rest.partition("/")
+    if not slash:
+        return URL(url, encoded=True)
+    return URL.build(scheme=scheme, authority=authority, path=slash + target, encoded=True)
 
 
 def _one_case(headers: Pairs) -> Pairs:

@@ -368,3 +368,36 @@ async def test_a_websocket_ends_when_its_upstream_dies_or_refuses(
         with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
             await client.ws_connect(proxy.url + "/v1/elsewhere")
     assert refused.value.status == 404
+
+
+async def test_a_head_may_take_longer_than_the_silence_between_two_pieces(serve: Serve) -> None:
+    async def thinks(request: object) -> Reply:
+        await asyncio.sleep(0.5)
+        return answered()
+
+    async with ScriptedUpstream(thinks) as upstream:
+        proxy = await serve(upstream.base_url, upstream={"idle_timeout": "100ms", "response_timeout": "10s"})
+        async with RawClient(proxy.port) as client:
+            await client.request("GET", "/v1/models")
+            assert (await client.head()).status == 200
+
+
+async def test_the_upstream_is_closed_when_the_client_leaves_before_the_head(serve: Serve) -> None:
+    async def thinks(request: object) -> Reply:
+        await asyncio.sleep(30)
+        return answered()
+
+    async with ScriptedUpstream(thinks) as upstream:
+        proxy = await serve(upstream.base_url)
+        async with RawClient(proxy.port) as client:
+            await client.request("GET", "/v1/models")
+            await eventually(lambda: upstream.requests)
+        await eventually(lambda: upstream.connections == 0, 1)
+
+
+async def test_bytes_that_are_no_http_are_not_quoted_in_the_log(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    proxy = await serve("http://127.0.0.1:1/v1")
+    async with RawClient(proxy.port) as client:
+        await client.send(b"GET /v1 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer sk-canary\r\nbad header\x00\r\n\r\n")
+        assert (await client.head()).status == 400
+    assert "canary" not in caplog.text and "Traceback" not in caplog.text
