@@ -41,7 +41,7 @@ def build_runner(app: web.Application, config: Config) -> web.AppRunner:
         handler_cancellation=False,
         keepalive_timeout=config.limits.header_timeout,  # the one limit of an idle or half-sent head
         lingering_time=5.0,
-        shutdown_timeout=5.0,
+        shutdown_timeout=min(5.0, config.shutdown.drain),  # after the drain; aiohttp waits it twice
     )
 
 

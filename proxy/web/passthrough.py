@@ -27,10 +27,20 @@ _HANDSHAKE = (
 
 
 async def forward(request: web.Request, runtime: Runtime, target: Target) -> web.StreamResponse:
-    """One request and its answer, bodies streamed both ways with back-pressure."""
+    """One request and its answer, bodies streamed both ways with back-pressure.
+
+    A task that a drain waits for or cuts: aiohttp's own clean-up would close the connection
+    before the handler could reset it.
+    """
+    listener = Listener(request, runtime.config.limits.write_timeout)
+    await runtime.live.start(_hand_on(request, runtime, target, listener))
+    assert listener.response is not None
+    return listener.response
+
+
+async def _hand_on(request: web.Request, runtime: Runtime, target: Target, listener: Listener) -> None:
     headers = with_our_key(target.upstream, end_to_end(request.headers.items(), _NOT_SENT))
     body = request.content if request.can_read_body else None
-    listener = Listener(request, runtime.config.limits.write_timeout)
     async with (
         while_there(request),
         runtime.client.open(request.method, target.url, headers, body, target.upstream) as answer,
@@ -46,8 +56,6 @@ async def forward(request: web.Request, runtime: Runtime, target: Target) -> web
             listener.reset()
             if not isinstance(error, ProxyError):
                 raise
-    assert listener.response is not None
-    return listener.response
 
 
 async def websocket(request: web.Request, runtime: Runtime, target: Target) -> web.StreamResponse:
