@@ -102,7 +102,7 @@ async def _live(
     sweeper = asyncio.create_task(_sweep(runtime))
     systemd.notify("READY=1", environ)
     await stop.wait()
-    log.info("stopping: %d turns in flight", runtime.live.turns)
+    log.info("stopping: %d requests in flight", runtime.live.in_flight)
     systemd.notify("STOPPING=1", environ)
     await site.stop()
     sweeper.cancel()

@@ -1,4 +1,4 @@
-"""The turns in flight: who stands in line for a session, and what must end before the process does.
+"""What is in flight: who stands in line for a session, and what must end before the process does.
 
 The only part of the house that assumes it is alone. Knows nothing of HTTP or of messages.
 """
@@ -28,28 +28,28 @@ class Place:
 
 
 class Live:
-    """Lines by session, first in first out, and the tasks of the turns."""
+    """Lines by session, first in first out, and the tasks that a stop waits for."""
 
     def __init__(self) -> None:
         self.draining = False
         self._lines: dict[SessionKey, deque[asyncio.Future[None]]] = {}
-        self._turns: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def in_use(self) -> set[SessionKey]:
         return set(self._lines)
 
     @property
-    def turns(self) -> int:
-        return len(self._turns)
+    def in_flight(self) -> int:
+        """Turns and pass-throughs whose answer has not ended."""
+        return len(self._tasks)
 
     async def place(self, key: SessionKey, limit: int, timeout: float) -> Place:
         """Wait for the place of the session's next turn: at most `limit` wait, each `timeout` seconds.
 
         Raises SessionQueueFull, SessionBusy, Draining.
         """
-        if self.draining:
-            raise Draining("The proxy is being stopped. Send the request again in a moment.")
+        self._refuse_when_draining()
         line = self._lines.get(key)
         if line is None:
             self._lines[key] = deque()
@@ -66,23 +66,33 @@ class Live:
             if isinstance(error, TimeoutError):
                 raise SessionBusy("The session's turns before this one took too long. Send it again later.") from None
             raise
-        return Place(lambda: self._next(key))
+        place = Place(lambda: self._next(key))
+        try:
+            self._refuse_when_draining()  # it waited when the drain began, which does not wait for it
+        except Draining:
+            place.leave()
+            raise
+        return place
 
-    def start(self, turn: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run a turn as a task of its own."""
-        task = asyncio.create_task(turn)
-        self._turns.add(task)
-        task.add_done_callback(self._turns.discard)
+    def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run a turn or a pass-through as a task of its own, which a drain waits for or cuts."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         return task
 
     async def drain(self, timeout: float) -> None:
-        """Refuse new turns, let those in flight end within `timeout` seconds, then cut the rest."""
+        """Refuse new turns, let what is in flight end within `timeout` seconds, then cut the rest."""
         self.draining = True
-        if self._turns:
-            await asyncio.wait(self._turns, timeout=timeout)
-        for task in list(self._turns):
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout)
+        for task in list(self._tasks):
             task.cancel()
-        await asyncio.gather(*self._turns, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _refuse_when_draining(self) -> None:
+        if self.draining:
+            raise Draining("The proxy is being stopped. Send the request again in a moment.")
 
     def _next(self, key: SessionKey) -> None:
         line = self._lines[key]

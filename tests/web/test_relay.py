@@ -12,7 +12,7 @@ import pytest
 from proxy.core.model import SessionKey, Turn
 from proxy.errors import StoreUnavailable
 from proxy.stores.memory import MemoryStore
-from tests.fakes import RawClient, Reply, ScriptedUpstream, completion, error, sse
+from tests.fakes import RawClient, Reply, ScriptedUpstream, completion, error, eventually, sse
 from tests.web.conftest import Serve
 
 SESSION = [("sessionId", "s1")]
@@ -454,4 +454,27 @@ async def test_a_drain_refuses_new_turns_and_cuts_what_does_not_end(serve: Serve
             await client.body()
             await draining
     assert refused.answer.status == 503 and client.ended == "reset"
-    assert proxy.runtime.live.turns == 0 and not proxy.runtime.live.in_use
+    assert proxy.runtime.live.in_flight == 0 and not proxy.runtime.live.in_use
+
+
+async def test_who_waits_in_line_when_a_drain_begins_is_refused(serve: Serve) -> None:
+    hold = asyncio.Event()
+
+    async def gate(index: int) -> None:
+        await hold.wait()
+
+    async with ScriptedUpstream([completion("a", gate=gate)]) as upstream:
+        proxy = await serve(upstream.base_url)
+        first = asyncio.create_task(ask(proxy.port, user("1")))
+        await eventually(lambda: upstream.requests)
+        waiting = [asyncio.create_task(ask(proxy.port, user(str(n)))) for n in (2, 3)]
+        await asyncio.sleep(0.1)
+        draining = asyncio.create_task(proxy.runtime.live.drain(5))
+        await asyncio.sleep(0)
+        hold.set()
+        done: Any = await first
+        refused: list[Any] = await asyncio.gather(*waiting)
+        await draining
+        assert len(upstream.requests) == 1
+    assert done.answer.status == 200 and [client.answer.status for client in refused] == [503, 503]
+    assert not proxy.runtime.live.in_use
