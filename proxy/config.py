@@ -31,6 +31,7 @@ from proxy.shapes import (
     Mounts,
     Name,
     Origins,
+    Profile,
     Secret,
     Size,
     Tenant,
@@ -68,7 +69,7 @@ class Upstream(Section):
     mount: Mounts = _is(_MOUNTS)
     base_url: BaseUrl = "https://api.openai.com/v1"
     api_key: Secret | None = None
-    profile: Literal["auto"] = "auto"
+    profile: Profile = "auto"
     forward: bool = False
     affinity: Affinity = _is({})
     connect_timeout: Duration = _is("10s")
@@ -86,7 +87,7 @@ class Sessions(Section):
         ["sessionId", "session-id", "x-session-id", "session_id"]
     )
     ttl: Duration = _is("24h")
-    mode: Literal["auto"] = "auto"
+    mode: Literal["auto", "append", "resend"] = "auto"
     on_busy: Literal["queue"] = "queue"
     queue_limit: Count = 16
     queue_timeout: Duration = _is("60s")

@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator, Discriminator, Field, SecretStr, Tag
 from pydantic_core import core_schema
 
+from proxy.dialects.profiles import PROFILES
+
 _PORT = "([0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _BYTES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -107,6 +109,8 @@ KeyHash = Annotated[
 ]
 Name = Annotated[str, Shape("[!#$%&'*+.^_`|~0-9A-Za-z-]+", "a name without spaces, such as x-session-id")]
 Origin = Annotated[str, Shape(r"\*|[a-z][a-z0-9+.-]*://[^\s/?#@]+", "'*' or a list of origins")]
+_PROFILES = ["auto", *sorted(PROFILES)]
+Profile = Annotated[str, Shape("|".join(_PROFILES), f"one of {', '.join(_PROFILES)}")]
 File = Annotated[str, Shape(r"[^\x00]+", "the path of a file, or memory:")]
 Count = Annotated[int, Field(ge=1), BeforeValidator(lambda value: None if isinstance(value, bool) else value)]
 Mounts = Annotated[tuple[Mount, ...], Field(min_length=1), BeforeValidator(rows, Mount | tuple[Mount, ...])]

@@ -271,8 +271,8 @@ MISTAKES = [
     ("sessions: {headers: []}", "1:12: sessions.headers: has too few or too many entries; write one"),
     ("sessions: {headers: x-session-id}", "1:12: sessions.headers: must be a list"),
     (
-        "sessions: {mode: append}",
-        "1:12: sessions.mode: must be 'auto'; another value is not available in this version",
+        "sessions: {mode: merge}",
+        "1:12: sessions.mode: must be 'auto', 'append' or 'resend'",
     ),
     (
         "sessions: {on_busy: reject}",
@@ -291,7 +291,7 @@ MISTAKES = [
     ("admin: {listen: 127.0.0.1:1}", "1:9: admin.listen: another value than null is not available"),
     (
         "upstreams: [{profile: glm}]",
-        "1:14: upstreams.0.profile: must be 'auto'; another value is not available",
+        "1:14: upstreams.0.profile: must be one of auto, avian, azure",
     ),
     ("log: {format: json}", "1:7: log.format: must be 'auto'; another value is not available"),
     ("log: {level: loud}", "1:7: log.level: must be 'debug', 'info', 'warning' or 'error'"),

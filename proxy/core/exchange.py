@@ -1,9 +1,9 @@
-"""One request and its reply in flight, as a state machine over bytes.
+"""A reply in flight, as a state machine over bytes.
 
-Says what goes upstream, what may go on to the client now, what must wait for the commit,
-and at the end what remains: a reply to record, nothing, or a break. Never raises after
-construction: what it cannot understand it passes on and does not record. Knows neither
-sockets nor stores; what the bytes mean it asks the dialect.
+Says what may go on to the client now, what must wait for the commit, and at the end what
+remains: a reply to record, nothing, or a break. Never raises: what it cannot understand it
+passes on and does not record. Knows neither sockets nor stores; what the bytes mean it asks
+the dialect.
 """
 
 from __future__ import annotations
@@ -12,18 +12,12 @@ from enum import Enum
 from typing import NamedTuple, Protocol
 
 from proxy.core.members import Malformed
-from proxy.core.model import Ask, History, Reply
+from proxy.core.model import Reply
 from proxy.core.sse import Terminator
 
 
 class Dialect(Protocol):
-    """What the bytes of a kind of request mean. Functions only; one module per dialect."""
-
-    def read(self, body: bytes) -> Ask:
-        """Raises BadRequest where the body is no such request."""
-
-    def splice(self, ask: Ask, history: History) -> tuple[bytes, int]:
-        """The body to send and how many messages were put in front of the client's."""
+    """How a kind of reply is read. Functions only; one module per dialect."""
 
     def fold_stream(self, body: bytes) -> Reply: ...
 
@@ -40,6 +34,7 @@ class Kind(Enum):
 class Verdict(Enum):
     COMPLETE = "complete"  # to be recorded before the end is released
     NOTHING = "nothing"  # the upstream's word stands, but there is nothing to record
+    CUT = "cut"  # what came is to be recorded as cut; the end must not be released
     BROKEN = "broken"  # the end must not be released
 
 
@@ -49,15 +44,12 @@ class Outcome(NamedTuple):
 
 
 class Exchange:
-    """`body` goes upstream; `injected` counts the messages in it that the client did not send.
-
-    Order of calls: `begin`, then `receive` per piece, `finish` once (at `terminated`, or at the
+    """Order of calls: `begin`, then `receive` per piece, `finish` once (at `terminated`, or at the
     end of the transfer), `release` once what was to be kept is kept. `limit` bounds the bytes
     of the reply that are kept for recording.
     """
 
-    def __init__(self, dialect: Dialect, ask: Ask, history: History, limit: int) -> None:
-        self.body, self.injected = dialect.splice(ask, history)
+    def __init__(self, dialect: Dialect, limit: int) -> None:
         self.size = 0
         self._dialect = dialect
         self._limit = limit
@@ -96,13 +88,15 @@ class Exchange:
 
     def finish(self, clean: bool) -> Outcome:
         """What remains of the exchange. `clean`: the transfer ended as HTTP says, or is `terminated`."""
-        if not clean:
-            return Outcome(Verdict.BROKEN, Reply())
         if self._kind is Kind.OTHER or self._kind is None:
-            return Outcome(Verdict.NOTHING, Reply())
+            return Outcome(Verdict.NOTHING if clean else Verdict.BROKEN, Reply())
         if self.size > self._limit:
             return Outcome(Verdict.BROKEN, Reply())
-        return self._folded(b"".join(self._pieces))
+        outcome = self._folded(b"".join(self._pieces))
+        if clean or outcome.verdict is Verdict.BROKEN:
+            return outcome
+        kept = outcome.verdict in (Verdict.COMPLETE, Verdict.CUT)
+        return Outcome(Verdict.CUT if kept else Verdict.BROKEN, outcome.reply)
 
     def release(self) -> bytes:
         """What was held back; everything that comes from now on goes on at once."""
@@ -120,9 +114,10 @@ class Exchange:
             return Outcome(Verdict.NOTHING, reply)
         if reply.finished or self._terminator.seen:
             return Outcome(Verdict.COMPLETE if reply.message is not None else Verdict.NOTHING, reply)
-        # A JSON body that parses is the upstream's whole word; a stream without a sign of its
-        # end was cut (a close-delimited body cut short looks like a clean end).
-        return Outcome(Verdict.NOTHING if self._kind is Kind.JSON else Verdict.BROKEN, reply)
+        if self._kind is Kind.JSON:
+            return Outcome(Verdict.NOTHING, reply)  # a JSON body that parses is the upstream's whole word
+        # A stream without a sign of its end was cut: a close-delimited body cut short looks like a clean end.
+        return Outcome(Verdict.CUT if reply.message is not None else Verdict.BROKEN, reply)
 
     def _keep(self, piece: bytes) -> None:
         if self.size <= self._limit:

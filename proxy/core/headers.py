@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from proxy.errors import BadRequest, ConflictingSessionId, InvalidSessionId
 
@@ -113,11 +113,13 @@ def tenant(kind: str, value: str | None, secret: bytes) -> bytes:
     return hmac.digest(secret, text.encode(errors="surrogateescape"), "sha256")
 
 
-def flag(headers: Mapping[str, str], name: str, *, word: str) -> bool:
-    """Whether an optional header of ours says `word`; any other value is the caller's mistake."""
+def choice(headers: Mapping[str, str], name: str, words: Sequence[str]) -> str | None:
+    """Which of `words` an optional header of ours says; None without it. Another one is the caller's mistake."""
     value = headers.get(name)
     if value is None:
-        return False
-    if value.strip().lower() != word:
-        raise BadRequest(f"The header {name} knows the value {word!r} only. Send that, or leave it out.", param=name)
-    return True
+        return None
+    word = value.strip().lower()
+    if word not in words:
+        known = " or ".join([f"'{word}'" for word in words])
+        raise BadRequest(f"The header {name} can be {known}. Send that, or leave it out.", param=name)
+    return word

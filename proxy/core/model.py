@@ -1,4 +1,4 @@
-"""The words of the proxy as values: session key, message, turn, history, session.
+"""The words of the proxy as values: session key, message, turn, ask, reply.
 
 Frozen, with no behaviour but what follows from their fields. Nothing here knows
 where a value came from or where it goes: no dialect, no store, no clock.
@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
+
+Span = tuple[int, int]  # messages of a turn's parent, from start to before stop
+Layout = tuple[Span | int, ...]  # spans of the parent's messages, and in between how many of the turn's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,24 +28,31 @@ class SessionKey:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message of a history: its role and its JSON, byte for byte as it is sent upstream."""
+    """One message: its role, its JSON byte for byte, and its mark, by which a client's later copy of
+    it is recognised (empty where nobody has needed it yet)."""
 
     role: str
     raw: bytes
+    mark: bytes = b""
 
 
 class TurnState(StrEnum):
     COMPLETE = "complete"
+    CUT = "cut"  # the upstream died or was stopped: the text so far
+    ADOPTED = "adopted"  # the client brought it along; no upstream gave its reply in this session
 
 
 @dataclass(frozen=True)
 class Turn:
     """One request with its reply: what remains of an exchange.
 
-    `system` is the leading system block as sent (JSON objects joined by commas), or None
-    where the request had none of its own or repeated its parent's. `reply` is the reply as
-    received, lossless; `echo` the form of it that goes back upstream, None where the
-    reply is empty and the turn is therefore not sent on. `usage` is the upstream's JSON.
+    A turn follows its parent: it keeps messages of the parent's line by `layout` (None: all of
+    them) and adds its own, `asked` and the reply. `system` is the leading system block as sent
+    (JSON objects joined by commas), empty for none, or None where it is the parent's. `reply` is
+    the reply as received, lossless; `echo` the form of it that goes back upstream under `form`
+    (whose habits and which model family), None where the reply says nothing and the turn is
+    therefore not sent on. `request` is the digest of the request's body; `resends` tells that its
+    client is one that resends its list. `usage` is the upstream's JSON.
     """
 
     id: str
@@ -50,7 +60,12 @@ class Turn:
     asked: tuple[Message, ...]
     reply: bytes
     echo: Message | None
+    parent: str | None = None
+    layout: Layout | None = None
     state: TurnState = TurnState.COMPLETE
+    form: str = ""
+    request: bytes = b""
+    resends: bool = False
     model: str | None = None
     finish_reason: str | None = None
     usage: bytes | None = None
@@ -58,21 +73,12 @@ class Turn:
     ended: int = 0
 
     @cached_property
-    def sent(self) -> tuple[Message, ...]:
-        """The messages of this turn that later requests carry."""
-        return (*self.asked, self.echo) if self.echo is not None else ()
-
-    @property
-    def joined(self) -> bytes:
-        return b",".join([message.raw for message in self.sent])
-
-    @cached_property
     def size(self) -> int:
-        """Bytes this turn takes in memory, roughly: its messages, once more in `History.joined`, and
-        512 for the objects around them."""
-        raw = sum(len(message.raw) for message in self.asked)
+        """Bytes this turn takes in memory, roughly: its messages, once more in the joined form that
+        is sent, and 768 for the objects around them."""
+        raw = sum(len(message.raw) + 256 for message in self.asked)
         echo = len(self.echo.raw) if self.echo else 0
-        return 512 + 2 * raw + 2 * echo + len(self.reply) + len(self.system or b"")
+        return 768 + 2 * raw + 2 * echo + len(self.reply) + len(self.system or b"")
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,8 @@ class Ask:
     """A request as its dialect read it.
 
     `system` is the leading system block (JSON objects joined by commas) or None, `messages`
-    what follows it. `body[start:end]` is the array that holds both.
+    what follows it. `body[start:end]` is the array that holds both. `tools` is the member as sent,
+    empty without one.
     """
 
     body: bytes
@@ -90,19 +97,18 @@ class Ask:
     messages: tuple[Message, ...]
     model: str | None
     stream: bool
+    tools: bytes = b""
 
 
 @dataclass(frozen=True)
 class Reply:
     """A reply as its dialect folded it.
 
-    `message` is the recorded choice, lossless, None where there is none; `echo` the form of it
-    that goes back upstream, None where it says nothing. `finished` tells that the upstream
-    said so, `error` that it reported a failure inside a 200.
+    `message` is the recorded choice, lossless, None where there is none. `finished` tells that the
+    upstream said so, `error` that it reported a failure inside a 200.
     """
 
     message: bytes | None = None
-    echo: Message | None = None
     model: str | None = None
     finish_reason: str | None = None
     usage: bytes | None = None
@@ -114,43 +120,3 @@ class SessionState(StrEnum):
     NEW = "new"
     CONTINUED = "continued"
     EXPIRED = "expired"
-
-
-@dataclass(frozen=True)
-class History:
-    """The turns from the first to the tip, in order."""
-
-    turns: tuple[Turn, ...] = ()
-
-    @cached_property
-    def system(self) -> bytes | None:
-        """The system block in force at the tip: the newest that a turn brought."""
-        return next((turn.system for turn in reversed(self.turns) if turn.system is not None), None)
-
-    @cached_property
-    def joined(self) -> bytes:
-        """Every message that a next request carries, joined by commas; empty without any."""
-        return b",".join([turn.joined for turn in self.turns if turn.sent])
-
-    @cached_property
-    def count(self) -> int:
-        return sum(len(turn.sent) for turn in self.turns)
-
-    @cached_property
-    def size(self) -> int:
-        return sum(turn.size for turn in self.turns)
-
-    def plus(self, turn: Turn) -> History:
-        return History((*self.turns, turn))
-
-
-@dataclass(frozen=True, slots=True)
-class Session:
-    """What a store knows of a key: how it stands, and its history."""
-
-    state: SessionState
-    history: History
-
-
-def fresh(state: SessionState = SessionState.NEW) -> Session:
-    return Session(state, History())

@@ -1,7 +1,7 @@
-"""Chat completions: reading a request, putting a history in front of it, reading a reply.
+"""Chat completions: reading a request, reading a reply.
 
-The one place that knows the members of `/chat/completions`. How deltas add up stands in
-`deltas.py`. Pure; knows no session, no upstream and no limits.
+The one place that knows the members of `/chat/completions`. How deltas add up stands in `deltas.py`,
+what goes back upstream in `sending.py`. Pure; knows no session, no upstream and no limits.
 """
 
 from __future__ import annotations
@@ -12,29 +12,11 @@ import msgspec
 
 from proxy.core import sse
 from proxy.core.members import Malformed, dumps, elements, loads, members
-from proxy.core.model import Ask, History, Message, Reply
+from proxy.core.model import Ask, Message, Reply
 from proxy.dialects import deltas
 from proxy.errors import BadRequest
 
 SYSTEM_ROLES = frozenset(("system", "developer"))
-# What of a reply's message may go back upstream; other keys are rejected somewhere
-# (Mistral, Groq, Cerebras and Gemini refuse what they do not know).
-_ECHOED = frozenset(
-    [
-        "role",
-        "content",
-        "name",
-        "tool_calls",
-        "function_call",
-        "refusal",
-        "audio",
-        "reasoning",
-        "reasoning_content",
-        "reasoning_details",
-        "extra_content",
-        "prefix",
-    ]
-)
 
 
 class _Role(msgspec.Struct):
@@ -69,20 +51,8 @@ def _read(body: bytes) -> Ask:
         messages=messages[head:],
         model=model if isinstance(model, str) else None,
         stream="stream" in found and found["stream"].raw == b"true",
+        tools=found["tools"].raw if "tools" in found else b"",
     )
-
-
-def splice(ask: Ask, history: History) -> tuple[bytes, int]:
-    """History in front of what the client sent, behind one leading system block: the request's
-    own, else the remembered one. Every other byte of the body stays as it is."""
-    remembered = history.system if ask.system is None else None
-    if not history.joined and remembered is None:
-        return ask.body, 0
-    own = b",".join([message.raw for message in ask.messages])
-    blocks = (ask.system, remembered, history.joined, own)
-    array = b"[" + b",".join([block for block in blocks if block]) + b"]"
-    injected = history.count + (len(elements(b"[" + remembered + b"]")) if remembered else 0)
-    return ask.body[: ask.start] + array + ask.body[ask.end :], injected
 
 
 def fold_stream(body: bytes) -> Reply:
@@ -108,7 +78,6 @@ def fold_stream(body: bytes) -> Reply:
     message = fold.message()
     return Reply(
         message=dumps(message) if message is not None else None,
-        echo=_echo(message, None) if message is not None else None,
         model=_string(model),
         finish_reason=fold.finish_reason,
         usage=dumps(usage) if usage else None,
@@ -136,7 +105,6 @@ def fold_body(body: bytes) -> Reply:
         raw = dumps(message)
     return Reply(
         message=raw,
-        echo=_echo(message, raw),
         model=_string(document.get("model")),
         finish_reason=_string(choice.get("finish_reason")),
         usage=dumps(document["usage"]) if document.get("usage") else None,
@@ -150,33 +118,6 @@ def _first(choices: list[Any]) -> int | None:
         if isinstance(choice, dict) and not choice.get("index"):
             return place
     return None
-
-
-def _echo(message: dict[str, Any], raw: bytes | None) -> Message | None:
-    """The form of a reply that goes back upstream; None where it says nothing.
-
-    Empty fillers are left out: `tool_calls: []` is refused by OpenAI and returned by Together,
-    vLLM and Hugging Face; Snowflake returns a function_call without a name on every reply.
-    """
-    whole = {**message, "tool_calls": deltas.whole(message.get("tool_calls"))}
-    kept = {key: value for key, value in whole.items() if key in _ECHOED and _goes_back(key, value)}
-    if isinstance(audio := kept.get("audio"), dict):
-        del kept["audio"]
-        if audio.get("id"):
-            kept["audio"] = {"id": audio["id"]}
-    calls = any(key in kept for key in ("tool_calls", "function_call", "audio", "refusal"))
-    if not kept.get("content") and not calls:
-        return None
-    kept.setdefault("role", "assistant")
-    return Message("assistant", raw if raw is not None and kept == message else dumps(kept))
-
-
-def _goes_back(key: str, value: Any) -> bool:
-    if key in ("reasoning_content", "reasoning_details"):  # DeepSeek wants the empty one back too
-        return value is not None
-    if key == "function_call":
-        return isinstance(value, dict) and bool(value.get("name"))
-    return value not in (None, [], "") or (key == "content" and value != [])
 
 
 def _role(raw: bytes) -> str:

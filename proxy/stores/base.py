@@ -7,10 +7,12 @@ epoch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Protocol
 
-from proxy.core.model import Session, SessionKey, Turn
+from proxy.core.history import Session
+from proxy.core.model import SessionKey, Turn
 
 
 class Store(Protocol):
@@ -19,11 +21,20 @@ class Store(Protocol):
     The caller orders the calls of one session; calls of different sessions run side by side.
     """
 
-    async def load(self, key: SessionKey, now: int) -> Session:
-        """The session at `now`: new, continued, or expired (then its history is empty)."""
+    @property
+    def refusals(self) -> Mapping[str, frozenset[str]]:
+        """By upstream, the members of messages that it was found to refuse."""
 
-    async def append(self, key: SessionKey, turn: Turn, now: int) -> None:
-        """Put a turn behind the tip. Durable on return: it survives a power cut."""
+    async def learn(self, upstream: str, member: str) -> None:
+        """Note a member that an upstream refuses; not durable at once."""
+
+    async def load(self, key: SessionKey, now: int, in_use: bool = False) -> Session:
+        """The session at `now`: new, continued, or expired (then its history is empty). One `in_use`
+        does not expire."""
+
+    async def append(self, key: SessionKey, turns: Sequence[Turn], now: int, drop: Sequence[str] = ()) -> None:
+        """Add turns, each after its parent; the last is the new tip. Turns of the IDs in `drop` go.
+        Durable on return, all or nothing: it survives a power cut."""
 
     async def touch(self, key: SessionKey, now: int) -> None:
         """Note a sign of life of a session that exists; not durable at once."""

@@ -5,10 +5,12 @@ Single-threaded by construction: no method awaits between reading and writing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
-from proxy.core.model import History, Session, SessionKey, SessionState, Turn, fresh
+from proxy.core.history import History, Session, fresh
+from proxy.core.model import SessionKey, SessionState, Turn
 from proxy.stores.rules import is_expired, is_forgotten, state_at
 
 
@@ -24,20 +26,28 @@ class MemoryStore:
         """`ttl` in ms: the silence after which a session expires."""
         self._ttl = ttl
         self._rows: dict[SessionKey, _Row] = {}
+        self._refusals: dict[str, frozenset[str]] = {}
 
-    async def load(self, key: SessionKey, now: int) -> Session:
+    @property
+    def refusals(self) -> Mapping[str, frozenset[str]]:
+        return self._refusals
+
+    async def learn(self, upstream: str, member: str) -> None:
+        self._refusals[upstream] = self._refusals.get(upstream, frozenset()) | {member}
+
+    async def load(self, key: SessionKey, now: int, in_use: bool = False) -> Session:
         row = self._rows.get(key)
         if row is None:
             return fresh()
-        state = state_at(now, row.touched, row.emptied, self._ttl)
+        state = state_at(row.touched if in_use else now, row.touched, row.emptied, self._ttl)
         if state is not SessionState.CONTINUED:
             row.history, row.emptied = History(), True
         return Session(state, row.history)
 
-    async def append(self, key: SessionKey, turn: Turn, now: int) -> None:
+    async def append(self, key: SessionKey, turns: Sequence[Turn], now: int, drop: Sequence[str] = ()) -> None:
         row = self._rows.get(key)
         history = row.history if row else History()
-        self._rows[key] = _Row(history.plus(turn), now)
+        self._rows[key] = _Row(history.plus(*turns).without(drop), now)
 
     async def touch(self, key: SessionKey, now: int) -> None:
         if (row := self._rows.get(key)) and not row.emptied:

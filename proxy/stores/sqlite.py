@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
@@ -21,8 +21,9 @@ from typing import Any
 
 import aiosqlite
 
+from proxy.core.history import History, Session, fresh
 from proxy.core.members import dumps, elements, loads
-from proxy.core.model import History, Message, Session, SessionKey, SessionState, Turn, TurnState, fresh
+from proxy.core.model import Layout, Message, SessionKey, SessionState, Turn, TurnState
 from proxy.errors import StoreUnavailable
 from proxy.stores.lock import Lock
 from proxy.stores.rules import EXPIRED_KEPT, state_at
@@ -32,25 +33,24 @@ _PRAGMAS = (
     "PRAGMA synchronous=FULL",  # NORMAL loses acknowledged commits at a power cut
     "PRAGMA secure_delete=ON",
 )
+MARK = 16  # bytes of a message's mark
 _SESSION = "SELECT id, tip, touched, emptied FROM sessions WHERE tenant = ? AND session = ?"
-_HISTORY = """
-WITH RECURSIVE line (id, parent) AS (
-    SELECT id, parent FROM turns WHERE id = :tip AND session = :session
-    UNION ALL SELECT t.id, t.parent FROM turns t JOIN line ON t.id = line.parent
-)
-SELECT name, state, system, asked, roles, reply, echo, model, finish_reason, usage, started, ended
-FROM turns WHERE id IN (SELECT id FROM line) ORDER BY id
+_TURNS = """
+SELECT id, parent, name, state, system, asked, roles, reply, echo, model, finish_reason, usage, started, ended,
+       layout, marks, form, request, resends
+FROM turns WHERE session = ? ORDER BY id
 """
-_APPEND = (
-    "INSERT OR IGNORE INTO sessions (tenant, session, touched) VALUES (:tenant, :session, :touched)",
-    """
+_BEGIN = "INSERT OR IGNORE INTO sessions (tenant, session, touched) VALUES (:tenant, :session, :touched)"
+_APPEND = """
 INSERT INTO turns (id, session, parent, name, state, system, asked, roles, reply, echo, model, finish_reason,
-                   usage, started, ended)
-SELECT :turn, id, tip, :name, :state, :system, :asked, :roles, :reply, :echo, :model, :finish_reason,
-       :usage, :started, :ended FROM sessions WHERE tenant = :tenant AND session = :session
-""",
-    "UPDATE sessions SET tip = :turn, touched = :touched, emptied = 0 WHERE tenant = :tenant AND session = :session",
-)
+                   usage, started, ended, layout, marks, form, request, resends)
+SELECT :turn, s.id, (SELECT id FROM turns WHERE session = s.id AND name = :parent), :name, :state, :system, :asked,
+       :roles, :reply, :echo, :model, :finish_reason, :usage, :started, :ended, :layout, :marks, :form, :request,
+       :resends FROM sessions s WHERE s.tenant = :tenant AND s.session = :session
+"""
+_MOVE = "UPDATE sessions SET tip = :turn, touched = :touched, emptied = 0 WHERE tenant = :tenant AND session = :session"
+_DROP = "DELETE FROM turns WHERE name = ? AND session = (SELECT id FROM sessions WHERE tenant = ? AND session = ?)"
+_LEARN = "INSERT OR IGNORE INTO refusals (upstream, member) VALUES (?, ?)"
 _TOUCH = "UPDATE sessions SET touched = ? WHERE tenant = ? AND session = ? AND emptied = 0"
 # What was read before a write is waited for may have changed since: only the session that was seen goes.
 _EMPTY = "UPDATE sessions SET tip = NULL, emptied = 1 WHERE id = ? AND touched = ?"
@@ -78,12 +78,14 @@ class SQLiteStore:
         reader: aiosqlite.Connection,
         ttl: int,
         turn_id: int,
+        refusals: Mapping[str, frozenset[str]],
     ) -> None:
         self._opened = opened
         self._writer = writer
         self._reader = reader
         self._ttl = ttl
         self._turn_id = turn_id  # the newest; the one writer counts
+        self._refusals = refusals
         self._queue: asyncio.Queue[_Write | None] = asyncio.Queue()
         self._closed = False
         self._task = asyncio.create_task(self._run())
@@ -105,7 +107,9 @@ class SQLiteStore:
                 uri = f"file:{_quoted(path)}?mode=ro"
                 reader = await opening.enter_async_context(aiosqlite.connect(uri, uri=True, isolation_level=None))
                 await reader.execute("PRAGMA query_only=ON")
-                return cls(opening.pop_all(), writer, reader, ttl, newest or 0)
+                async with reader.execute("SELECT upstream, member FROM refusals") as cursor:
+                    refusals = _by_upstream(await cursor.fetchall())
+                return cls(opening.pop_all(), writer, reader, ttl, newest or 0, refusals)
         except OSError as error:
             raise StoreUnavailable(f"Cannot use {path}: {error.strerror}. Check the folder and its rights.") from error
         except sqlite3.Error as error:
@@ -115,24 +119,32 @@ class SQLiteStore:
     def holds_turns(self) -> bool:
         return self._turn_id > 0
 
-    async def load(self, key: SessionKey, now: int) -> Session:
+    @property
+    def refusals(self) -> Mapping[str, frozenset[str]]:
+        return self._refusals
+
+    async def load(self, key: SessionKey, now: int, in_use: bool = False) -> Session:
         found = await self._read(_SESSION, (key.tenant, key.id))
         if not found:
             return fresh()
         id, tip, touched, emptied = found[0]
-        state = state_at(now, touched, bool(emptied), self._ttl)
+        state = state_at(touched if in_use else now, touched, bool(emptied), self._ttl)
         if state is SessionState.CONTINUED:
-            turns = await self._read(_HISTORY, {"tip": tip, "session": id})
-            return Session(state, History(tuple([_turn(row) for row in turns])))
+            return Session(state, _history(tip, await self._read(_TURNS, (id,))))
         if emptied:
             return fresh(state)
         await self._write([(_EMPTY, [(id, touched)]), (_WIPE, [(id, touched)])])
         return await self.load(key, now)
 
-    async def append(self, key: SessionKey, turn: Turn, now: int) -> None:
-        self._turn_id += 1
-        row = _row(self._turn_id, key, turn, now)
-        await self._write([(sql, [row]) for sql in _APPEND])
+    async def append(self, key: SessionKey, turns: Sequence[Turn], now: int, drop: Sequence[str] = ()) -> None:
+        rows = [_row(self._turn_id + n, key, turn, now) for n, turn in enumerate(turns, 1)]
+        self._turn_id += len(rows)
+        gone = [(name, key.tenant, key.id) for name in drop]
+        await self._write([(_BEGIN, rows[:1]), (_APPEND, rows), (_MOVE, rows[-1:]), *([(_DROP, gone)] if gone else [])])
+
+    async def learn(self, upstream: str, member: str) -> None:
+        self._refusals = {**self._refusals, upstream: self._refusals.get(upstream, frozenset()) | {member}}
+        self._enqueue([(_LEARN, [(upstream, member)])])
 
     async def touch(self, key: SessionKey, now: int) -> None:
         self._enqueue([(_TOUCH, [(now, key.tenant, key.id)])])
@@ -253,6 +265,12 @@ def _row(id: int, key: SessionKey, turn: Turn, now: int) -> dict[str, Any]:
         "usage": turn.usage,
         "started": turn.started,
         "ended": turn.ended,
+        "parent": turn.parent,
+        "layout": None if turn.layout is None else dumps(turn.layout).decode(),
+        "marks": _marks(turn),
+        "form": turn.form,
+        "request": turn.request,
+        "resends": turn.resends,
     }
 
 
@@ -261,22 +279,56 @@ def _text(value: str | None) -> str | None:
     return value and value.encode(errors="backslashreplace").decode()
 
 
-def _turn(row: Any) -> Turn:
-    name, state, system, asked, roles, reply, echo, model, finish_reason, usage, started, ended = row
+def _marks(turn: Turn) -> bytes | None:
+    """The marks of a turn's messages, one after another; None where one has none."""
+    marks = [message.mark for message in (*turn.asked, *([turn.echo] if turn.echo else []))]
+    return b"".join(marks) if all([len(mark) == MARK for mark in marks]) else None
+
+
+def _history(tip: int | None, rows: Iterable[Any]) -> History:
+    names: dict[int, str] = {}
+    turns = []
+    for id, parent, *row in rows:
+        turns.append(_turn(names.get(parent), row))
+        names[id] = turns[-1].id
+    return History(tuple(turns), None if tip is None else names.get(tip))
+
+
+def _turn(parent: str | None, row: Any) -> Turn:
+    name, state, system, asked, roles, reply, echo, model, finish_reason, usage, started, ended, *tree = row
+    layout, marks, form, request, resends = tree
     raws = [bytes(raw) for raw in elements(asked)]
+    each = [marks[at : at + MARK] for at in range(0, len(marks), MARK)] if marks else [b""] * (len(raws) + 1)
+    told = zip(loads(roles.encode()), raws, each, strict=False)
     return Turn(
         id=name,
         system=system,
-        asked=tuple([Message(role, raw) for role, raw in zip(loads(roles.encode()), raws, strict=True)]),
+        asked=tuple([Message(role, raw, mark) for role, raw, mark in told]),
         reply=reply,
-        echo=Message("assistant", echo) if echo is not None else None,
+        echo=Message("assistant", echo, each[-1]) if echo is not None else None,
+        parent=parent,
+        layout=None if layout is None else _layout(loads(layout.encode())),
         state=TurnState(state),
+        form=form,
+        request=request,
+        resends=bool(resends),
         model=model,
         finish_reason=finish_reason,
         usage=usage,
         started=started,
         ended=ended,
     )
+
+
+def _layout(parts: list[Any]) -> Layout:
+    return tuple([part if isinstance(part, int) else (part[0], part[1]) for part in parts])
+
+
+def _by_upstream(rows: Iterable[Any]) -> dict[str, frozenset[str]]:
+    found: dict[str, frozenset[str]] = {}
+    for upstream, member in rows:
+        found[upstream] = found.get(upstream, frozenset()) | {member}
+    return found
 
 
 def _quoted(path: Path) -> str:

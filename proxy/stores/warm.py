@@ -7,10 +7,12 @@ is not: an entry changes only after the inner store's append returned.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
-from proxy.core.model import Session, SessionKey, SessionState, Turn
+from proxy.core.history import Session
+from proxy.core.model import SessionKey, SessionState, Turn
 from proxy.stores.base import Store
 from proxy.stores.rules import is_expired
 
@@ -37,26 +39,46 @@ class WarmStore:
         self._limit = limit
         self._size = 0
         self._entries: OrderedDict[SessionKey, _Entry] = OrderedDict()
+        self._reads: dict[SessionKey, set[object]] = {}  # under way, and still true
 
-    async def load(self, key: SessionKey, now: int) -> Session:
+    @property
+    def refusals(self) -> Mapping[str, frozenset[str]]:
+        return self._inner.refusals
+
+    async def learn(self, upstream: str, member: str) -> None:
+        await self._inner.learn(upstream, member)
+
+    async def load(self, key: SessionKey, now: int, in_use: bool = False) -> Session:
         entry = self._entries.get(key)
-        if entry and entry.is_live(now, self._ttl):
+        if entry and (in_use or entry.is_live(now, self._ttl)):
             self._entries.move_to_end(key)
             return entry.session
         self._drop(key)
-        session = await self._inner.load(key, now)
-        self._keep(key, session, None)
+        read = object()
+        self._reads.setdefault(key, set()).add(read)
+        try:
+            session = await self._inner.load(key, now, in_use)
+        finally:
+            reads = self._reads.get(key, set())
+            true = read in reads
+            reads.discard(read)
+            if not reads:
+                self._reads.pop(key, None)
+        if true:  # else a turn was appended meanwhile, which the read may have missed
+            self._keep(key, session, None)
         return session
 
-    async def append(self, key: SessionKey, turn: Turn, now: int) -> None:
-        entry = self._entries.get(key)
+    async def append(self, key: SessionKey, turns: Sequence[Turn], now: int, drop: Sequence[str] = ()) -> None:
         try:
-            await self._inner.append(key, turn, now)
+            await self._inner.append(key, turns, now, drop)
+            self._reads.pop(key, None)
         except BaseException:  # cancelled or failed: whether it was committed only a read can tell
+            self._reads.pop(key, None)
             self._drop(key)
             raise
-        if entry:  # else memory is short, or the session was not loaded through here
-            self._keep(key, Session(SessionState.CONTINUED, entry.session.history.plus(turn)), now)
+        if entry := self._entries.get(key):  # else memory is short, or the session was not loaded through here
+            history = entry.session.history.plus(*turns).without(drop)
+            self._keep(key, Session(SessionState.CONTINUED, history), now)
 
     async def touch(self, key: SessionKey, now: int) -> None:
         entry = self._entries.get(key)

@@ -6,13 +6,26 @@ The only part of the house that assumes it is alone. Knows nothing of HTTP or of
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
-from typing import Any
+from collections import OrderedDict, deque
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
 
 from proxy.core.model import SessionKey
+from proxy.core.reconcile import Flight
 from proxy.errors import Draining, SessionBusy, SessionQueueFull
+
+REMEMBERED = 10_000  # sessions whose last answer nobody took
+
+
+class InFlight(Protocol):
+    """A turn whose answer has not ended."""
+
+    @property
+    def parent(self) -> str | None:
+        """The turn it will follow."""
+
+    @property
+    def flight(self) -> Flight: ...
 
 
 class Place:
@@ -34,10 +47,40 @@ class Live:
         self.draining = False
         self._lines: dict[SessionKey, deque[asyncio.Future[None]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._turns: dict[SessionKey, list[InFlight]] = {}
+        self._undelivered: OrderedDict[SessionKey, str] = OrderedDict()
 
     @property
     def in_use(self) -> set[SessionKey]:
-        return set(self._lines)
+        return self._lines.keys() | self._turns.keys()
+
+    def turns(self, key: SessionKey) -> list[InFlight]:
+        """The turns of a session that are in flight, in the order of their start."""
+        return list(self._turns.get(key, ()))
+
+    def parents(self, key: SessionKey) -> list[str]:
+        """The turns that those in flight will follow."""
+        return [turn.parent for turn in self.turns(key) if turn.parent is not None]
+
+    def enter(self, key: SessionKey, turn: InFlight) -> None:
+        self._turns.setdefault(key, []).append(turn)
+
+    def leave(self, key: SessionKey, turn: InFlight) -> None:
+        self._turns[key].remove(turn)
+        if not self._turns[key]:
+            del self._turns[key]
+
+    def delivered(self, key: SessionKey, id: str, whole: bool) -> None:
+        """Note whether a client has seen the end of a session's latest turn."""
+        self._undelivered.pop(key, None)
+        if not whole:
+            self._undelivered[key] = id
+            if len(self._undelivered) > REMEMBERED:
+                self._undelivered.popitem(last=False)
+
+    def undelivered(self, key: SessionKey) -> str | None:
+        """The ID of the session's latest turn where no client has seen its end."""
+        return self._undelivered.get(key)
 
     @property
     def in_flight(self) -> int:
@@ -109,13 +152,3 @@ class Live:
             self._next(key)
         elif turn in (line := self._lines[key]):
             line.remove(turn)
-
-
-@asynccontextmanager
-async def held(place: Place | None) -> AsyncIterator[None]:
-    """The place, given up on the way out at the latest."""
-    try:
-        yield
-    finally:
-        if place:
-            place.leave()

@@ -1,230 +1,114 @@
-"""A recorded turn: read the request, wait in line, put the history in front, hand the answer on
-as it comes, and keep the end back until the turn is kept.
+"""A request for a recorded turn: read it, decide how it is meant, wait in line where it must, start the turn.
 
-The turn is a task of its own; the handler only waits for it. What the bytes mean is decided
-in `core.exchange`; how requests reach an upstream stands in `upstream`.
+Decided twice: on arrival, against the history and the turns in flight, and in its place again, for the tip
+may have moved. The turn itself stands in `turn`; how lists are read, in `core.reconcile`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import zlib
-from collections.abc import AsyncIterator
-from hashlib import sha256
-from hmac import digest
-from typing import cast
+from dataclasses import dataclass, replace
+from hashlib import blake2b
 
 from aiohttp import web
 
 from proxy.core import headers
-from proxy.core.exchange import Dialect, Exchange, Verdict
-from proxy.core.inflate import Inflate, inflater
+from proxy.core.history import History, Session
 from proxy.core.members import dumps, with_default
-from proxy.core.model import Ask, History, Reply, Session, SessionKey, SessionState, Turn
-from proxy.dialects import chat
-from proxy.errors import (
-    BadRequest,
-    ProxyError,
-    RequestTimeout,
-    RequestTooLarge,
-    SessionNotFound,
-    StoreUnavailable,
-    UnsupportedEncoding,
-    UpstreamUnreachable,
-)
+from proxy.core.model import Ask, SessionKey, SessionState
+from proxy.core.reconcile import Decision, Mode, Plan, decide, is_retry
+from proxy.dialects import chat, marks, sending
+from proxy.errors import BadRequest, RequestTimeout, RequestTooLarge, SessionNotFound, UnsupportedEncoding
 from proxy.web import caller
 from proxy.web.listener import Listener
-from proxy.web.live import Place, held
+from proxy.web.live import Place
 from proxy.web.runtime import Runtime
 from proxy.web.target import Target
-from proxy.web.upstream import Response
+from proxy.web.turn import Call, RecordedTurn, affinity
 
 log = logging.getLogger("proxy.relay")
-_NOT_SENT = ("host", "expect", "content-length", "content-encoding", "accept-encoding", *sorted(headers.OURS))
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a request asks of us by headers of ours."""
+
+    mode: Mode
+    recorded: bool
+    must_exist: bool
+    dry_run: bool
+    counted: bool  # it says that it is a retry
+
+    @classmethod
+    def of(cls, request: web.Request, runtime: Runtime) -> Wishes:
+        sent, sessions = request.headers, runtime.config.sessions
+        return cls(
+            Mode(headers.choice(sent, "x-session-mode", [*Mode]) or sessions.mode),
+            headers.choice(sent, "x-session-store", ["no"]) is None,
+            headers.choice(sent, "x-session-must-exist", ["yes"]) is not None,
+            headers.choice(sent, "x-session-dry-run", ["yes"]) is not None,
+            sent.get("x-stainless-retry-count", "0") not in ("", "0"),
+        )
 
 
 async def handle(request: web.Request, runtime: Runtime, target: Target, session_id: str) -> web.StreamResponse:
-    limits, sessions = runtime.config.limits, runtime.config.sessions
-    recorded = not headers.flag(request.headers, "x-session-store", word="no")
-    must_exist = headers.flag(request.headers, "x-session-must-exist", word="yes")
-    dry_run = headers.flag(request.headers, "x-session-dry-run", word="yes")
-    key = SessionKey(caller.tenant(runtime.config, list(request.headers.items()), runtime.secret), session_id)
-    ask = _read(await _body(request, limits.request_body, limits.body_timeout), runtime, target, key)
+    limits = runtime.config.limits
+    wishes = Wishes.of(request, runtime)
+    pairs = list(request.headers.items())
+    key = SessionKey(caller.tenant(runtime.config, pairs, runtime.secret), session_id)
+    body = await _body(request, limits.request_body, limits.body_timeout)
+    call = Call(target, key, _read(body, runtime, target, key), pairs, digest(body), wishes.recorded)
+    session, plan = await _decide(runtime, call, wishes)
+    if wishes.must_exist and session.state is not SessionState.CONTINUED:
+        raise SessionNotFound("There is no such session. Leave x-session-must-exist out to begin one.")
+    if wishes.dry_run:
+        return _dry_run(call, plan, session.history, runtime)
     place = None
-    if recorded and not dry_run:
-        place = await runtime.live.place(key, sessions.queue_limit, sessions.queue_timeout)
-    listener = Listener(request, limits.write_timeout)
-    turn = RecordedTurn(runtime, target, key, ask, listener, place if recorded else None)
-    if place and (request.transport is None or request.transport.is_closing()):
-        place.leave()
-        raise BadRequest("The client left before its turn came.")
-    session = await turn.load(must_exist)
-    if dry_run:
-        return _plan(ask, session.history, Exchange(cast(Dialect, chat), ask, session.history, 0))
-    await asyncio.shield(runtime.live.start(turn.run(session, list(request.headers.items()))))
+    if wishes.recorded and not plan.alone:
+        place = await _place(request, runtime, key)
+    try:
+        if place:
+            session, plan = await _decide(runtime, call, wishes)
+        listener = Listener(request, limits.write_timeout)
+        turn = RecordedTurn(runtime, call, plan, session, listener, place)
+    except BaseException:
+        if place:
+            place.leave()
+        raise
+    await asyncio.shield(runtime.live.start(turn.run()))
     assert listener.response is not None
     return listener.response
 
 
-class RecordedTurn:
-    """One turn in flight. `run` ends when the answer has ended, one way or the other."""
-
-    def __init__(
-        self,
-        runtime: Runtime,
-        target: Target,
-        key: SessionKey,
-        ask: Ask,
-        listener: Listener,
-        place: Place | None,
-    ) -> None:
-        self._runtime = runtime
-        self._target = target
-        self._key = key
-        self._ask = ask
-        self._listener = listener
-        self._place = place
-        self._id = runtime.turn_id()
-        self._settled = False
-
-    async def load(self, must_exist: bool) -> Session:
-        """The session as it stands, now that its turn has come."""
-        try:
-            session = await self._runtime.store.load(self._key, self._runtime.now())
-            if must_exist and session.state is not SessionState.CONTINUED:
-                raise SessionNotFound("There is no such session. Leave x-session-must-exist out to begin one.")
-        except BaseException:
-            self._leave()
-            raise
-        return session
-
-    async def run(self, session: Session, pairs: headers.Pairs) -> None:
-        runtime, limits = self._runtime, self._runtime.config.limits
-        async with held(self._place):
-            self._session = session
-            self._started = runtime.now()
-            self._exchange = Exchange(cast(Dialect, chat), self._ask, session.history, limits.recorded_reply)
-            await runtime.store.touch(self._key, self._started)
-            async with runtime.client.open(
-                "POST", self._target.url, self._upstream_headers(pairs), self._exchange.body, self._target.upstream
-            ) as answer:
-                try:
-                    await self._relay(answer)
-                finally:  # cut by a drain, or by a fault of ours: never a clean end
-                    if self._listener.response is not None and not self._settled:
-                        self._listener.reset()
-
-    async def _relay(self, answer: Response) -> None:
-        encoding = inflating(answer) if 200 <= answer.status < 300 else None
-        length = None if encoding else answer.length
-        self._exchange.begin(answer.status, answer.get("content-type"), length)
-        await self._listener.begin(answer.status, self._client_headers(answer, encoding is not None))
-        clean = await self._pieces(answer, encoding)
-        if not self._settled:
-            await self._settle(clean)
-        elif not clean:
-            self._listener.reset()
-        await self._listener.end()
-
-    async def _pieces(self, answer: Response, encoding: Inflate | None) -> bool:
-        """Hand pieces on until the end of the transfer; whether it ended as HTTP says."""
-        try:
-            async with asyncio.timeout(None) as bound:
-                async for piece in plain(answer, encoding):
-                    if out := self._exchange.receive(piece):
-                        await self._listener.write(out)
-                    if self._exchange.terminated and not self._settled:
-                        await self._settle(True)
-                    if self._listener.gone and (self._settled or self._place is None):
-                        return False  # nobody listens, and nothing is left to record
-                    if self._listener.gone and bound.when() is None:
-                        limit = self._runtime.config.sessions.finish_limit
-                        bound.reschedule(asyncio.get_running_loop().time() + limit)
-        except (ProxyError, TimeoutError, zlib.error):
-            return False
-        return encoding is None or encoding.eof
-
-    async def _settle(self, clean: bool) -> None:
-        """The end of the answer is here: keep the turn, then let the end go; or break it off."""
-        outcome = self._exchange.finish(clean)
-        verdict = outcome.verdict
-        if verdict is Verdict.COMPLETE and self._place is not None:
-            try:
-                await self._runtime.store.append(self._key, self._turn(outcome.reply), self._runtime.now())
-            except StoreUnavailable as error:
-                log.error("turn %s is not kept, its end is not released: %s", self._id, error)
-                verdict = Verdict.BROKEN
-        self._settled = True
-        self._leave()
-        if verdict is Verdict.BROKEN:
-            self._listener.reset()
-        else:
-            await self._listener.write(self._exchange.release())
-
-    def _leave(self) -> None:
-        if self._place:
-            self._place.leave()
-
-    def _turn(self, reply: Reply) -> Turn:
-        own = self._ask.system
-        return Turn(
-            id=self._id,
-            system=own if own != self._session.history.system else None,
-            asked=self._ask.messages,
-            reply=reply.message or b"null",
-            echo=reply.echo,
-            model=reply.model or self._ask.model,
-            finish_reason=reply.finish_reason,
-            usage=reply.usage,
-            started=self._started,
-            ended=self._runtime.now(),
-        )
-
-    def _upstream_headers(self, pairs: headers.Pairs) -> headers.Pairs:
-        upstream, names = self._target.upstream, self._runtime.config.sessions.headers
-        without = _NOT_SENT if upstream.forward else (*_NOT_SENT, *[name.lower() for name in names])
-        sent = caller.with_our_key(upstream, headers.end_to_end(pairs, without))
-        if header := upstream.affinity.get("header"):
-            sent.append((header, affinity(self._key, self._runtime.secret)))
-        return [*sent, ("Accept-Encoding", "identity")]
-
-    def _client_headers(self, answer: Response, inflated: bool) -> headers.Pairs:
-        sent = headers.end_to_end(answer.headers, ("content-encoding", "content-length") if inflated else ())
-        if not 200 <= answer.status < 300:
-            return sent  # the upstream's own errors go through untouched
-        return [
-            *sent,
-            ("x-session-state", self._session.state),
-            ("x-session-turn", self._id),
-            ("x-session-decision", "append"),
-            ("x-session-injected", str(self._exchange.injected)),
-            ("x-session-dropped", "0"),
-        ]
+async def _decide(runtime: Runtime, call: Call, wishes: Wishes) -> tuple[Session, Plan]:
+    """The session as it stands, and how the request is read against it and the turns in flight."""
+    turns = runtime.live.turns(call.key)
+    session = await runtime.store.load(call.key, runtime.now(), in_use=bool(turns))
+    flights = [turn.flight for turn in turns]
+    history = session.history
+    undelivered = runtime.live.undelivered(call.key)
+    if call.recorded and is_retry(call.request, history, flights, wishes.counted, undelivered):
+        before = History(history.turns, history.last.parent if history.last else None)
+        plan = replace(decide(call.ask, before, marks, wishes.mode), decision=Decision.RETRY)
+    else:
+        plan = decide(call.ask, history, marks, wishes.mode, flights)
+    log.debug("%s: %s", plan.decision, plan.reason)
+    return session, plan
 
 
-def inflating(answer: Response) -> Inflate | None:
-    """How to undo the answer's encoding: we asked for none, and cannot record what we cannot read."""
-    try:
-        return inflater(answer.get("content-encoding"))
-    except ValueError as error:
-        raise UpstreamUnreachable(
-            f"The upstream compressed its answer as {error} although asked not to. Turn that off there."
-        ) from error
+async def _place(request: web.Request, runtime: Runtime, key: SessionKey) -> Place:
+    sessions = runtime.config.sessions
+    place = await runtime.live.place(key, sessions.queue_limit, sessions.queue_timeout)
+    if request.transport is None or request.transport.is_closing():
+        place.leave()
+        raise BadRequest("The client left before its turn came.")
+    return place
 
 
-async def plain(answer: Response, encoding: Inflate | None) -> AsyncIterator[bytes]:
-    async for piece in answer.pieces():
-        if encoding is None:
-            yield piece
-            continue
-        for part in encoding.feed(piece):
-            yield part
-
-
-def affinity(key: SessionKey, secret: bytes) -> str:
-    """A session's name for upstream caches: a keyed hash, never the ID."""
-    return digest(secret, b"affinity\0" + key.tenant + key.id.encode(), sha256).hex()[:32]
+def digest(body: bytes) -> bytes:
+    """By which a body is recognised when it comes again; 16 bytes."""
+    return blake2b(body, digest_size=16).digest()
 
 
 async def _body(request: web.Request, limit: int, timeout: float) -> bytes:
@@ -254,19 +138,22 @@ def _read(body: bytes, runtime: Runtime, target: Target, key: SessionKey) -> Ask
     return ask
 
 
-def _plan(ask: Ask, history: History, exchange: Exchange) -> web.Response:
+def _dry_run(call: Call, plan: Plan, history: History, runtime: Runtime) -> web.Response:
     """What `x-session-dry-run` answers: the exact body, and where each of its messages came from."""
+    target = call.target
+    refused = runtime.store.refusals.get(target.host, frozenset())
+    form = sending.form_of(target.upstream.profile, target.host, call.ask.model, refused)
+    body, injected = sending.compose(call.ask, plan, history, form)
     sources: list[dict[str, str]] = []
-    if ask.system is None and history.system is not None:
-        sources.append({"from": "system"})
-    for turn in history.turns:
-        sources += [{"from": "history", "turn": turn.id, "role": message.role} for message in turn.sent]
-    own = [{"from": "request", "role": message.role} for message in ask.messages]
-    if ask.system is not None:
-        sources.insert(0, {"from": "request", "role": "system"})
-    plan = {
-        "body": exchange.body.decode(errors="replace"),
-        "injected": exchange.injected,
-        "messages": sources + own,
-    }
-    return web.Response(body=dumps(plan), content_type="application/json")
+    if plan.system is not None:
+        sources.append({"from": "request" if call.ask.system is not None else "history", "role": "system"})
+    for entry, theirs in plan.sent:
+        if entry:
+            sources.append({"from": "history", "turn": entry.turn.id, "role": entry.message.role})
+        elif theirs:
+            sources.append({"from": "request", "role": theirs.role})
+    told = {"decision": plan.decision, "reason": plan.reason, "injected": injected}
+    return web.Response(
+        body=dumps({**told, "messages": sources, "body": body.decode(errors="replace")}),
+        content_type="application/json",
+    )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import NamedTuple
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from proxy.config import Upstream
 from proxy.errors import BadRequest
@@ -19,6 +19,11 @@ class Target(NamedTuple):
     upstream: Upstream
     url: str
     is_chat: bool  # where a POST with a session ID is a recorded turn
+
+    @property
+    def host(self) -> str:
+        """The upstream's host and port: where signatures hold, and what was learned of it."""
+        return urlsplit(self.upstream.base_url).netloc.lower()
 
 
 def find(raw_target: str, method: str, upstreams: Iterable[Upstream]) -> Target | None:

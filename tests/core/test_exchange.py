@@ -9,12 +9,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from proxy.core.exchange import Exchange, Verdict
-from proxy.core.model import History, Message, Reply, Turn
+from proxy.core.model import Reply
 from proxy.dialects import chat
 
 SSE = "text/event-stream; charset=utf-8"
 JSON = "application/json"
-REQUEST = b'{"model":"m","messages":[{"role":"user","content":"hi"}]}'
 DONE = b"data: [DONE]\n\n"
 DELTA = b'data: {"model":"m","choices":[{"index":0,"delta":{"role":"assistant","content":"ho \xc3\xa9"}}]}\n\n'
 FINISH = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
@@ -33,8 +32,8 @@ VERDICTS = [
     ("stream without a content type", None, b": ping\n\n" + DELTA + FINISH + DONE, Verdict.COMPLETE),
     ("stream with CRLF", SSE, (DELTA + FINISH).replace(b"\n", b"\r\n"), Verdict.COMPLETE),
     ("stream with a byte order mark", SSE, b"\xef\xbb\xbf" + DELTA + FINISH + DONE, Verdict.COMPLETE),
-    ("stream cut before any sign", SSE, DELTA, Verdict.BROKEN),
-    ("stream cut inside an event", SSE, DELTA + FINISH[:30], Verdict.BROKEN),
+    ("stream cut before any sign", SSE, DELTA, Verdict.CUT),
+    ("stream cut inside an event", SSE, DELTA + FINISH[:30], Verdict.CUT),
     ("stream with an error event", SSE, DELTA + FAILED, Verdict.NOTHING),
     ("stream with an error after its finish", SSE, DELTA + FINISH + FAILED + DONE, Verdict.NOTHING),
     ("stream with an error line", SSE, DELTA + b'error: {"error":{"message":"x"}}\n', Verdict.NOTHING),
@@ -58,14 +57,10 @@ VERDICTS = [
 ]
 
 
-def exchange(limit: int = 10_000, history: History | None = None) -> Exchange:
-    return Exchange(chat, chat.read(REQUEST), history or History(), limit)
-
-
 def begun(
     content_type: str | None = SSE, length: int | None = None, *, status: int = 200, limit: int = 9999
 ) -> Exchange:
-    started = exchange(limit)
+    started = Exchange(chat, limit)
     started.begin(status, content_type, length)
     return started
 
@@ -78,7 +73,7 @@ def test_what_remains_of_an_answer(content_type: str | None, body: bytes, verdic
     out = answer.receive(body)
     outcome = answer.finish(clean=True)
     assert outcome.verdict is verdict
-    assert (outcome.reply.message is not None) >= (verdict is Verdict.COMPLETE)
+    assert (outcome.reply.message is not None) >= (verdict in (Verdict.COMPLETE, Verdict.CUT))
     assert out + answer.release() == body
 
 
@@ -126,9 +121,30 @@ def test_the_terminator_waits_until_it_is_released() -> None:
     assert answer.receive(b"\n\n: late\n\n") == b"\n\n: late\n\n"
 
 
+@pytest.mark.parametrize(
+    "case", [case for case in VERDICTS if case[3] in (Verdict.COMPLETE, Verdict.CUT)], ids=lambda case: case[0]
+)
+def test_what_was_said_before_an_unclean_end_is_kept_as_cut(case: tuple[str, str | None, bytes, Verdict]) -> None:
+    _, content_type, body, _ = case
+    answer, whole = begun(content_type), begun(content_type)
+    answer.receive(body)
+    whole.receive(body)
+    assert answer.finish(clean=False) == (Verdict.CUT, whole.finish(clean=True).reply)
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in VERDICTS if case[3] in (Verdict.NOTHING, Verdict.BROKEN)], ids=lambda case: case[0]
+)
+def test_an_unclean_end_of_what_says_nothing_is_a_break(case: tuple[str, str | None, bytes, Verdict]) -> None:
+    _, content_type, body, _ = case
+    answer = begun(content_type)
+    answer.receive(body)
+    assert answer.finish(clean=False).verdict is Verdict.BROKEN
+
+
 @pytest.mark.parametrize("body", [DELTA + FINISH + DONE, COMPLETION])
-def test_an_unclean_end_is_a_break_whatever_came(body: bytes) -> None:
-    answer = begun()
+def test_what_was_too_long_to_keep_is_a_break_also_when_it_was_cut(body: bytes) -> None:
+    answer = begun(limit=len(body) - 1)
     answer.receive(body)
     assert answer.finish(clean=False) == (Verdict.BROKEN, Reply())
 
@@ -144,7 +160,7 @@ def test_an_answer_that_is_no_success_goes_through_and_is_not_recorded(status: i
 
 
 def test_an_answer_whose_head_never_came_is_not_recorded() -> None:
-    assert exchange().finish(clean=True).verdict is Verdict.NOTHING
+    assert Exchange(chat, 10_000).finish(clean=True).verdict is Verdict.NOTHING
 
 
 @pytest.mark.parametrize(("more", "verdict"), [(0, Verdict.COMPLETE), (-1, Verdict.BROKEN)])
@@ -168,18 +184,6 @@ def test_the_reply_is_what_the_stream_said() -> None:
     reply = answer.finish(clean=True).reply
     assert json.loads(reply.message or b"") == {"role": "assistant", "content": "ho é"}
     assert (reply.model, reply.finish_reason, reply.usage) == ("m", "stop", b'{"total_tokens":5}')
-
-
-def test_the_body_for_the_upstream_carries_the_history() -> None:
-    old = (
-        Message("user", b'{"role":"user","content":"a"}'),
-        Message("assistant", b'{"role":"assistant","content":"b"}'),
-    )
-    history = History((Turn("1", None, old[:1], old[1].raw, old[1]),))
-    sent = exchange(history=history)
-    assert sent.injected == 2
-    assert [message["content"] for message in json.loads(sent.body)["messages"]] == ["a", "b", "hi"]
-    assert (exchange().body, exchange().injected) == (REQUEST, 0)
 
 
 @given(

@@ -132,13 +132,27 @@ def test_a_tenant_depends_on_the_secret_and_shows_nothing_of_the_value() -> None
     assert headers.tenant("credential", "k\udcff", SECRET) != headers.tenant("credential", "k\udcfe", SECRET)
 
 
-@pytest.mark.parametrize(("sent", "wanted"), [({}, False), ({"x": "no"}, True), ({"x": " NO "}, True)])
-def test_a_flag_is_set_by_its_word(sent: dict[str, str], wanted: bool) -> None:
-    assert headers.flag(sent, "x", word="no") is wanted
+@pytest.mark.parametrize(
+    ("sent", "words", "wanted"),
+    [
+        ({}, ["no"], None),
+        ({"x": "no"}, ["no"], "no"),
+        ({"x": " NO "}, ["no"], "no"),
+        ({"x": "Resend\t"}, ["auto", "append", "resend"], "resend"),
+        ({"y": "odd"}, ["auto", "append"], None),
+    ],
+)
+def test_a_choice_is_one_of_its_words_in_any_letter_case(
+    sent: dict[str, str], words: list[str], wanted: str | None
+) -> None:
+    assert headers.choice(sent, "x", words) == wanted
 
 
-@pytest.mark.parametrize("value", ["", "yes", "no no", "0"])
-def test_a_flag_with_another_word_is_refused_by_name(value: str) -> None:
-    with pytest.raises(BadRequest, match="x-session-store") as refused:
-        headers.flag({"x-session-store": value}, "x-session-store", word="no")
+@pytest.mark.parametrize("value", ["", "yes", "no no", "0", "n"])
+@pytest.mark.parametrize(("words", "known"), [(["no"], "'no'"), (["no", "never", "off"], "'no' or 'never' or 'off'")])
+def test_a_choice_of_another_word_is_refused_by_its_name_and_the_words_it_knows(
+    value: str, words: list[str], known: str
+) -> None:
+    with pytest.raises(BadRequest, match=f"The header x-session-store can be {known}. Send") as refused:
+        headers.choice({"x-session-store": value}, "x-session-store", words)
     assert refused.value.param == "x-session-store"

@@ -2,47 +2,30 @@
 
 from __future__ import annotations
 
-from proxy.core.model import History, Message, Session, SessionState, Turn, fresh
+from proxy.core.model import Message, Turn
 
 USER = Message("user", b'{"role":"user","content":"hi"}')
 REPLY = Message("assistant", b'{"role":"assistant","content":"ho"}')
 
 
-def turn(id: str, *, system: bytes | None = None, echo: Message | None = REPLY) -> Turn:
-    return Turn(id=id, system=system, asked=(USER,), reply=REPLY.raw, echo=echo)
+def turn(*asked: Message, system: bytes | None = None, echo: Message | None = REPLY, reply: bytes = REPLY.raw) -> Turn:
+    return Turn(id="1", system=system, asked=asked, reply=reply, echo=echo)
 
 
-def test_a_turn_sends_what_was_asked_and_the_echo() -> None:
-    assert turn("1").sent == (USER, REPLY)
-    assert turn("1").joined == USER.raw + b"," + REPLY.raw
+def test_the_size_of_a_turn_grows_with_every_part() -> None:
+    least = turn(reply=b"", echo=None)
+    larger = [
+        turn(reply=b"x", echo=None),
+        turn(reply=b""),
+        turn(USER, reply=b"", echo=None),
+        turn(USER, USER, reply=b"", echo=None),
+        turn(Message("user", USER.raw + b" " * 9), reply=b"", echo=None),
+        turn(reply=b"", echo=None, system=b"s" * 9),
+    ]
+    assert all(each.size > least.size for each in larger)
+    assert larger[3].size > larger[2].size < larger[4].size
 
 
-def test_a_turn_whose_reply_is_empty_is_not_sent_on() -> None:
-    assert turn("1", echo=None).sent == ()
-    history = History((turn("1"), turn("2", echo=None), turn("3")))
-    assert history.count == 4
-    assert history.joined == turn("1").joined + b"," + turn("3").joined
-
-
-def test_the_system_block_in_force_is_the_newest() -> None:
-    assert History().system is None
-    assert History((turn("1", system=b"old"), turn("2", system=b"new"), turn("3"))).system == b"new"
-
-
-def test_a_history_grows_by_turns_and_stays_what_it_was() -> None:
-    history = History((turn("1"),))
-    longer = history.plus(turn("2"))
-    assert [each.id for each in longer.turns] == ["1", "2"]
-    assert len(history.turns) == 1
-
-
-def test_the_size_grows_with_every_part() -> None:
-    sizes = [turn("1", echo=None).size, turn("1").size, turn("1", system=b"s" * 9).size]
-    assert sizes == sorted(set(sizes))
-    assert History((turn("1"), turn("2"))).size == 2 * turn("1").size
-    assert History().size == 0
-
-
-def test_a_fresh_session_has_no_history() -> None:
-    assert fresh() == Session(SessionState.NEW, History())
-    assert fresh(SessionState.EXPIRED).state == "expired"
+def test_many_small_messages_are_not_taken_for_nothing() -> None:
+    """The objects around a message take more memory than a short text does."""
+    assert turn(*[Message("user", b"1")] * 1000).size > 1000 * 200

@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
 from proxy.core.exchange import Exchange, Outcome, Verdict
-from proxy.core.model import History
-from proxy.dialects import chat
+from proxy.dialects import chat, forms, profiles
 from tests.fakes import Recording, recordings
 
 RECORDINGS = recordings()
@@ -39,7 +39,7 @@ Json = dict[str, Any]
 
 def outcome(recording: Recording, size: int | None = None) -> tuple[Outcome, bytes]:
     """What remains of a recorded answer, and the bytes that went on, in the recorded pieces or in such of a size."""
-    exchange = Exchange(chat, chat.read(recording.request or b'{"messages":[]}'), History(), 1 << 30)
+    exchange = Exchange(chat, 1 << 30)
     exchange.begin(recording.meta["status"], recording.meta["response_content_type"], None)
     body, out = recording.response, b""
     sizes = recording.pieces or [len(body)]
@@ -136,6 +136,9 @@ DIFFERENCES: dict[str, Callable[[Json], None]] = {
     "reasoning dropped by client": _without("reasoning"),
 }
 
+# Whose client hands reasoning back as text, while the profile of the upstream leaves it out.
+REASONING_LEFT_OUT = {"chat/groq--pydantic-ai--03/03"}
+
 
 def compared(message: Json, recording: Recording) -> Json:
     message = canonical(message)
@@ -145,8 +148,9 @@ def compared(message: Json, recording: Recording) -> Json:
     return message
 
 
+@pytest.mark.parametrize("setting", ["auto", "echo"])
 @pytest.mark.parametrize("recording", ECHOES, ids=lambda recording: recording.id)
-def test_the_echo_is_what_the_client_sent_back(recording: Recording) -> None:
+def test_the_echo_is_what_the_client_sent_back(recording: Recording, setting: str) -> None:
     echo = recording.meta["echo"]
     answered = BY_TURN[recording.group, int(echo["of"])]
     reply = outcome(answered)[0].reply
@@ -154,12 +158,17 @@ def test_the_echo_is_what_the_client_sent_back(recording: Recording) -> None:
         # pydantic-ai made a reply of an error event: its own reading of `failed_generation`.
         assert (echo["check"], reply.error) == ("differs", True)
         return
-    assert reply.echo is not None
+    host = urlsplit(recording.meta["url"]).hostname
+    ours = forms.reply_form(reply.message or b"", profiles.choose(setting, host or ""))
+    assert ours is not None
     sent = chat.read(recording.request or b"")
     system = json.loads(b"[" + (sent.system or b"") + b"]")
     theirs = sent.messages[echo["message_index"] - len(system)]
     assert theirs.role == "assistant"
-    assert compared(json.loads(reply.echo.raw), recording) == compared(json.loads(theirs.raw), recording)
+    wanted = compared(json.loads(theirs.raw), recording)
+    if setting == "auto" and recording.id in REASONING_LEFT_OUT:
+        assert wanted.pop("content").endswith("</think>")
+    assert compared(json.loads(ours), recording) == wanted
 
 
 def test_every_habit_is_needed_somewhere() -> None:

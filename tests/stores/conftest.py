@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from proxy.core.model import Message, SessionKey, Turn
+from proxy.core.history import History, Session
+from proxy.core.model import Message, SessionKey, SessionState, Turn
 from proxy.stores.base import Store
 from proxy.stores.memory import MemoryStore
 from proxy.stores.sqlite import SQLiteStore
@@ -26,10 +27,25 @@ A, B = SessionKey(b"tenant a", "s"), SessionKey(b"tenant b", "s")
 Open = Callable[[], Awaitable[SQLiteStore]]
 
 
-def turn(text: str = "hello", **members: Any) -> Turn:
+def turn(text: str = "hello", parent: Turn | None = None, **members: Any) -> Turn:
+    """A turn behind another one, or the first of its session."""
     asked = (Message("user", b'{"role":"user","content":"%b"}' % text.encode()),)
     echo = Message("assistant", b'{"role":"assistant","content":"re %b"}' % text.encode())
-    return Turn(**{"id": "turn_" + text, "system": None, "asked": asked, "reply": echo.raw, "echo": echo, **members})
+    told = {"id": "turn_" + text, "system": None, "asked": asked, "reply": echo.raw, "echo": echo}
+    return Turn(**{**told, "parent": parent and parent.id, **members})
+
+
+def turns(*texts: str) -> list[Turn]:
+    """Turns each of which follows the one before."""
+    made: list[Turn] = []
+    for text in texts:
+        made.append(turn(text, made[-1] if made else None))
+    return made
+
+
+def session(*turns: Turn) -> Session:
+    """A session that stands at the last of these turns."""
+    return Session(SessionState.CONTINUED, History(turns, turns[-1].id))
 
 
 async def opened(kind: str, path: Path) -> Store:

@@ -15,15 +15,12 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
-from proxy.core.model import History, Message, Session, SessionKey, SessionState, Turn
-from tests.stores.conftest import DAY, KINDS, TTL, A, B, Shelf, opened, turn
+from proxy.core.history import History, Session
+from proxy.core.model import Layout, Message, SessionKey, SessionState, Turn, TurnState
+from tests.stores.conftest import DAY, KINDS, TTL, A, B, Shelf, opened, session, turn, turns
 
 NEW, CONTINUED, EXPIRED = SessionState.NEW, SessionState.CONTINUED, SessionState.EXPIRED
 WEEK = 7 * DAY
-
-
-def session(*turns: Turn) -> Session:
-    return Session(CONTINUED, History(turns))
 
 
 async def touch(shelf: Shelf, key: SessionKey, now: int) -> None:
@@ -37,21 +34,63 @@ async def test_a_session_nobody_has_written_to_is_new(shelf: Shelf) -> None:
 
 
 async def test_turns_come_back_in_the_order_they_were_appended_in(shelf: Shelf) -> None:
-    turns = [turn(str(n)) for n in range(20)]
-    for n, one in enumerate(turns):
-        await shelf.store.append(A, one, n)
+    line = turns(*[str(n) for n in range(20)])
+    for n, one in enumerate(line):
+        await shelf.store.append(A, [one], n)
         if n % 3 == 0:
-            assert (await shelf.store.load(A, n)).history.turns == tuple(turns[: n + 1])
+            assert await shelf.store.load(A, n) == session(*line[: n + 1])
     await shelf.reopen()
-    assert await shelf.store.load(A, 20) == session(*turns)
+    assert await shelf.store.load(A, 20) == session(*line)
+
+
+async def test_turns_that_are_appended_at_once_follow_each_other(shelf: Shelf) -> None:
+    line = turns("1", "2", "3", "4", "5")
+    await shelf.store.append(A, line[:3], 0)
+    assert await shelf.store.load(A, 0) == session(*line[:3])
+    await shelf.store.append(A, line[3:], 0)
+    await shelf.reopen()
+    loaded = await shelf.store.load(A, 0)
+    assert loaded == session(*line)
+    assert [entry.turn.id for entry in loaded.history.line] == [one.id for one in line for _ in "ua"]
+
+
+async def test_turns_branch_and_the_tip_is_the_latest(shelf: Shelf) -> None:
+    one, two = turns("1", "2")
+    other = turn("other", one, layout=((0, 1), 1), system=b'{"role":"system","content":"o"}')
+    root = turn("root")
+    tips = []
+    for added in (one, two, other, root, turn("more", two)):
+        await shelf.store.append(A, [added], 0)
+        tips.append((await shelf.store.load(A, 0)).history)
+    await shelf.reopen()
+    assert (await shelf.store.load(A, 0)).history == tips[-1]
+    assert [history.tip for history in tips] == [f"turn_{id}" for id in ("1", "2", "other", "root", "more")]
+    assert [len(history.line) for history in tips] == [2, 4, 3, 2, 6]
+    assert tips[2].system == other.system and tips[-1].system is None
+
+
+async def test_turns_that_are_dropped_are_gone_and_no_others(shelf: Shelf) -> None:
+    first, left, right = turn("1"), turn("left", turn("1")), turn("right", turn("1"))
+    for key in (A, B):
+        await shelf.store.append(key, [first], 0)
+        await shelf.store.append(key, [left], 0)
+        await shelf.store.load(key, 0)
+    await shelf.store.append(A, [right], 0, ["turn_left", "turn_nobody"])
+    for _ in range(2):
+        assert await shelf.store.load(A, 0) == session(first, right)
+        assert await shelf.store.load(B, 0) == session(first, left)
+        await shelf.reopen()
+    await shelf.store.append(A, [turn("left", right)], 0)  # the name is free again
+    assert await shelf.store.load(A, 0) == session(first, right, turn("left", right))
 
 
 async def test_turns_go_on_in_order_after_a_restart(shelf: Shelf) -> None:
-    await shelf.store.append(A, turn("1"), 0)
+    one, two = turns("1", "2")
+    await shelf.store.append(A, [one], 0)
     await shelf.reopen()
-    await shelf.store.append(A, turn("2"), 0)
+    await shelf.store.append(A, [two], 0)
     await shelf.reopen()
-    assert await shelf.store.load(A, 0) == session(turn("1"), turn("2"))
+    assert await shelf.store.load(A, 0) == session(one, two)
 
 
 ODD = {
@@ -62,7 +101,21 @@ ODD = {
         usage=b'{"total_tokens": 1e400}',
         started=1,
         ended=2,
+        state=TurnState.CUT,
+        form="host gpt echo",
+        request=bytes(range(32)),
+        resends=True,
     ),
+    "a system block that is none": turn(system=b""),
+    "marks": turn(
+        asked=(Message("user", b"1", bytes(16)), Message("user", b"2", bytes(range(16)))),
+        echo=Message("assistant", b"3", b"\xff" * 16),
+    ),
+    "marks without a reply": turn(asked=(Message("user", b"1", b"m" * 16),), reply=b"null", echo=None),
+    "a mark of the reply alone": turn(asked=(), echo=Message("assistant", b"3", b"m" * 16)),
+    "an adopted turn": turn(state=TurnState.ADOPTED),
+    "a layout of spans and numbers": turn(layout=((0, 2), 1, (5, 6), 3)),
+    "a layout of nothing": turn(layout=()),
     "roles": turn(
         asked=tuple(
             Message(role, b'{"role":%b}' % raw)
@@ -88,24 +141,35 @@ ODD = {
 
 @pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
 async def test_nothing_changes_in_the_store(shelf: Shelf, odd: Turn) -> None:
-    await shelf.store.append(A, odd, 0)
+    await shelf.store.append(A, [odd], 0)
     await shelf.reopen()
     assert await shelf.store.load(A, 0) == session(odd)
 
 
 async def test_names_that_are_not_unicode_fail_nobody(shelf: Shelf) -> None:
     odd = turn("odd", model="m\ud800", finish_reason="\udfff")
-    await asyncio.gather(shelf.store.append(A, odd, 0), shelf.store.append(B, turn("b"), 0))
+    await asyncio.gather(shelf.store.append(A, [odd], 0), shelf.store.append(B, [turn("b")], 0))
     await shelf.reopen()
-    assert (await shelf.store.load(A, 0)).history.joined == odd.joined
+    line = (await shelf.store.load(A, 0)).history.line
+    assert [entry.message for entry in line] == [*odd.asked, odd.echo]
     assert await shelf.store.load(B, 0) == session(turn("b"))
 
 
 async def test_the_newest_system_prompt_is_remembered(shelf: Shelf) -> None:
-    for text, system in [("1", b'{"role":"system","content":"a"}'), ("2", None), ("3", b'{"n":3}'), ("4", None)]:
-        await shelf.store.append(A, turn(text, system=system), 0)
-    await shelf.reopen()
-    assert (await shelf.store.load(A, 0)).history.system == b'{"n":3}'
+    blocks: list[tuple[bytes | None, bytes | None]] = [
+        (b"a", b"a"),
+        (None, b"a"),
+        (b"", None),
+        (b"b", b"b"),
+        (None, b"b"),
+    ]
+    last = None
+    for n, (system, wanted) in enumerate(blocks):
+        last = turn(str(n), last, system=system)
+        await shelf.store.append(A, [last], 0)
+        assert (await shelf.store.load(A, 0)).history.system == wanted
+        await shelf.reopen()
+        assert (await shelf.store.load(A, 0)).history.system == wanted
 
 
 async def test_equal_ids_of_two_tenants_are_two_sessions(shelf: Shelf) -> None:
@@ -117,11 +181,11 @@ async def test_equal_ids_of_two_tenants_are_two_sessions(shelf: Shelf) -> None:
         SessionKey(b"\xff\0", "s"),
         SessionKey(b"", ""),
     ]
-    await shelf.store.append(A, turn("secret"), 0)
+    await shelf.store.append(A, [turn("secret")], 0)
     for key in keys[1:]:
         assert await shelf.store.load(key, 0) == Session(NEW, History())
     for n, key in enumerate(keys[1:]):
-        await shelf.store.append(key, turn(str(n)), 0)
+        await shelf.store.append(key, [turn(str(n))], 0)
     await shelf.reopen()
     assert await shelf.store.load(A, 0) == session(turn("secret"))
     for n, key in enumerate(keys[1:]):
@@ -130,41 +194,42 @@ async def test_equal_ids_of_two_tenants_are_two_sessions(shelf: Shelf) -> None:
 
 async def test_sessions_written_at_once_do_not_mix(shelf: Shelf) -> None:
     keys = [SessionKey(b"t", str(n)) for n in range(50)]
-    for part in "abc":
-        await asyncio.gather(*[shelf.store.append(key, turn(part + key.id), 0) for key in keys])
+    lines = {key: turns(*[part + key.id for part in "abc"]) for key in keys}
+    for n in range(3):
+        await asyncio.gather(*[shelf.store.append(key, [line[n]], 0) for key, line in lines.items()])
     await shelf.reopen()
-    for key in keys:
-        assert await shelf.store.load(key, 0) == session(*[turn(part + key.id) for part in "abc"])
+    for key, line in lines.items():
+        assert await shelf.store.load(key, 0) == session(*line)
 
 
 async def test_a_session_lives_through_its_ttl_to_the_millisecond(shelf: Shelf) -> None:
-    await shelf.store.append(A, turn(), 5000)
+    await shelf.store.append(A, [turn()], 5000)
     assert (await shelf.store.load(A, 5000 + TTL)).state is CONTINUED
     assert await shelf.store.load(A, 5000 + TTL + 1) == Session(EXPIRED, History())
 
 
 async def test_reading_is_no_sign_of_life(shelf: Shelf) -> None:
-    await shelf.store.append(A, turn(), 0)
+    await shelf.store.append(A, [turn()], 0)
     await shelf.reopen()
     assert (await shelf.store.load(A, TTL)).state is CONTINUED
     assert (await shelf.store.load(A, TTL + 1)).state is EXPIRED
 
 
 async def test_a_clock_that_went_back_expires_nothing(shelf: Shelf) -> None:
-    await shelf.store.append(A, turn(), 400 * DAY)
+    await shelf.store.append(A, [turn()], 400 * DAY)
     assert await shelf.store.sweep(0, set(), 10) == 0
     assert await shelf.store.load(A, 0) == session(turn())
 
 
 async def test_what_expired_stays_expired_when_the_clock_goes_back(shelf: Shelf) -> None:
-    await shelf.store.append(A, turn(), 0)
+    await shelf.store.append(A, [turn()], 0)
     await shelf.store.load(A, TTL + 1)
     assert await shelf.store.load(A, 0) == Session(EXPIRED, History())
 
 
 @pytest.mark.parametrize("sweep", [False, True])
 async def test_expired_is_said_for_a_week(shelf: Shelf, sweep: bool) -> None:
-    await shelf.store.append(A, turn(), 0)
+    await shelf.store.append(A, [turn()], 0)
     for now, state in [(TTL + 1, EXPIRED), (TTL + WEEK, EXPIRED), (TTL + WEEK + 1, NEW), (TTL + WEEK + 2, NEW)]:
         if sweep:
             await shelf.store.sweep(now, set(), 10)
@@ -173,7 +238,7 @@ async def test_expired_is_said_for_a_week(shelf: Shelf, sweep: bool) -> None:
 
 
 async def test_a_touch_keeps_a_session_alive(shelf: Shelf) -> None:
-    await shelf.store.append(A, turn(), 0)
+    await shelf.store.append(A, [turn()], 0)
     await touch(shelf, A, TTL)
     assert await shelf.store.sweep(TTL + 1, set(), 10) == 0
     assert (await shelf.store.load(A, 2 * TTL)).state is CONTINUED
@@ -185,7 +250,7 @@ async def test_a_touch_keeps_a_session_alive(shelf: Shelf) -> None:
 async def test_a_touch_makes_no_session_and_brings_none_back(shelf: Shelf) -> None:
     await touch(shelf, A, 0)
     assert (await shelf.store.load(A, 0)).state is NEW
-    await shelf.store.append(A, turn(), 0)
+    await shelf.store.append(A, [turn()], 0)
     await shelf.store.load(A, TTL + 1)
     await touch(shelf, A, TTL + 1)
     assert (await shelf.store.load(A, TTL + 1)).state is EXPIRED
@@ -193,34 +258,59 @@ async def test_a_touch_makes_no_session_and_brings_none_back(shelf: Shelf) -> No
 
 
 async def test_an_expired_session_begins_afresh(shelf: Shelf) -> None:
-    await shelf.store.append(A, turn("old", system=b'{"old":1}'), 0)
+    await shelf.store.append(A, [turn("old", system=b'{"old":1}')], 0)
     assert (await shelf.store.load(A, TTL + 1)).state is EXPIRED
-    await shelf.store.append(A, turn("young"), TTL + 1)
+    await shelf.store.append(A, [turn("young")], TTL + 1)
     assert await shelf.store.load(A, TTL + 1) == session(turn("young"))
     await shelf.reopen()
     assert await shelf.store.load(A, TTL + 1) == session(turn("young"))
 
 
 async def test_a_swept_session_begins_afresh(shelf: Shelf) -> None:
-    await shelf.store.append(A, turn("old"), 0)
+    await shelf.store.append(A, [turn("old")], 0)
     assert await shelf.store.sweep(TTL + 1, set(), 10) == 1
-    await shelf.store.append(A, turn("young"), TTL + 1)
+    await shelf.store.append(A, [turn("young")], TTL + 1)
     assert await shelf.store.load(A, TTL + 1) == session(turn("young"))
 
 
 async def test_a_turn_that_outlives_the_ttl_still_follows_its_history(shelf: Shelf) -> None:
-    await shelf.store.append(A, turn("1"), 0)
+    one, two = turns("1", "2")
+    await shelf.store.append(A, [one], 0)
     await shelf.store.load(A, TTL)
-    await shelf.store.append(A, turn("2"), 5 * TTL)
-    assert await shelf.store.load(A, 5 * TTL) == session(turn("1"), turn("2"))
+    await shelf.store.append(A, [two], 5 * TTL)
+    assert await shelf.store.load(A, 5 * TTL) == session(one, two)
     await shelf.reopen()
-    assert await shelf.store.load(A, 5 * TTL) == session(turn("1"), turn("2"))
+    assert await shelf.store.load(A, 5 * TTL) == session(one, two)
+
+
+async def test_a_session_in_use_does_not_expire(shelf: Shelf) -> None:
+    await shelf.store.append(A, [turn()], 0)
+    for _ in range(2):
+        assert await shelf.store.load(A, TTL + WEEK, in_use=True) == session(turn())
+        await shelf.reopen()
+    assert await shelf.store.load(A, TTL) == session(turn())
+    assert await shelf.store.load(A, TTL + 1) == Session(EXPIRED, History())
+    assert await shelf.store.load(A, TTL + 1, in_use=True) == Session(EXPIRED, History())
+    assert await shelf.store.load(B, 0, in_use=True) == Session(NEW, History())
+
+
+async def test_what_upstreams_refuse_is_learned(shelf: Shelf) -> None:
+    assert shelf.store.refusals.get("a") is None
+    for upstream, member in [("a", "reasoning"), ("a", "audio"), ("b", "refusal"), ("a", "audio")]:
+        await shelf.store.learn(upstream, member)
+    wanted = {"a": {"reasoning", "audio"}, "b": {"refusal"}}
+    assert shelf.store.refusals == wanted
+    await shelf.reopen()
+    assert shelf.store.refusals == wanted
+    await shelf.store.learn("b", "audio")
+    await shelf.reopen()
+    assert shelf.store.refusals == {**wanted, "b": {"refusal", "audio"}}
 
 
 async def test_a_sweep_is_bounded_and_takes_the_oldest_first(shelf: Shelf) -> None:
     keys = [SessionKey(b"t", str(n)) for n in range(5)]
     for age, key in enumerate(keys):
-        await shelf.store.append(key, turn(), 10 - age)
+        await shelf.store.append(key, [turn()], 10 - age)
     assert await shelf.store.sweep(TTL + 100, set(), 2) == 2
     back = 10  # a clock that went back shows which of them are left
     assert [(await shelf.store.load(key, back)).state for key in keys] == [CONTINUED] * 3 + [EXPIRED] * 2
@@ -231,7 +321,7 @@ async def test_a_sweep_is_bounded_and_takes_the_oldest_first(shelf: Shelf) -> No
 async def test_a_sweep_leaves_alone_what_is_in_use(shelf: Shelf) -> None:
     keys = [SessionKey(b"t", str(n)) for n in range(5)]
     for key in keys:
-        await shelf.store.append(key, turn(), 0)
+        await shelf.store.append(key, [turn()], 0)
     assert await shelf.store.sweep(TTL + 1, set(keys[:4]), 1) == 1
     assert await shelf.store.sweep(TTL + 1, set(keys[:4]), 10) == 0
     assert [(await shelf.store.load(key, 0)).state for key in keys] == [CONTINUED] * 4 + [EXPIRED]
@@ -248,11 +338,17 @@ class Line:
     """A session as the model has it."""
 
     turns: list[Turn] = field(default_factory=list)
+    tip: str | None = None
     touched: int = 0
     emptied: bool = False
 
     def empty(self) -> None:
-        self.turns, self.emptied = [], True
+        self.turns, self.tip, self.emptied = [], None, True
+
+    def leaves(self, *kept: str | None) -> list[str]:
+        """Turns that nobody follows, but for some."""
+        followed = {one.parent for one in self.turns} | {*kept}
+        return [one.id for one in self.turns if one.id not in followed]
 
 
 class Walk(RuleBasedStateMachine):
@@ -288,15 +384,45 @@ class Walk(RuleBasedStateMachine):
             state = EXPIRED
         if line and state is not CONTINUED:
             line.empty()
-        expected = Session(state, History(tuple(line.turns) if line else ()))
-        assert self.run(self.shelf.store.load(key, self.now)) == expected
+        expected = Session(state, History(tuple(line.turns), line.tip) if line else History())
+        loaded = self.run(self.shelf.store.load(key, self.now))
+        assert loaded == expected
+        # Also where the history in memory has grown turn by turn.
+        assert loaded.history.line == expected.history.line
+        assert (loaded.history.system, loaded.history.size) == (expected.history.system, expected.history.size)
 
-    @rule(key=KEYS, system=st.sampled_from([None, b'{"role":"system"}']), sent=st.booleans())
-    def append(self, key: SessionKey, system: bytes | None, sent: bool) -> None:
-        one = turn(str(next(self.names)), system=system, **({} if sent else {"echo": None}))
+    @rule(
+        key=KEYS,
+        parent=st.none() | st.integers(0, 5),
+        count=st.sampled_from([1, 1, 1, 3]),
+        layout=st.sampled_from([None, None, (), ((0, 2), 1), (1, (1, 3))]),
+        system=st.sampled_from([None, b"", b'{"role":"system"}']),
+        sent=st.booleans(),
+        drop=st.sets(st.integers(0, 5), max_size=2),
+    )
+    def append(
+        self,
+        key: SessionKey,
+        parent: int | None,
+        count: int,
+        layout: Layout | None,
+        system: bytes | None,
+        sent: bool,
+        drop: set[int],
+    ) -> None:
+        """At the tip, or so many turns before the newest; more than one turn, as adoption makes them."""
         line = self.lines.setdefault(key, Line())
-        line.turns, line.touched, line.emptied = [*line.turns, one], self.now, False
-        self.run(self.shelf.store.append(key, one, self.now))
+        last = next((one for one in line.turns if one.id == line.tip), None)
+        if parent is not None:
+            last = line.turns[-1 - parent] if parent < len(line.turns) else None
+        gone = [id for n, id in enumerate(line.leaves(last.id if last else None)) if n in drop]
+        added: list[Turn] = []
+        for _ in range(count):
+            last = turn(str(next(self.names)), last, system=system, layout=layout, **({} if sent else {"echo": None}))
+            added.append(last)
+        line.turns = [one for one in [*line.turns, *added] if one.id not in gone]
+        line.tip, line.touched, line.emptied = added[-1].id, self.now, False
+        self.run(self.shelf.store.append(key, added, self.now, gone))
 
     @rule(key=KEYS)
     def touch(self, key: SessionKey) -> None:

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from proxy.core.model import History, SessionKey, SessionState
+from proxy.core.model import Message, SessionKey
 from proxy.errors import StoreLocked, StoreUnavailable
 from proxy.stores.secret import load_secret
-from proxy.stores.sqlite import SQLiteStore
+from proxy.stores.sqlite import SQLiteStore, _steps
 from tests.fakes import eventually
-from tests.stores.conftest import TTL, A, B, full_disk, turn
+from tests.stores.conftest import TTL, A, B, full_disk, session, turn, turns
 
 KEYS = [SessionKey(b"t", str(n)) for n in range(100)]
 
@@ -59,9 +59,9 @@ async def texts(store: SQLiteStore, key: SessionKey) -> list[str]:
 
 async def test_what_waits_at_once_is_committed_together(path: Path, sqlite: SQLiteStore) -> None:
     before = commits(path)
-    await asyncio.gather(*[sqlite.append(key, turn(key.id), 0) for key in KEYS])
+    await asyncio.gather(*[sqlite.append(key, [turn(key.id)], 0) for key in KEYS])
     assert commits(path) - before == 1
-    await sqlite.append(A, turn(), 0)
+    await sqlite.append(A, [turn()], 0)
     assert commits(path) - before == 2
     assert [await texts(sqlite, key) for key in KEYS] == [[key.id] for key in KEYS]
 
@@ -69,7 +69,7 @@ async def test_what_waits_at_once_is_committed_together(path: Path, sqlite: SQLi
 async def test_what_comes_during_a_commit_goes_into_the_next(path: Path, sqlite: SQLiteStore) -> None:
     async def client(key: SessionKey) -> None:
         for n in range(10):
-            await sqlite.append(key, turn(str(n)), 0)
+            await sqlite.append(key, [turn(str(n))], 0)
 
     before = commits(path)
     await asyncio.gather(*map(client, KEYS[:20]))
@@ -78,7 +78,7 @@ async def test_what_comes_during_a_commit_goes_into_the_next(path: Path, sqlite:
 
 
 async def test_an_append_is_on_disk_when_it_returns(path: Path, sqlite: SQLiteStore) -> None:
-    await sqlite.append(A, turn("1"), 0)
+    await sqlite.append(A, [turn("1")], 0)
     assert look(path, "SELECT name FROM turns") == [("turn_1",)]
 
 
@@ -105,12 +105,12 @@ async def test_a_ping_writes(path: Path, sqlite: SQLiteStore) -> None:
 
 async def test_closing_commits_what_waits_and_refuses_what_comes(path: Path) -> None:
     store = await SQLiteStore.open(path, TTL)
-    waiting = asyncio.create_task(store.append(A, turn("1"), 0))
+    waiting = asyncio.create_task(store.append(A, [turn("1")], 0))
     await asyncio.sleep(0)
     closing = asyncio.create_task(store.close())
     await asyncio.sleep(0)
     with pytest.raises(StoreUnavailable, match="closed"):
-        await store.append(A, turn("late"), 0)
+        await store.append(A, [turn("late")], 0)
     await waiting
     await closing
     assert not wal(path).exists()
@@ -119,7 +119,7 @@ async def test_closing_commits_what_waits_and_refuses_what_comes(path: Path) -> 
 
 async def test_a_cancelled_append_is_settled_when_it_ends(path: Path, sqlite: SQLiteStore) -> None:
     for n in range(20):
-        append = asyncio.create_task(sqlite.append(A, turn(str(n)), 0))
+        append = asyncio.create_task(sqlite.append(A, [turn(str(n))], 0))
         await asyncio.sleep(0)
         append.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -135,7 +135,7 @@ async def test_a_cancelled_append_is_settled_when_it_ends(path: Path, sqlite: SQ
 async def test_nobody_else_can_read_what_is_kept(path: Path) -> None:
     store = await SQLiteStore.open(path, TTL)
     load_secret(path, bytes(32))
-    await store.append(A, turn(), 0)
+    await store.append(A, [turn()], 0)
     modes = {file.name.removeprefix(path.name): mode(file) for file in path.parent.iterdir()}
     assert modes == dict.fromkeys(["", "-wal", "-shm", ".lock", ".secret"], 0o600)
     assert mode(path.parent) == 0o700
@@ -160,7 +160,7 @@ async def test_a_path_that_cannot_be_is_named(tmp_path: Path, name: str) -> None
 async def test_any_name_will_do(tmp_path: Path) -> None:
     path = tmp_path / "50% a?b=c #1 ü&mode=memory.db"
     store = await SQLiteStore.open(path, TTL)
-    await store.append(A, turn("1"), 0)
+    await store.append(A, [turn("1")], 0)
     assert await texts(store, A) == ["1"]
     await store.close()
     assert path.stat().st_size
@@ -170,7 +170,7 @@ async def test_a_second_store_is_refused_until_the_first_is_closed(path: Path) -
     first = await SQLiteStore.open(path, TTL)
     with pytest.raises(StoreLocked, match=str(os.getpid())):
         await SQLiteStore.open(path, TTL)
-    await first.append(A, turn("1"), 0)
+    await first.append(A, [turn("1")], 0)
     await first.close()
     second = await SQLiteStore.open(path, TTL)
     assert await texts(second, A) == ["1"]
@@ -181,17 +181,17 @@ async def test_a_second_store_is_refused_until_the_first_is_closed(path: Path) -
 
 
 async def test_a_full_disk_fails_those_who_wait_and_nobody_else(path: Path, sqlite: SQLiteStore) -> None:
-    await sqlite.append(A, turn("1"), 0)
+    await sqlite.append(A, [turn("1")], 0)
     with full_disk(wal(path).stat().st_size):
-        waiting = [sqlite.append(key, turn(key.id), 0) for key in (A, *KEYS)]
+        waiting = [sqlite.append(key, [turn(key.id)], 0) for key in (A, *KEYS)]
         failed = await asyncio.gather(*waiting, return_exceptions=True)
         assert await texts(sqlite, A) == ["1"]
         with pytest.raises(StoreUnavailable):
             await sqlite.ping()
     assert {type(error) for error in failed} == {StoreUnavailable}
     assert "Check the disk; nothing was recorded." in str(failed[0])
-    await sqlite.append(A, turn("2"), 0)
-    await asyncio.gather(*[sqlite.append(key, turn("late"), 0) for key in KEYS])
+    await sqlite.append(A, [turn("2")], 0)
+    await asyncio.gather(*[sqlite.append(key, [turn("late")], 0) for key in KEYS])
     assert await texts(sqlite, A) == ["1", "2"]
     assert [await texts(sqlite, key) for key in KEYS] == [["late"]] * len(KEYS)
     assert look(path, "PRAGMA integrity_check") == [("ok",)]
@@ -199,17 +199,42 @@ async def test_a_full_disk_fails_those_who_wait_and_nobody_else(path: Path, sqli
 
 async def test_what_failed_is_not_there_after_a_restart(path: Path) -> None:
     store = await SQLiteStore.open(path, TTL)
-    await store.append(A, turn("1"), 0)
+    await store.append(A, [turn("1")], 0)
     with full_disk(wal(path).stat().st_size), pytest.raises(StoreUnavailable):
-        await store.append(A, turn("lost", model="m" * 100_000), 0)
+        await store.append(A, [turn("lost", model="m" * 100_000)], 0)
     await store.close()
     store = await SQLiteStore.open(path, TTL)
     assert await texts(store, A) == ["1"]
     await store.close()
 
 
+async def test_turns_that_come_together_are_kept_together_or_not_at_all(path: Path, sqlite: SQLiteStore) -> None:
+    one, two, three = turns("1", "2", "3")
+    await sqlite.append(A, [one, two], 0)
+    with pytest.raises(StoreUnavailable):
+        await sqlite.append(A, [three, turn("1", three)], 0, ["turn_2"])  # a name that is there already
+    assert await sqlite.load(A, 0) == session(one, two)
+    await sqlite.append(A, [three], 0)
+    assert await sqlite.load(A, 0) == session(one, two, three)
+    assert look(path, "SELECT count(*) FROM turns") == [(3,)]
+
+
+async def test_marks_that_are_not_of_every_message_are_taken_anew(sqlite: SQLiteStore) -> None:
+    asked = (Message("user", b"1", bytes(16)), Message("user", b"2"))
+    await sqlite.append(A, [turn(asked=asked)], 0)
+    [one] = (await sqlite.load(A, 0)).history.turns
+    assert [message.mark for message in one.asked] == [b"", b""]
+
+
+async def test_what_was_learned_comes_with_the_next_commit(path: Path, sqlite: SQLiteStore) -> None:
+    await sqlite.learn("host", "reasoning")
+    await sqlite.learn("host", "reasoning")
+    await sqlite.ping()
+    assert look(path, "SELECT upstream, member FROM refusals") == [("host", "reasoning")]
+
+
 async def test_a_touch_that_fails_fails_nobody(path: Path, sqlite: SQLiteStore) -> None:
-    await sqlite.append(A, turn("1"), 0)
+    await sqlite.append(A, [turn("1")], 0)
     with full_disk(wal(path).stat().st_size):
         await sqlite.touch(A, 5)
         with pytest.raises(StoreUnavailable):
@@ -218,12 +243,12 @@ async def test_a_touch_that_fails_fails_nobody(path: Path, sqlite: SQLiteStore) 
 
 
 async def test_a_database_that_others_broke_is_an_answer_not_a_crash(path: Path, sqlite: SQLiteStore) -> None:
-    await sqlite.append(A, turn("1"), 0)
+    await sqlite.append(A, [turn("1")], 0)
     change(path, "DROP TABLE turns")
     with pytest.raises(StoreUnavailable, match="no such table"):
         await sqlite.load(A, 0)
     with pytest.raises(StoreUnavailable, match="no such table"):
-        await sqlite.append(A, turn("2"), 0)
+        await sqlite.append(A, [turn("2")], 0)
 
 
 async def test_the_touch_of_a_group_comes_first(path: Path, sqlite: SQLiteStore) -> None:
@@ -231,23 +256,22 @@ async def test_the_touch_of_a_group_comes_first(path: Path, sqlite: SQLiteStore)
 
     async def quick_turn() -> None:
         await sqlite.touch(A, 10)
-        await sqlite.append(A, turn("2"), 20)
+        await sqlite.append(A, [turn("2")], 20)
 
-    await sqlite.append(A, turn("1"), 0)
-    await asyncio.gather(sqlite.append(B, turn("b"), 0), quick_turn())
+    await sqlite.append(A, [turn("1")], 0)
+    await asyncio.gather(sqlite.append(B, [turn("b")], 0), quick_turn())
     assert look(path, "SELECT touched FROM sessions ORDER BY touched") == [(0,), (20,)]
 
 
 @pytest.mark.parametrize("call", ["sweep", "load"])
 async def test_a_sign_of_life_at_the_last_moment_saves_a_session(sqlite: SQLiteStore, call: str) -> None:
-    await sqlite.append(A, turn("1"), 0)
+    await sqlite.append(A, [turn("1")], 0)
     now = TTL + 1
     looking = asyncio.create_task(sqlite.sweep(now, set(), 10) if call == "sweep" else sqlite.load(A, now))
     await asyncio.sleep(0)
     await sqlite.touch(A, now)  # asked for after they looked, and before what they found can be written
     await looking
-    session = await sqlite.load(A, now)
-    assert (session.state, session.history) == (SessionState.CONTINUED, History((turn("1"),)))
+    assert await sqlite.load(A, now) == session(turn("1"))
 
 
 # Files from elsewhere ------------------------------------------------------------------------
@@ -258,8 +282,31 @@ async def test_an_empty_file_becomes_a_database(tmp_path: Path) -> None:
     path.touch()
     await (await SQLiteStore.open(path, TTL)).close()
     tables = look(path, "SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name")
-    assert tables == [("pulse",), ("sessions",), ("turns",)]
-    assert look(path, "PRAGMA user_version") == [(1,)]
+    assert {"pulse", "refusals", "sessions", "turns"} <= {name for (name,) in tables}
+    assert look(path, "PRAGMA user_version") == [(len(_steps()),)]
+
+
+async def test_a_database_without_branches_becomes_one_with_a_tree(tmp_path: Path) -> None:
+    """What the first version wrote: turns by parent, without marks, layouts or forms."""
+    path = tmp_path / "sessions.db"
+    change(path, _steps()[0] + "PRAGMA user_version=1;")
+    one, two = turns("1", "2")
+    change(
+        path,
+        f"""
+        INSERT INTO sessions (id, tenant, session, tip, touched) VALUES (5, x'{A.tenant.hex()}', 's', 8, 0);
+        INSERT INTO turns (id, session, parent, name, state, asked, roles, reply, echo, started, ended) VALUES
+        (7, 5, NULL, 'turn_1', 'complete', x'{(b"[" + one.asked[0].raw + b"]").hex()}', '["user"]',
+         x'{one.reply.hex()}', x'{one.reply.hex()}', 0, 0),
+        (8, 5, 7, 'turn_2', 'complete', x'{(b"[" + two.asked[0].raw + b"]").hex()}', '["user"]',
+         x'{two.reply.hex()}', x'{two.reply.hex()}', 0, 0);
+        """,
+    )
+    store = await SQLiteStore.open(path, TTL)
+    assert await store.load(A, 0) == session(one, two)
+    await store.append(A, [turn("3", two)], 0)
+    assert await store.load(A, 0) == session(one, two, turn("3", two))
+    await store.close()
 
 
 async def refused(path: Path, sentence: str) -> None:
@@ -274,9 +321,9 @@ async def refused(path: Path, sentence: str) -> None:
 
 async def test_a_newer_schema_is_refused(path: Path) -> None:
     await (await SQLiteStore.open(path, TTL)).close()
-    change(path, "PRAGMA user_version=7")
-    await refused(path, "The database has schema 7; this program knows up to 1. Install a newer version.")
-    assert look(path, "PRAGMA user_version") == [(7,)]
+    change(path, "PRAGMA user_version=7000")
+    await refused(path, f"The database has schema 7000; this program knows up to {len(_steps())}. Install a newer")
+    assert look(path, "PRAGMA user_version") == [(7000,)]
 
 
 async def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> None:

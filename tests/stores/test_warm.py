@@ -3,39 +3,45 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from proxy.core.model import History, Message, Session, SessionKey, SessionState, Turn
+from proxy.core.history import Session
+from proxy.core.model import Message, SessionKey, Turn
 from proxy.errors import StoreUnavailable
 from proxy.stores.memory import MemoryStore
 from proxy.stores.sqlite import SQLiteStore
 from proxy.stores.warm import WarmStore
-from tests.stores.conftest import TTL, A, full_disk, turn
+from tests.stores.conftest import TTL, A, B, full_disk, session, turn, turns
 
 KEYS = [SessionKey(b"t", str(n)) for n in range(20)]
 
 
 class Inner(MemoryStore):
-    """A store that counts how often it is read, and whose appends can be held up or fail."""
+    """A store that counts how often it is read, and whose reads and appends can be held up or fail."""
 
     def __init__(self) -> None:
         super().__init__(TTL)
         self.loads: list[SessionKey] = []
         self.gate = asyncio.Event()
         self.gate.set()
+        self.answers = asyncio.Event()  # what was read is told
+        self.answers.set()
         self.fails = False
 
-    async def load(self, key: SessionKey, now: int) -> Session:
+    async def load(self, key: SessionKey, now: int, in_use: bool = False) -> Session:
         self.loads.append(key)
-        return await super().load(key, now)
+        session = await super().load(key, now, in_use)
+        await self.answers.wait()
+        return session
 
-    async def append(self, key: SessionKey, turn: Turn, now: int) -> None:
+    async def append(self, key: SessionKey, turns: Sequence[Turn], now: int, drop: Sequence[str] = ()) -> None:
         await self.gate.wait()
         if self.fails:
             raise StoreUnavailable("broken")
-        await super().append(key, turn, now)
+        await super().append(key, turns, now, drop)
 
     def reads(self) -> list[SessionKey]:
         reads, self.loads = self.loads, []
@@ -55,29 +61,28 @@ async def converse(warm: WarmStore, key: SessionKey, one: Turn, now: int = 0) ->
     """The calls of a recorded turn."""
     await warm.load(key, now)
     await warm.touch(key, now)
-    await warm.append(key, one, now)
+    await warm.append(key, [one], now)
 
 
-def session(*turns: Turn) -> Session:
-    return Session(SessionState.CONTINUED, History(turns))
+ONE, TWO, THREE = turns("1", "2", "3")
 
 
 async def test_a_session_in_use_is_read_once(inner: Inner) -> None:
     warm = WarmStore(inner, TTL, 2**20)
-    turns = [turn(str(n)) for n in range(5)]
-    for one in turns:
+    line = turns(*"12345")
+    for one in line:
         await converse(warm, A, one)
-    assert await warm.load(A, TTL) == session(*turns)
+    assert await warm.load(A, TTL) == session(*line)
     assert inner.reads() == [A]
-    assert await inner.load(A, 0) == session(*turns)
+    assert await inner.load(A, 0) == session(*line)
 
 
 async def test_a_session_that_was_stored_before_becomes_warm_with_its_first_turn(inner: Inner) -> None:
-    await inner.append(A, turn("1"), 0)
+    await inner.append(A, [ONE], 0)
     warm = WarmStore(inner, TTL, 2**20)
     await warm.load(A, 0)
     await warm.touch(A, 5)
-    assert await warm.load(A, TTL + 5) == session(turn("1"))
+    assert await warm.load(A, TTL + 5) == session(ONE)
     assert inner.reads() == [A]
 
 
@@ -110,66 +115,136 @@ async def test_a_session_larger_than_the_memory_drives_nobody_out(inner: Inner) 
 
 async def test_without_memory_it_still_works(inner: Inner) -> None:
     warm = WarmStore(inner, TTL, 0)
-    await converse(warm, A, turn("1"))
-    await converse(warm, A, turn("2"))
-    assert await warm.load(A, 0) == session(turn("1"), turn("2"))
+    await converse(warm, A, ONE)
+    await converse(warm, A, TWO)
+    assert await warm.load(A, 0) == session(ONE, TWO)
 
 
 async def test_nothing_is_served_before_it_is_committed(inner: Inner) -> None:
     warm = WarmStore(inner, TTL, 2**20)
-    await converse(warm, A, turn("1"))
+    await converse(warm, A, ONE)
     inner.gate.clear()
-    append = asyncio.create_task(warm.append(A, turn("2"), 0))
+    append = asyncio.create_task(warm.append(A, [TWO], 0))
     await asyncio.sleep(0)
-    assert await warm.load(A, 0) == session(turn("1"))
+    assert await warm.load(A, 0) == session(ONE)
     inner.gate.set()
     await append
-    assert await warm.load(A, 0) == session(turn("1"), turn("2"))
+    assert await warm.load(A, 0) == session(ONE, TWO)
 
 
 async def test_after_a_failed_append_the_store_is_asked(inner: Inner) -> None:
     warm = WarmStore(inner, TTL, 2**20)
-    await converse(warm, A, turn("1"))
+    await converse(warm, A, ONE)
     inner.fails = True
     with pytest.raises(StoreUnavailable):
-        await warm.append(A, turn("2"), 0)
+        await warm.append(A, [TWO], 0)
     inner.reads()
-    assert await warm.load(A, 0) == session(turn("1"))
+    assert await warm.load(A, 0) == session(ONE)
     assert inner.reads() == [A]
 
 
 async def test_after_a_cancelled_append_the_store_is_asked(tmp_path: Path) -> None:
     warm = WarmStore(await SQLiteStore.open(tmp_path / "sessions.db", TTL), TTL, 2**20)
-    await converse(warm, A, turn("1"))
-    append = asyncio.create_task(warm.append(A, turn("2"), 0))
+    await converse(warm, A, ONE)
+    append = asyncio.create_task(warm.append(A, [TWO], 0))
     await asyncio.sleep(0)
     append.cancel()
     with pytest.raises(asyncio.CancelledError):
         await append
-    assert await warm.load(A, 0) == session(turn("1"), turn("2"))  # it was under way, and is kept
+    assert await warm.load(A, 0) == session(ONE, TWO)  # it was under way, and is kept
     await warm.close()
 
 
-async def test_a_session_that_was_not_loaded_here_is_not_made_up(inner: Inner) -> None:
-    await inner.append(A, turn("1"), 0)
+@pytest.mark.parametrize("fails", [False, True])
+async def test_what_was_read_while_a_turn_was_appended_is_not_kept(inner: Inner, fails: bool) -> None:
+    await inner.append(A, [ONE], 0)
+    await inner.append(B, [ONE], 0)
     warm = WarmStore(inner, TTL, 2**20)
-    await warm.append(A, turn("2"), 0)
-    assert await warm.load(A, 0) == session(turn("1"), turn("2"))
+    inner.answers.clear()
+    readings = [asyncio.create_task(warm.load(key, 0)) for key in (A, A, B)]
+    await asyncio.sleep(0)
+    inner.fails = fails
+    [failed] = await asyncio.gather(warm.append(A, [TWO], 0), return_exceptions=True)
+    assert isinstance(failed, StoreUnavailable) is fails
+    inner.answers.set()
+    assert await asyncio.gather(*readings) == [session(ONE)] * 3  # as it was when they asked
+    inner.reads()
+    for _ in range(2):
+        assert await warm.load(A, 0, in_use=True) == (session(ONE) if fails else session(ONE, TWO))
+        assert await warm.load(B, 0, in_use=True) == session(ONE)
+    assert inner.reads() == [A]
+
+
+async def test_a_read_that_begins_after_an_append_is_kept_beside_one_that_began_before(inner: Inner) -> None:
+    await inner.append(A, [ONE], 0)
+    warm = WarmStore(inner, TTL, 2**20)
+    inner.answers.clear()
+    before = asyncio.create_task(warm.load(A, 0))
+    await asyncio.sleep(0)
+    await warm.append(A, [TWO], 0)
+    after = asyncio.create_task(warm.load(A, 0))
+    await asyncio.sleep(0)
+    inner.answers.set()
+    assert (await before, await after) == (session(ONE), session(ONE, TWO))
+    inner.reads()
+    assert await warm.load(A, 0, in_use=True) == session(ONE, TWO)
+    assert inner.reads() == []
+
+
+async def test_a_read_that_fails_leaves_nothing_behind(inner: Inner) -> None:
+    warm = WarmStore(inner, TTL, 2**20)
+    inner.answers.clear()
+    reading = asyncio.create_task(warm.load(A, 0))
+    await asyncio.sleep(0)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    assert not warm._reads
+
+
+async def test_a_session_in_use_is_served_from_memory_however_late_it_is(inner: Inner) -> None:
+    warm = WarmStore(inner, TTL, 2**20)
+    await converse(warm, A, ONE)
+    inner.reads()
+    assert await warm.load(A, 9 * TTL, in_use=True) == session(ONE)
+    assert inner.reads() == []
+    await warm.load(A, 9 * TTL)
+    assert inner.reads() == [A]
+
+
+async def test_what_is_dropped_is_dropped_from_memory(inner: Inner) -> None:
+    warm = WarmStore(inner, TTL, 2**20)
+    await converse(warm, A, ONE)
+    await converse(warm, A, TWO)
+    other = turn("other", ONE)
+    before = warm._size
+    await warm.append(A, [other], 0, ["turn_2"])
+    inner.reads()
+    assert await warm.load(A, 0) == session(ONE, other) == await inner.load(A, 0)
+    assert inner.reads() == [A]  # the one just above
+    assert warm._size == before - TWO.size + other.size
+
+
+async def test_a_session_that_was_not_loaded_here_is_not_made_up(inner: Inner) -> None:
+    await inner.append(A, [ONE], 0)
+    warm = WarmStore(inner, TTL, 2**20)
+    await warm.append(A, [TWO], 0)
+    assert await warm.load(A, 0) == session(ONE, TWO)
 
 
 async def test_a_touch_that_the_disk_lost_keeps_a_warm_session_whole(tmp_path: Path) -> None:
     path = tmp_path / "sessions.db"
     warm = WarmStore(await SQLiteStore.open(path, TTL), TTL, 2**20)
-    await converse(warm, A, turn("1"))
+    await converse(warm, A, ONE)
     with full_disk(path.with_name("sessions.db-wal").stat().st_size):
         await warm.touch(A, TTL)
         with pytest.raises(StoreUnavailable):
             await warm.ping()
     assert await warm.sweep(TTL + 1, set(), 10) == 0
-    await warm.append(A, turn("2"), TTL + 1)
+    await warm.append(A, [TWO], TTL + 1)
     await warm.close()
     store = await SQLiteStore.open(path, TTL)
-    assert await store.load(A, TTL + 1) == session(turn("1"), turn("2"))
+    assert await store.load(A, TTL + 1) == session(ONE, TWO)
     await store.close()
 
 

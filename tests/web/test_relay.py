@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -144,12 +145,12 @@ class GatedStore(MemoryStore):
         super().__init__(ttl)
         self.reached, self.go, self.fails = asyncio.Event(), asyncio.Event(), False
 
-    async def append(self, key: SessionKey, turn: Turn, now: int) -> None:
+    async def append(self, key: SessionKey, turns: Sequence[Turn], now: int, drop: Sequence[str] = ()) -> None:
         self.reached.set()
         await self.go.wait()
         if self.fails:
             raise StoreUnavailable("the disk is full")
-        await super().append(key, turn, now)
+        await super().append(key, turns, now, drop)
 
 
 WAYS: list[tuple[Reply, bytes]] = [
@@ -220,20 +221,24 @@ async def test_an_upstream_error_goes_through_untouched_and_records_nothing(serv
         assert not [name for name, _ in failed.answer.headers if name.lower().startswith("x-session")]
 
 
-BREAKS = [
-    sse("a", "b", done=False, finish=None),  # a clean end without a sign of it
-    sse("a", "b", done=False, finish=None, framing="close"),
-    sse("a", "b", done=False, end="fin"),
-    sse("a", "b", done=False, end="rst"),
-    completion("a", end="fin"),
-    completion("a", end="rst", framing="chunked"),
-    completion("a", pieces=[b'{"choices":[{"mess'], framing="close"),
+BREAKS = [  # and what of each is kept, as a cut turn
+    (sse("a", "b", done=False, finish=None), "ab"),  # a clean end without a sign of it
+    (sse("a", "b", done=False, finish=None, framing="close"), "ab"),
+    (sse("a", "b", done=False, end="fin"), "ab"),
+    (sse("a", "b", done=False, end="rst"), "ab"),
+    (sse(done=False, finish=None, end="fin"), None),
+    (sse("a", pieces=[b'data: {"choi'], end="rst"), None),
+    (completion("a", end="fin"), "a"),
+    (completion("a", pieces=[b'{"choices":[{"mess'], end="rst", framing="chunked"), None),
+    (completion("a", pieces=[b'{"choices":[{"mess'], framing="close"), None),
 ]
 
 
-@pytest.mark.parametrize("reply", BREAKS)
+@pytest.mark.parametrize(("reply", "kept"), BREAKS)
 @pytest.mark.parametrize("version", ["HTTP/1.1", "HTTP/1.0"])
-async def test_a_broken_answer_ends_in_a_reset_and_records_nothing(serve: Serve, reply: Reply, version: str) -> None:
+async def test_a_broken_answer_ends_in_a_reset_and_what_was_said_is_kept(
+    serve: Serve, reply: Reply, kept: str | None, version: str
+) -> None:
     body = json.dumps({"messages": [user("x")]}).encode()
     async with ScriptedUpstream([reply, completion("b")]) as upstream:
         proxy = await serve(upstream.base_url)
@@ -243,7 +248,8 @@ async def test_a_broken_answer_ends_in_a_reset_and_records_nothing(serve: Serve,
             await client.head()
             await client.body()
         await ask(proxy.port, user("y"))
-        assert upstream.requests[1].messages == [user("y")]
+        before = [user("x"), assistant(kept)] if kept else []
+        assert upstream.requests[1].messages == [*before, user("y")]
     assert client.ended == "reset"
 
 
@@ -326,7 +332,7 @@ async def test_a_dry_run_answers_the_body_that_would_be_sent(serve: Serve) -> No
         plan = json.loads(dry.data)
         assert plan["body"].encode() == upstream.requests[1].body
         assert len(upstream.requests) == 2
-    assert [message["from"] for message in plan["messages"]] == ["system", "history", "history", "request"]
+    assert [message["from"] for message in plan["messages"]] == ["history", "history", "history", "request"]
     assert plan["injected"] == 3
 
 

@@ -1,0 +1,172 @@
+"""Where a list of messages and a line of stored ones agree: by place and in order, never as sets.
+
+Pure. Knows messages by the marks that a dialect takes of them; not what an agreement means.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import Protocol
+
+from proxy.core.history import Entry
+from proxy.core.model import Layout, Message, Span
+
+STARTS = 32  # places tried for the beginning of a window: "yes" may stand in a history ten thousand times
+
+Line = Sequence[Entry]
+Pairs = list[tuple[int, int]]  # where in the list, and which message of the line it repeats
+
+
+class Marks(Protocol):
+    """How a dialect recognises messages."""
+
+    def mark(self, raw: bytes, ids: bool = True) -> bytes: ...
+
+    def is_loose(self, mark: bytes) -> bool:
+        """Whether a mark was taken of a message that lacks what a client's copy of it makes up."""
+
+    def joined(self, first: bytes, second: bytes) -> bytes:
+        """The mark of what a client makes of a prefill and the reply that continued it."""
+
+
+class Alignment:
+    """One list, to be held against lines."""
+
+    def __init__(self, messages: Sequence[Message], marks: Marks) -> None:
+        self.messages = messages
+        self._marks = marks
+        self._taken: dict[tuple[int, bool], bytes] = {}
+
+    def run(self, line: Line, n: int = 0, at: int = 0) -> Pairs:
+        """How far the list from `n` and the line from `at` agree without a gap."""
+        pairs: Pairs = []
+        while n < len(self.messages) and at < len(line) and (step := self._step(n, line, at)):
+            pairs += [(n, at + more) for more in range(step)]
+            n, at = n + 1, at + step
+        return pairs
+
+    def window(self, line: Line, to_the_tip: bool) -> Pairs:
+        """The longest stretch of the line, a reply of ours in it, that the list begins with; the newest of
+        several as long."""
+        best: Pairs = []
+        starts = [at for at in range(len(line) - 1, 0, -1) if self.messages and self.same(0, line[at])]
+        for start in starts[:STARTS]:
+            pairs = self.run(line, 0, start)
+            reaches = pairs[-1][1] + 1 == len(line)
+            if len(pairs) > len(best) and (reaches or not to_the_tip) and has_ours(pairs, line):
+                best = pairs
+        return best
+
+    def in_order(self, line: Line, n: int = 0, at: int = 0) -> Pairs:
+        """What of the list from `n` stands in the line from `at`, in order: the messages that occur once in
+        each, as a patience diff takes them, and what follows each of them."""
+        jumps = [*self._anchors(line, n, at), (len(self.messages), len(line))]
+        pairs: Pairs = []
+        for place in range(n, len(self.messages)):
+            if place == jumps[0][0]:
+                at = jumps.pop(0)[1]
+            step = self._step(place, line, at) if at < len(line) else 0
+            if step and at + step <= jumps[0][1]:
+                pairs += [(place, at + more) for more in range(step)]
+                at += step
+        return pairs
+
+    def same(self, n: int, entry: Entry) -> bool:
+        mine, stored = self.messages[n], entry.message
+        if mine.raw == stored.raw:
+            return True
+        if mine.role != stored.role and "assistant" in (mine.role, stored.role):
+            return False
+        mark = self._mark_of(entry)
+        return mark == self._mark(n, not self._marks.is_loose(mark))
+
+    def begins(self, n: int, others: Sequence[Message]) -> bool:
+        """Whether the list from `n` begins with messages that are no part of a line yet."""
+        ours = [other.mark or self._marks.mark(other.raw) for other in others]
+        return len(self.messages) >= n + len(ours) and ours == [self._mark(n + more) for more in range(len(ours))]
+
+    def _anchors(self, line: Line, n: int, at: int) -> Pairs:
+        places: dict[bytes, list[int]] = {}
+        for place in range(at, len(line)):
+            places.setdefault(self._mark_of(line[place]), []).append(place)
+        unique = {mark: found[0] for mark, found in places.items() if len(found) == 1}
+        loose = any([self._marks.is_loose(mark) for mark in unique])
+        once: dict[bytes, list[int]] = {}
+        for place in range(n, len(self.messages)):
+            for mark in {self._mark(place), self._mark(place, not loose)} & unique.keys():
+                once.setdefault(mark, []).append(place)
+        anchors = [(found[0], unique[mark]) for mark, found in once.items() if len(found) == 1]
+        # With its ids and without them a call may be two of the line: falling, so that a run has one of them.
+        anchors.sort(key=lambda anchor: (anchor[0], -anchor[1]))
+        # Replies of ours first: what a client puts behind its newest message moves on in each list, and they do not.
+        ours = rising([anchor for anchor in anchors if line[anchor[1]].ours])
+        return rising([anchor for anchor in anchors if _fits(anchor, ours)])
+
+    def _step(self, n: int, line: Line, at: int) -> int:
+        """How many messages of the line the list's message `n` repeats: two where a client has joined its
+        prefill and the reply that continued it."""
+        if self.same(n, line[at]):
+            return 1
+        prefill = line[at].message
+        if prefill.role != "assistant" or line[at].ours or at + 1 == len(line) or not line[at + 1].ours:
+            return 0
+        return 2 if self._mark(n) == self._marks.joined(prefill.raw, line[at + 1].message.raw) else 0
+
+    def _mark(self, n: int, ids: bool = True) -> bytes:
+        if (taken := self._taken.get((n, ids))) is None:
+            taken = self._taken[n, ids] = self._marks.mark(self.messages[n].raw, ids)
+        return taken
+
+    def _mark_of(self, entry: Entry) -> bytes:
+        return entry.message.mark or self._marks.mark(entry.message.raw)
+
+
+def has_ours(pairs: Pairs, line: Line) -> bool:
+    """Whether a reply of ours is among what is repeated."""
+    return any([line[at].ours for _, at in pairs])
+
+
+def rising(anchors: Pairs) -> Pairs:
+    """The longest run of anchors, given in the order of the list, that is in the order of the line too."""
+    tops: list[int] = []
+    ends: list[int] = []
+    before: list[int] = []
+    for here, (_, at) in enumerate(anchors):
+        size = bisect_left(tops, at)
+        before.append(ends[size - 1] if size else -1)
+        tops[size : size + 1], ends[size : size + 1] = [at], [here]
+    run: Pairs = []
+    here = ends[-1] if ends else -1
+    while here >= 0:
+        run.append(anchors[here])
+        here = before[here]
+    return run[::-1]
+
+
+def _fits(anchor: tuple[int, int], run: Pairs) -> bool:
+    """Whether an anchor is in a rising run, or could be."""
+    place = bisect_left(run, anchor)
+    before, behind = run[place - 1 : place], run[place : place + 1]
+    return all([at < anchor[1] for _, at in before]) and all([at >= anchor[1] for _, at in behind])
+
+
+def layout(pairs: Pairs, size: int, before: int) -> Layout:
+    """Which spans of the line stay, the first `before` messages of it to begin with, and how many of the
+    list's own messages stand in between; `size` is the list's length."""
+    parts: list[Span | int] = [(0, before)] if before else []
+    repeated: dict[int, list[int]] = {}
+    for n, at in pairs:
+        repeated.setdefault(n, []).append(at)
+    for n in range(size):
+        for at in repeated.get(n, []):
+            if parts and not isinstance(last := parts[-1], int) and last[1] == at:
+                parts[-1] = (last[0], at + 1)
+            else:
+                parts.append((at, at + 1))
+        if n not in repeated:
+            if parts and isinstance(last := parts[-1], int):
+                parts[-1] = last + 1
+            else:
+                parts.append(1)
+    return tuple(parts)

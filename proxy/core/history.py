@@ -1,0 +1,192 @@
+"""A session's turns as a tree, and the history: the messages from the first turn to the tip.
+
+Pure. Knows what follows what; not what a message means, who sent it, or where turns are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from proxy.core.model import Layout, Message, SessionState, Turn, TurnState
+
+# What stays of branches that the tip has left, until the session expires.
+SPARE_TURNS = 64
+SPARE_BYTES = 16 << 20
+
+
+class Entry(NamedTuple):
+    """A message of a history, and the turn that brought it. `ours`: a reply that an upstream gave here."""
+
+    message: Message
+    turn: Turn
+    ours: bool
+
+
+@dataclass(frozen=True)
+class History:
+    """Turns in the order of their commit; `tip` is the ID of the turn the session stands at."""
+
+    turns: tuple[Turn, ...] = ()
+    tip: str | None = None
+
+    @cached_property
+    def by_id(self) -> dict[str, Turn]:
+        return {turn.id: turn for turn in self.turns}
+
+    @cached_property
+    def line(self) -> tuple[Entry, ...]:
+        """The messages from the first turn to the tip."""
+        return self.line_of(self.tip)
+
+    @cached_property
+    def system(self) -> bytes | None:
+        """The system block in force at the tip: the newest that a turn of its branch brought."""
+        return self.system_of(self.tip)
+
+    @cached_property
+    def size(self) -> int:
+        return sum([turn.size for turn in self.turns])
+
+    @cached_property
+    def forms(self) -> dict[str, Any]:
+        """For whoever renders the line: what it made of the line so far. Handed on while the line only grows."""
+        return {}
+
+    @property
+    def last(self) -> Turn | None:
+        """The turn at the tip."""
+        if self.turns and self.turns[-1].id == self.tip:
+            return self.turns[-1]
+        return self.by_id.get(self.tip) if self.tip is not None else None
+
+    @property
+    def resends(self) -> bool:
+        """Whether the client is one that resends: its latest request carried the history itself."""
+        return self.last is not None and self.last.resends
+
+    def ancestors(self, tip: str | None, known: Container[str] = ()) -> list[Turn]:
+        """From the turn `tip` back to the first, or to before the first of the `known`."""
+        found: list[Turn] = []
+        while tip is not None and tip not in known:
+            turn = self.by_id.get(tip)
+            if turn is None:  # it went while its child was in flight
+                break
+            found.append(turn)
+            tip = turn.parent
+        return found
+
+    def line_of(self, tip: str | None) -> tuple[Entry, ...]:
+        """The messages from the first turn to the turn `tip`."""
+        line: list[Entry] = []
+        for turn in reversed(self.ancestors(tip)):
+            line = followed(line, turn)
+        return tuple(line)
+
+    def system_of(self, tip: str | None) -> bytes | None:
+        blocks = (turn.system for turn in self.ancestors(tip) if turn.system is not None)
+        return next(blocks, None) or None
+
+    @cached_property
+    def preamble(self) -> int:
+        """How many messages the first list carried before its last user message: examples that some
+        clients send each time."""
+        first = next((n for n, entry in enumerate(self.line) if entry.ours), 0)
+        users = [n for n in range(first) if self.line[n].message.role == "user"]
+        return users[-1] if users else 0
+
+    @cached_property
+    def other_lines(self) -> list[tuple[str, tuple[Entry, ...]]]:
+        """The branches that end elsewhere than the tip, by the turns they end at, the newest first. A reply
+        that was given anew ends one: what follows its turn leaves it out."""
+        inner: set[str | None] = {self.tip}
+        lengths: dict[str | None, int] = {None: 0}
+        for turn in self.turns:
+            length = lengths.get(turn.parent, 0)
+            whole = turn.layout is None or turn.echo is None
+            kept = [(0, length)] if whole else [part for part in turn.layout or () if not isinstance(part, int)]
+            if any([stop == length for _, stop in kept]):
+                inner.add(turn.parent)
+            lengths[turn.id] = sum([stop - start for start, stop in kept]) + len(own_entries(turn))
+        return [(turn.id, self.line_of(turn.id)) for turn in reversed(self.turns) if turn.id not in inner]
+
+    def plus(self, *turns: Turn) -> History:
+        """With more turns; the last one is the new tip."""
+        added = self
+        for turn in turns:
+            added = added._plus(turn)
+        return added
+
+    def _plus(self, turn: Turn) -> History:
+        added = History((*self.turns, turn), turn.id)
+        if turn.parent == self.tip and turn.layout is None:
+            if "line" in self.__dict__:
+                added.__dict__["line"] = (*self.line, *own_entries(turn))
+            if "size" in self.__dict__:
+                added.__dict__["size"] = self.size + turn.size
+            added.__dict__["system"] = self.system if turn.system is None else turn.system or None
+            added.__dict__["forms"] = self.forms
+        return added
+
+    def without(self, ids: Iterable[str]) -> History:
+        gone = set(ids)
+        return History(tuple([turn for turn in self.turns if turn.id not in gone]), self.tip) if gone else self
+
+    def spare(self, needed: Iterable[str] = (), turns: int = SPARE_TURNS, size: int = SPARE_BYTES) -> list[str]:
+        """The turns to drop: those off the tip's branch beyond the newest `turns`, or beyond `size` bytes.
+
+        What a turn that stays follows, stays, and so do the `needed` ones.
+        """
+        kept: set[str] = set()
+        for end in (self.tip, *needed):
+            kept.update([turn.id for turn in self.ancestors(end, kept)])
+        for turn in reversed(self.turns):
+            branch = self.ancestors(turn.id, kept)
+            turns, size = turns - len(branch), size - sum([one.size for one in branch])
+            if turns < 0 or size < 0:
+                break
+            kept.update([one.id for one in branch])
+        return [turn.id for turn in self.turns if turn.id not in kept]
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What a store knows of a key: how it stands, and its history."""
+
+    state: SessionState
+    history: History
+
+
+def fresh(state: SessionState = SessionState.NEW) -> Session:
+    return Session(state, History())
+
+
+def own_entries(turn: Turn) -> list[Entry]:
+    """The messages that a turn adds behind its parent's, where it keeps all of those."""
+    if turn.echo is None:
+        return []
+    asked = [Entry(message, turn, False) for message in turn.asked]
+    return [*asked, Entry(turn.echo, turn, turn.state is not TurnState.ADOPTED)]
+
+
+def followed(line: Sequence[Entry], turn: Turn) -> list[Entry]:
+    """The messages up to a turn, given those up to its parent."""
+    own = own_entries(turn)
+    if turn.layout is None or not own:
+        return [*line, *own]
+    return [*laid_out(line, turn.layout, own), own[-1]]
+
+
+def laid_out(line: Sequence[Entry], layout: Layout, own: Sequence[Entry]) -> list[Entry]:
+    """Spans of `line`, and in between as many of `own` as the layout says."""
+    made: list[Entry] = []
+    taken = 0
+    for part in layout:
+        if isinstance(part, int):
+            made += own[taken : taken + part]
+            taken += part
+        else:
+            made += line[part[0] : part[1]]
+    return made

@@ -1,0 +1,310 @@
+"""Who sent what: whether a list of messages is new, repeats what the history holds, or departs from it.
+
+Pure. Knows no message's content, no store, and nothing of who waits in line. Every reading, and the
+lists that can be read in two ways, stand in docs/reconcile.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from typing import NamedTuple
+
+from proxy.core.alignment import Alignment, Line, Marks, Pairs, has_ours, layout
+from proxy.core.history import Entry, History
+from proxy.core.members import elements
+from proxy.core.model import Ask, Layout, Message
+
+
+class Mode(StrEnum):
+    AUTO = "auto"
+    APPEND = "append"
+    RESEND = "resend"
+
+
+class Decision(StrEnum):
+    APPEND = "append"
+    ADOPT = "adopt"
+    RESEND = "resend"
+    REWRITE = "rewrite"
+    RETRY = "retry"
+    ASIDE = "aside"
+
+
+class Flight(NamedTuple):
+    """A turn in flight, as far as another request is decided by it."""
+
+    request: bytes
+    asked: Sequence[Message]
+    system: bytes | None
+    tools: bytes
+    deserted: bool  # nobody listens to it
+
+
+class Sent(NamedTuple):
+    """A place in what goes upstream: a stored message, a message of the client's, or, where both are
+    there, ours in the place of the client's copy."""
+
+    entry: Entry | None
+    theirs: Message | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What becomes of a request: how it is read, what goes upstream, and what is recorded of it.
+
+    The turn will follow `parent` by `layout` and add `asked`; `system` is the block in force, None for
+    none. `messages` go upstream behind the first `injected` of `line`; `pairs` says which of them are
+    in the line, ours to be sent in their place. `alone` tells that the list carries its history itself
+    and needs nothing of a turn in flight. `adopted` are the turns that the list brings along.
+    """
+
+    decision: Decision
+    reason: str
+    parent: str | None
+    messages: Sequence[Message]
+    asked: tuple[Message, ...]
+    system: bytes | None
+    line: Line = ()
+    pairs: Sequence[tuple[int, int]] = ()
+    injected: int = 0
+    layout: Layout | None = None
+    adopted: tuple[tuple[Message, ...], ...] = ()
+    resends: bool = False
+    alone: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of `line` goes upstream, and then `tail`."""
+        return self.layout is None
+
+    @property
+    def tail(self) -> Sequence[Message]:
+        """The messages behind the last that is in the line."""
+        return self.messages[self.pairs[-1][0] + 1 :] if self.pairs else self.messages
+
+    @cached_property
+    def sent(self) -> list[Sent]:
+        """All that goes upstream, in order."""
+        found: dict[int, list[Entry]] = {}
+        for n, at in self.pairs:
+            found.setdefault(n, []).append(self.line[at])
+        made = [Sent(entry, None) for entry in self.line[: self.injected]]
+        for n, message in enumerate(self.messages):
+            stored = found.get(n, [])
+            made += [Sent(entry, message if len(stored) == 1 else None) for entry in stored] or [Sent(None, message)]
+        return made
+
+
+def decide(ask: Ask, history: History, marks: Marks, mode: Mode = Mode.AUTO, flights: Sequence[Flight] = ()) -> Plan:
+    """How a request is read, against the history and the turns in flight."""
+    return _Reading(ask, history, marks, flights).plan(mode)
+
+
+def is_retry(
+    request: bytes, history: History, flights: Sequence[Flight], counted: bool, undelivered: str | None
+) -> bool:
+    """Whether a request is the turn in flight, or the last one, tried again.
+
+    `request` is its body's digest, `counted` whether it says that it is a retry, `undelivered` the
+    ID of a turn whose end no client has seen. A delivered turn is never tried again by an equal
+    body alone: "continue" twice is two turns.
+    """
+    if any([flight.request == request and (flight.deserted or counted) for flight in flights]):
+        return True
+    last = history.last
+    return last is not None and last.request == request and (counted or undelivered == last.id)
+
+
+class _Reading:
+    """One list held against one history."""
+
+    def __init__(self, ask: Ask, history: History, marks: Marks, flights: Sequence[Flight]) -> None:
+        self._ask, self._history, self._marks, self._flights = ask, history, marks, flights
+        self._list = ask.messages
+        self._found = Alignment(ask.messages, marks)
+        self._resends = history.resends
+
+    def plan(self, mode: Mode) -> Plan:
+        self._resends = self._resends or mode is Mode.RESEND
+        if mode is Mode.APPEND:
+            return self._append(0, "the mode says so")
+        if not self._history.line:
+            return self._first()
+        carries = any([message.role == "assistant" for message in self._list])
+        if (carries or mode is Mode.RESEND) and (plan := self._repeats()):
+            return plan
+        if mode is Mode.RESEND:
+            return self._followed(self._found.in_order(self._history.line), "the mode says so")
+        if self._is_aside():
+            return self._aside("another system prompt than the session's, and no reply of ours")
+        examples, same = self._history.preamble, self._found.run(self._history.line)
+        if 0 < examples < len(self._list) and len(same) >= examples:
+            if carries and self._resends:
+                return self._followed(same, "it departs from what the session adopted")
+            return self._append(examples, "behind the examples that each request brings")
+        return self._append(0, "no reply of ours in it")
+
+    def _first(self) -> Plan:
+        beside = [flight for flight in self._flights if not self._history.turns]
+        if any([(flight.system, flight.tools) != (self._ask.system, self._ask.tools) for flight in beside]):
+            return self._aside("beside the first turn, under another system prompt or with other tools")
+        *brought, asked = as_turns(self._list)
+        if not brought:
+            return self._append(0, "the first of its session")
+        return Plan(
+            Decision.ADOPT,
+            "the first of its session, and it brings a history along",
+            parent=self._history.tip,
+            messages=self._list,
+            asked=asked,
+            system=self._ask.system,
+            adopted=tuple(brought),
+        )
+
+    def _append(self, start: int, reason: str) -> Plan:
+        return Plan(
+            Decision.APPEND,
+            reason,
+            parent=self._history.tip,
+            messages=self._list[start:],
+            asked=self._list[start:],
+            system=self._remembered(),
+            line=self._history.line,
+            injected=len(self._history.line),
+        )
+
+    def _aside(self, reason: str) -> Plan:
+        return Plan(Decision.ASIDE, reason, None, self._list, (), self._ask.system, alone=True)
+
+    def _is_aside(self) -> bool:
+        """A title, tags or a summary beside a chat. Another model or other tools alone never make one."""
+        own, remembered = self._ask.system, self._history.system
+        if not self._history.resends or own is None or own == remembered:
+            return False
+        return remembered is None or self._marked(own) != self._marked(remembered)
+
+    def _marked(self, block: bytes) -> list[bytes]:
+        return [self._marks.mark(raw) for raw in elements(b"[" + block + b"]")]
+
+    def _repeats(self) -> Plan | None:
+        """The readings of a list that carries a reply of ours at its place, in their order."""
+        history, resends = self._history, self._resends
+        line, tip, pairs = self._from_the_start()
+        if pairs and tip == history.tip and pairs[-1][1] + 1 == len(line):
+            return self._followed(pairs, "all of the history, and then what is new", Decision.RESEND)
+        if not (pairs and resends) and (end := self._found.window(history.line, to_the_tip=True)):
+            reason = "the end of the history, and then what is new"
+            reason += "; what precedes it was cut on purpose" if resends else ""
+            return self._followed(end, reason, Decision.RESEND, before=0 if resends else end[0][1])
+        if pairs:
+            departs = pairs[-1][0] + 1 < len(self._list)
+            reason = "it departs from the history" if departs else "it ends before the tip"
+            return self._followed(self._on(pairs, line), reason, line=line, tip=tip)
+        if window := self._found.window(history.line, to_the_tip=False):
+            before = 0 if resends else window[0][1]
+            reason = "it departs from the history within a window"
+            return self._followed(self._on(window, history.line), reason, before=before)
+        pairs = self._found.in_order(history.line)
+        if any([self._is_in_place(n, at) for n, at in pairs]):
+            return self._followed(pairs, "replies of ours at their place among other messages")
+        return None
+
+    def _from_the_start(self) -> tuple[Line, str | None, Pairs]:
+        """The branch that the list follows longest, and how far; no pairs without a reply of ours."""
+        history = self._history
+        line, tip = history.line, history.tip
+        pairs = self._found.run(line)
+        reached = pairs[-1][0] + 1 if pairs else 0  # a message of the list may repeat two of the line
+        if len(pairs) < len(line) and reached < len(self._list):
+            for other, branch in history.other_lines:
+                if len(further := self._found.run(branch)) > len(pairs):
+                    line, tip, pairs = branch, other, further
+        return line, tip, pairs if has_ours(pairs, line) else []
+
+    def _on(self, pairs: Pairs, line: Line) -> Pairs:
+        """What is repeated before a list departs, and what of the line it still repeats behind that."""
+        return pairs + self._found.in_order(line, pairs[-1][0] + 1, pairs[-1][1] + 1)
+
+    def _is_in_place(self, n: int, at: int) -> bool:
+        """Whether a message of the list is a reply of ours that stands where it stood: as far from the
+        start, or behind what it answered."""
+        line = self._history.line
+        if not line[at].ours:
+            return False
+        if n == at or self._resends:
+            return True
+        question = [entry for entry in line[:at] if entry.turn is line[at].turn]
+        return n > 0 and any([self._found.same(n - 1, entry) for entry in question])
+
+    def _followed(
+        self,
+        pairs: Pairs,
+        reason: str,
+        decision: Decision = Decision.REWRITE,
+        *,
+        line: Line | None = None,
+        tip: str | None = None,
+        before: int = 0,
+    ) -> Plan:
+        """The turn that keeps what the list repeats, behind the first `before` messages of the line."""
+        if line is None:
+            line, tip = self._history.line, self._history.tip
+        parts = layout(pairs, len(self._list), before)
+        if not _is_whole(parts, line):
+            tip, line = self._nearest(tip, line, max([before - 1, *[at for _, at in pairs]]))
+        repeated = {n for n, _ in pairs}
+        return Plan(
+            decision,
+            reason,
+            parent=tip,
+            messages=self._list,
+            asked=tuple([message for n, message in enumerate(self._list) if n not in repeated]),
+            system=self._remembered() if before else self._ask.system,
+            line=line,
+            pairs=pairs,
+            injected=before,
+            layout=None if _is_whole(parts, line) else parts,
+            resends=not before,
+            alone=not before and not self._awaits_flight(pairs),
+        )
+
+    def _nearest(self, tip: str | None, line: Line, top: int) -> tuple[str | None, Line]:
+        """The earliest turn that holds all of the line up to `top`: what nobody follows may go one day."""
+        if top < 0:
+            return None, ()
+        owner = line[top].turn.id
+        shorter = self._history.line_of(owner)
+        same = [mine.message is theirs.message for mine, theirs in zip(shorter, line[: top + 1], strict=False)]
+        return (owner, shorter) if len(same) == top + 1 and all(same) else (tip, line)
+
+    def _remembered(self) -> bytes | None:
+        return self._history.system if self._ask.system is None else self._ask.system
+
+    def _awaits_flight(self, pairs: Pairs) -> bool:
+        """Whether the list holds the reply of a turn in flight, which its client has seen but for the end."""
+        tail = pairs[-1][0] + 1 if pairs else 0
+        for flight in self._flights:
+            reply = tail + len(flight.asked)
+            answered = len(self._list) > reply and self._list[reply].role == "assistant"
+            if answered and self._found.begins(tail, flight.asked):
+                return True
+        return False
+
+
+def as_turns(messages: Sequence[Message]) -> list[tuple[Message, ...]]:
+    """A list as turns: one for each user message that has been answered, and last what has not."""
+    turns: list[tuple[Message, ...]] = []
+    start = 0
+    for n in range(1, len(messages)):
+        if messages[n].role == "user" and messages[n - 1].role == "assistant":
+            turns.append(tuple(messages[start:n]))
+            start = n
+    return [*turns, tuple(messages[start:])]
+
+
+def _is_whole(parts: Layout, line: Line) -> bool:
+    """Whether a layout is all of the line, and then what is new."""
+    return parts[:1] == ((0, len(line)),) and all([isinstance(part, int) for part in parts[1:]])

@@ -1,0 +1,172 @@
+"""What goes upstream of a plan: the stored messages in the form that this upstream takes, then the client's own.
+
+Bytes that stay the same stay the same bytes: a history is joined once and then only grows. Pure; knows
+no session, and decides nothing about who sent what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+from proxy.core.history import Entry, History
+from proxy.core.members import Malformed, dumps, elements, loads, members
+from proxy.core.model import Ask, Message, Turn, TurnState
+from proxy.core.reconcile import Decision, Plan
+from proxy.dialects import forms, profiles
+from proxy.dialects.profiles import Profile
+from proxy.dialects.repair import Repair
+from proxy.errors import BadRequest
+
+
+class Form(NamedTuple):
+    """The habits under which messages are sent: the upstream's profile, where signatures hold (its host
+    and the model's family), and the members that it was found to refuse."""
+
+    profile: Profile
+    origin: str
+    refused: frozenset[str] = frozenset()
+
+    @property
+    def key(self) -> str:
+        """The name under which an echo is kept: equal names, equal bytes."""
+        return " ".join([self.origin, self.profile.name, *sorted(self.refused)])
+
+
+def form_of(setting: str, host: str, model: str | None, refused: frozenset[str] = frozenset()) -> Form:
+    """The form for an upstream's `profile` setting, its host, and the model that a request names."""
+    return Form(profiles.choose(setting, host), f"{host} {profiles.family(model)}", refused)
+
+
+def compose(ask: Ask, plan: Plan, history: History, form: Form) -> tuple[bytes, int]:
+    """The body to send, and how many messages in it the client did not send.
+
+    Every byte of the body outside of its messages stays as it is. Raises BadRequest for the result of
+    a tool call that nobody made, where the history is ours to keep in order.
+    """
+    if plan.decision is Decision.ASIDE:
+        return ask.body, 0
+    marked = b'"cache_control"' in ask.body
+    if plan.whole and not (marked and plan.pairs):
+        repair = _line(history, form).fork() if plan.line is history.line else _repaired(plan.line, form)
+        _refuse_orphan(repair, plan)
+        for message in plan.tail:
+            repair.add(message.role, message.raw)
+    else:
+        repair = Repair(form.profile)
+        for entry, theirs in plan.sent:
+            if entry:
+                raw = _stored(entry, form)
+                raw = forms.with_marks(raw, theirs.raw) if theirs else raw
+                repair.add(entry.message.role, raw, stored=True)
+            else:
+                assert theirs is not None  # one of the two is there
+                repair.add(theirs.role, theirs.raw)
+    system = _system(ask, plan, form)
+    array = b"[" + b",".join([block for block in (system, repair.finish()) if block]) + b"]"
+    if not plan.line and array == b"[" + b",".join(elements(ask.body[ask.start : ask.end])) + b"]":
+        return ask.body, 0  # nothing in it is ours: as it was spaced
+    own = len(ask.messages) + _count(ask.system)
+    injected = max(0, repair.count + _count(system) - own)
+    return ask.body[: ask.start] + array + ask.body[ask.end :], injected
+
+
+def sent_members(body: bytes) -> Collection[str]:
+    """The optional members of messages that occur in a body."""
+    return [name for name in profiles.OPTIONAL if b'"%b"' % name.encode() in body]
+
+
+def _refuse_orphan(repair: Repair, plan: Plan) -> None:
+    if plan.decision is not Decision.APPEND:
+        return  # a list that carries its history is the upstream's to judge
+    orphan = repair.orphan([(message.role, message.raw) for message in plan.tail])
+    if orphan is not None:
+        raise BadRequest(
+            f"The result of the tool call {orphan!r} follows no such call in this session. Send it to the session"
+            " that made the call, or send the call with it.",
+            param="messages",
+        )
+
+
+def _line(history: History, form: Form) -> Repair:
+    """The history's messages in this form: kept beside it, so that each turn adds its own and no more."""
+    line = history.line
+    known: tuple[int, Repair, Message | None] = history.forms.get(form.key, (0, Repair(form.profile), None))
+    done, repair, last = known
+    if done > len(line) or (done and line[done - 1].message is not last):  # of a history that went on otherwise
+        done, repair = 0, Repair(form.profile)
+    for entry in line[done:]:
+        repair.add(entry.message.role, _stored(entry, form), stored=True)
+    history.forms[form.key] = (len(line), repair, line[-1].message if line else None)
+    return repair
+
+
+def _repaired(line: Collection[Entry], form: Form) -> Repair:
+    repair = Repair(form.profile)
+    for entry in line:
+        repair.add(entry.message.role, _stored(entry, form), stored=True)
+    return repair
+
+
+def _stored(entry: Entry, form: Form) -> bytes:
+    """A stored message as it goes upstream."""
+    message, turn = entry.message, entry.turn
+    if message.role != "assistant":
+        raw = forms.asked_form(message.raw)
+        return raw if form.profile.developer or message.role != "developer" else _renamed(raw)
+    if turn.form == form.key:
+        return message.raw if entry.ours else forms.asked_form(message.raw)
+    if entry.ours:
+        derived = echo(turn.reply, turn, form)
+    else:
+        bound = turn.form.startswith(form.origin + " ")
+        derived = forms.reply_form(forms.asked_form(message.raw), form.profile, bound=bound, without=form.refused)
+    return derived if derived is not None else b'{"role":"assistant","content":""}'
+
+
+def echo(reply: bytes, turn: Turn, form: Form) -> bytes | None:
+    """A turn's reply as it goes back upstream in this form; None where it says nothing."""
+    return forms.reply_form(
+        reply,
+        form.profile,
+        bound=turn.form.startswith(form.origin + " "),
+        without=form.refused,
+        finish_reason=turn.finish_reason,
+        cut=turn.state is TurnState.CUT,
+    )
+
+
+def _renamed(raw: bytes) -> bytes:
+    """A developer's message for an upstream that knows the role as `system` only."""
+    try:
+        role = members(raw)["role"]
+    except (Malformed, KeyError):
+        return raw
+    return raw[: role.start] + b'"system"' + raw[role.end :]
+
+
+def _system(ask: Ask, plan: Plan, form: Form) -> bytes | None:
+    """The one leading block: the request's own as sent, else the remembered one without its cache marks."""
+    if ask.system is not None:
+        blocks = elements(b"[" + ask.system + b"]")
+        return _merged(blocks) if form.profile.one_system and len(blocks) > 1 else ask.system
+    if plan.system is None:
+        return None
+    blocks = [forms.asked_form(raw) for raw in elements(b"[" + plan.system + b"]")]
+    blocks = blocks if form.profile.developer else [_renamed(raw) for raw in blocks]
+    return _merged(blocks) if form.profile.one_system and len(blocks) > 1 else b",".join(blocks)
+
+
+def _merged(blocks: list[bytes]) -> bytes:
+    """Several system messages as one, in order, for an upstream that takes only one."""
+    contents = [loads(raw).get("content") for raw in blocks]
+    if not all([isinstance(content, str | list | None) for content in contents]):
+        return b",".join(blocks)  # which is the upstream's to judge
+    if all([isinstance(content, str) for content in contents]):
+        return dumps({"role": "system", "content": "\n\n".join(contents)})
+    parts = [[{"type": "text", "text": each}] if isinstance(each, str) else each or [] for each in contents]
+    return dumps({"role": "system", "content": [part for each in parts for part in each]})
+
+
+def _count(block: bytes | None) -> int:
+    return len(elements(b"[" + block + b"]")) if block else 0

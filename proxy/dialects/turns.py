@@ -1,0 +1,76 @@
+"""The turns that remain of an exchange, in the words of the store. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from proxy.core.model import Ask, Message, Reply, Turn, TurnState
+from proxy.core.reconcile import Plan
+from proxy.dialects.marks import mark
+from proxy.dialects.sending import Form, echo
+
+
+def turns_of(
+    ask: Ask,
+    plan: Plan,
+    reply: Reply,
+    form: Form,
+    *,
+    id: str,
+    new_id: Callable[[], str],
+    remembered: bytes | None,
+    request: bytes,
+    state: TurnState = TurnState.COMPLETE,
+    started: int = 0,
+    ended: int = 0,
+) -> list[Turn]:
+    """The turn `id`, behind those that its list brought along (they get IDs by `new_id`).
+
+    `remembered` is the system block in force at the parent, `request` the digest of the body, the
+    times are in ms since the epoch.
+    """
+    turns: list[Turn] = []
+    for messages in plan.adopted:
+        *asked, answer = marked(messages)
+        block = plan.system or b"" if not turns and plan.system != remembered else None
+        turns.append(
+            Turn(
+                id=new_id(),
+                system=block,
+                asked=tuple(asked),
+                reply=answer.raw,
+                echo=answer,
+                parent=turns[-1].id if turns else plan.parent,
+                state=TurnState.ADOPTED,
+                form=form.key,
+                model=ask.model,
+                started=started,
+                ended=started,
+            )
+        )
+    turn = Turn(
+        id=id,
+        system=plan.system or b"" if not turns and plan.system != remembered else None,
+        asked=marked(plan.asked),
+        reply=reply.message or b"null",
+        echo=None,
+        parent=turns[-1].id if turns else plan.parent,
+        layout=plan.layout,
+        state=state,
+        form=form.key,
+        request=request,
+        resends=plan.resends,
+        model=reply.model or ask.model,
+        finish_reason=reply.finish_reason,
+        usage=reply.usage,
+        started=started,
+        ended=ended,
+    )
+    said = echo(turn.reply, turn, form)
+    return [*turns, turn if said is None else replace(turn, echo=Message("assistant", said, mark(said)))]
+
+
+def marked(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """Messages with their marks, by which a client's later copies are recognised."""
+    return tuple([message if message.mark else replace(message, mark=mark(message.raw)) for message in messages])

@@ -1,0 +1,655 @@
+"""Who sent what: a table of lists, each read against what came before it.
+
+How to read a case. `before` is what happened so far, one request after another: the list that came, ">", the
+reply. `list` is what comes now. A word is a message, its text the word itself, its role by its first letter:
+
+    s system, d the same as developer     u, e, yes user (e: of an example)     n a system message in the middle
+    a, t, x, p, ok assistant (t: a title, x: of an example, p: a prefill)       c assistant with a call, r its result
+    u1@cat a text with a picture          p1a1 a prefill and its reply in one   #f the request's tools
+    ! what is no message at all           - a reply that says nothing
+
+`upstream` is what goes on: behind "|" for what the client sent and before it for what we put there; in brackets is
+what we have stored, ours in the place of the client's copy. What stands in no bracket is new, and stored next.
+Turns are named by the number of their request, those that it brought along by 1.1, 1.2.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count, groupby
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.core.history import Entry, History
+from proxy.core.members import dumps, elements, loads
+from proxy.core.model import Ask, Message, Reply, Turn
+from proxy.core.reconcile import Decision, Flight, Mode, Plan, Sent, as_turns, decide, is_retry
+from proxy.dialects import chat, marks
+from proxy.dialects.sending import form_of
+from proxy.dialects.turns import turns_of
+
+DOC = Path(__file__).parents[2] / "docs" / "reconcile.md"
+FORM = form_of("auto", "upstream.example", None)
+ROLES = {"s": "system", "d": "developer", "n": "system", "u": "user", "e": "user", "y": "user", "r": "tool"}
+
+APPEND, ADOPT, RESEND = Decision.APPEND, Decision.ADOPT, Decision.RESEND
+REWRITE, ASIDE = Decision.REWRITE, Decision.ASIDE
+
+
+# The notation
+
+
+def message(word: str) -> Any:
+    """A word as a message."""
+    if word == "!":
+        return 7
+    text, _, picture = word.partition("@")
+    role = ROLES.get(word[0], "assistant")
+    made: dict[str, Any] = {"role": role, "content": "s" + text[1:] if role == "developer" else text}
+    if picture:
+        parts = [{"type": "text", "text": text}, {"type": "image_url", "image_url": {"url": picture}}]
+        made["content"] = parts
+    if word[0] == "c":
+        function = {"name": "look", "arguments": '{"at": 1}'}
+        made["tool_calls"] = [{"id": word[1:], "type": "function", "function": function}]
+    return {**made, "tool_call_id": word[1:]} if word[0] == "r" else made
+
+
+def word(raw: bytes) -> str:
+    """A message as a word."""
+    made = loads(raw)
+    if not isinstance(made, dict):
+        return "!"
+    content = made["content"]
+    if isinstance(content, list):
+        content = "@".join([part["text"].strip() if "text" in part else part["image_url"]["url"] for part in content])
+    return "d" + content[1:] if made["role"] == "developer" else str(content)
+
+
+def rewritten(word: str) -> Any:
+    """The same message as a client may send it back: its keys in another order, its text as one part, with outer
+    white space and a mark for caching."""
+    made = message(word)
+    if not isinstance(made, dict) or made["role"] in ("system", "developer"):
+        return made
+    parts = made["content"]
+    if isinstance(parts, str):
+        parts = [{"type": "text", "text": f" {parts}\n"}]
+    parts[-1]["cache_control"] = {"type": "ephemeral"}
+    return {key: parts if key == "content" else made[key] for key in reversed(made)}
+
+
+def ask(words: str, spelt: Any = message) -> Ask:
+    tools = [each for each in words.split() if each[0] == "#"]
+    body = {"messages": [spelt(each) for each in words.split() if each[0] != "#"]}
+    return chat.read(dumps({**body, "tools": tools} if tools else body))
+
+
+def recorded(history: History, plan: Plan, asked: Ask, reply: str, name: str) -> History:
+    """A history, and the turns that remain of a plan and its reply. Of an aside nothing remains."""
+    if plan.decision is ASIDE:
+        return history
+    said = Reply(message=dumps(message(reply) if reply != "-" else {"role": "assistant", "content": ""}))
+    brought = count(1)
+    return history.plus(
+        *turns_of(
+            asked,
+            plan,
+            said,
+            FORM,
+            id=name,
+            new_id=lambda: f"{name}.{next(brought)}",
+            remembered=history.system_of(plan.parent),
+            request=b"",
+        )
+    )
+
+
+def played(before: str, mode: Mode = Mode.AUTO) -> History:
+    """The history that requests and their replies leave."""
+    history = History()
+    for number, exchange in enumerate(filter(None, before.split(";")), 1):
+        words, reply = exchange.split(">")
+        asked = ask(words)
+        history = recorded(history, decide(asked, history, marks, mode), asked, reply.strip(), str(number))
+    return history
+
+
+def in_flight(history: History, words: str) -> list[Flight]:
+    if not words:
+        return []
+    asked = ask(words)
+    return [Flight(b"", decide(asked, history, marks).asked, asked.system, asked.tools, deserted=False)]
+
+
+def words_of(messages: Sequence[Message]) -> list[str]:
+    return [word(each.raw) for each in messages]
+
+
+def line_of(line: Sequence[Entry]) -> list[str]:
+    return [word(entry.message.raw) for entry in line]
+
+
+def sent_word(sent: Sent) -> str:
+    said = sent.entry.message if sent.entry else sent.theirs
+    assert said is not None
+    return word(said.raw)
+
+
+def upstream(plan: Plan) -> str:
+    """What goes upstream, as the cases write it."""
+    parts = [*line_of(plan.line[: plan.injected]), "|"] if plan.injected else []
+    for stored, group in groupby(plan.sent[plan.injected :], key=lambda sent: sent.entry is not None):
+        said = " ".join([sent_word(sent) for sent in group])
+        parts.append(f"[{said}]" if stored else said)
+    return " ".join(parts)
+
+
+# The cases
+
+
+@dataclass(frozen=True)
+class Case:
+    """One list. `system` is the block in force, `waits` whether a list that carries its history waits all the same."""
+
+    name: str
+    before: str
+    list: str
+    decision: Decision
+    upstream: str
+    reason: str
+    parent: str | None = None
+    system: str = ""
+    mode: Mode = Mode.AUTO
+    flight: str = ""
+    waits: bool = False
+
+
+FIRST = "the first of its session"
+BROUGHT = "the first of its session, and it brings a history along"
+NONE = "no reply of ours in it"
+EXAMPLES = "behind the examples that each request brings"
+ALL = "all of the history, and then what is new"
+END = "the end of the history, and then what is new"
+CUT = "the end of the history, and then what is new; what precedes it was cut on purpose"
+DEPARTS = "it departs from the history"
+SHORT = "it ends before the tip"
+INSIDE = "it departs from the history within a window"
+AMONG = "replies of ours at their place among other messages"
+OTHER = "another system prompt than the session's, and no reply of ours"
+BESIDE = "beside the first turn, under another system prompt or with other tools"
+SAID = "the mode says so"
+
+ONE = "u1 > a1; u2 > a2; u3 > a3"  # three turns of a client that sends one message
+FULL = "u1 > a1; u1 a1 u2 > a2; u1 a1 u2 a2 u3 > a3"  # and of one that resends
+CHAT = "s1 u1 > a1; s1 u1 a1 u2 > a2"  # with a system prompt
+
+# What is new follows the tip, all of it.
+APPENDS = [
+    Case("the first message", "", "u1", APPEND, "u1", FIRST),
+    Case("the next message", ONE, "u4", APPEND, "u1 a1 u2 a2 u3 a3 | u4", NONE, "3"),
+    Case("yes, the fifth time", "yes > ok;" * 4, "yes", APPEND, "yes ok yes ok yes ok yes ok | yes", NONE, "4"),
+    Case("several messages", "u1 > a1", "u2 n1 u3", APPEND, "u1 a1 | u2 n1 u3", NONE, "1"),
+    Case("what is no message", "u1 > a1", "! u2", APPEND, "u1 a1 | ! u2", NONE, "1"),
+    Case("no message at all", "u1 > a1", "", APPEND, "u1 a1 |", NONE, "1"),
+    Case("one message after a resent list", FULL, "u4", APPEND, "u1 a1 u2 a2 u3 a3 | u4", NONE, "3"),
+    Case("after a first turn that said nothing", "u1 > -", "u1", APPEND, "u1", FIRST, "1"),
+    Case("after a turn that said nothing", "u1 > a1; u2 > -", "u3", APPEND, "u1 a1 | u3", NONE, "2"),
+    Case("the text again, another picture", "u1@cat > a1", "u1@dog", APPEND, "u1@cat a1 | u1@dog", NONE, "1"),
+    Case("the system prompt is remembered", "s1 u1 > a1", "u2", APPEND, "u1 a1 | u2", NONE, "1", "s1"),
+    Case("mode append", FULL, "u1 a1 u4", APPEND, "u1 a1 u2 a2 u3 a3 | u1 a1 u4", SAID, "3", mode=Mode.APPEND),
+    Case("mode append, on an empty session", "", "u1 a1 u2", APPEND, "u1 a1 u2", SAID, mode=Mode.APPEND),
+    Case("a tool's result alone", "u1 > c1", "r1", APPEND, "u1 c1 | r1", NONE, "1"),
+]
+
+# A first list brings a history along: one turn for each user message that has been answered.
+ADOPTIONS = [
+    Case("a history brought along", "", "s1 u1 a1 u2 a2 u3", ADOPT, "u1 a1 u2 a2 u3", BROUGHT, system="s1"),
+    Case("a tool loop brought along", "", "u1 c1 r1 a1 u2", ADOPT, "u1 c1 r1 a1 u2", BROUGHT),
+    Case("a greeting brought along", "", "a0 u1", ADOPT, "a0 u1", BROUGHT),
+    Case("after nothing but silence", "u1 > -", "u1 a1 u2", ADOPT, "u1 a1 u2", BROUGHT, "1"),
+    Case("nothing new behind it", "", "u1 a1", APPEND, "u1 a1", FIRST),
+    Case("after an adoption", "u1 a1 u2 > a2", "u1 a1 u2 a2 u3", RESEND, "[u1 a1 u2 a2] u3", ALL, "1"),
+    Case("mode resend, on an empty session", "", "u1 a1 u2", ADOPT, "u1 a1 u2", BROUGHT, mode=Mode.RESEND),
+]
+
+# The list is the history, or its end, and then what is new.
+RESENDS = [
+    Case("all of the history", FULL, "u1 a1 u2 a2 u3 a3 u4", RESEND, "[u1 a1 u2 a2 u3 a3] u4", ALL, "3"),
+    Case(
+        "all of it, by a client that never did", ONE, "u1 a1 u2 a2 u3 a3 u4", RESEND, "[u1 a1 u2 a2 u3 a3] u4", ALL, "3"
+    ),
+    Case("all of it, and nothing new", "u1 > a1", "u1 a1", RESEND, "[u1 a1]", ALL, "1"),
+    Case("a prefill that was kept", "u1 p1 > a1", "u1 p1 a1 u2", RESEND, "[u1 p1 a1] u2", ALL, "1"),
+    Case("a prefill and its reply joined", "u1 p1 > a1", "u1 p1a1 u2", RESEND, "[u1 p1 a1] u2", ALL, "1"),
+    Case("no system prompt in it is none", "s1 u1 > a1", "u1 a1 u2", RESEND, "[u1 a1] u2", ALL, "1"),
+    Case(
+        "another system prompt, and ours in it", CHAT, "s2 u1 a1 u2 a2 u9", RESEND, "[u1 a1 u2 a2] u9", ALL, "2", "s2"
+    ),
+    Case("a window", ONE, "u2 a2 u3 a3 u4", RESEND, "u1 a1 | [u2 a2 u3 a3] u4", END, "3"),
+    Case("a window takes the prompt", "s1 u1 > a1; u2 > a2", "u2 a2 u3", RESEND, "u1 a1 | [u2 a2] u3", END, "2", "s1"),
+    Case("a window of a resending client", FULL, "u2 a2 u3 a3 u4", RESEND, "[u2 a2 u3 a3] u4", CUT, "3"),
+    Case("a window slides on", "u1 > a1; u1 a1 u2 > a2; u2 a2 u3 > a3", "u3 a3 u4", RESEND, "[u3 a3] u4", CUT, "3"),
+    Case("a summary in the system prompt", CHAT, "s9 u2 a2 u3", RESEND, "[u2 a2] u3", CUT, "2", "s9"),
+    Case(
+        "a window with a prefill joined", "u1 > a1; u2 p2 > a2", "u2 p2a2 u3", RESEND, "u1 a1 | [u2 p2 a2] u3", END, "2"
+    ),
+    Case("an own tool loop", "u1 > a1; u2 > c1", "u2 c1 r1", RESEND, "u1 a1 | [u2 c1] r1", END, "2"),
+    Case(
+        "an own tool loop, second round",
+        "u1 > a1; u2 > c1; u2 c1 r1 > c2",
+        "u2 c1 r1 c2 r2",
+        RESEND,
+        "u1 a1 | [u2 c1 r1 c2] r2",
+        END,
+        "3",
+    ),
+    Case("an own tool loop in the first turn", "u1 > c1", "u1 c1 r1", RESEND, "[u1 c1] r1", ALL, "1"),
+    Case("one message after such a loop", "u1 > c1; u1 c1 r1 > a1", "u2", APPEND, "u1 c1 r1 a1 | u2", NONE, "2"),
+    Case(
+        "the next loop after such a loop",
+        "u1 > c1; u1 c1 r1 > a1; u2 > c2",
+        "u2 c2 r2",
+        RESEND,
+        "u1 c1 r1 a1 | [u2 c2] r2",
+        END,
+        "3",
+    ),
+    Case("a call and its result", "u1 > a1; u2 > c1", "c1 r1", RESEND, "u1 a1 u2 | [c1] r1", END, "2"),
+    Case("mode resend cuts what precedes a window", ONE, "u3 a3 u4", RESEND, "[u3 a3] u4", CUT, "3", mode=Mode.RESEND),
+]
+
+# Replies of ours stand at their place; then something differs, or the list ends.
+REWRITES = [
+    Case("the last message edited", FULL, "u1 a1 u2 a2 u9", REWRITE, "[u1 a1 u2 a2] u9", DEPARTS, "2"),
+    Case("an old message edited", FULL, "u1 a1 u9", REWRITE, "[u1 a1] u9", DEPARTS, "1"),
+    Case("edited by a client that never resent", ONE, "u1 a1 u9", REWRITE, "[u1 a1] u9", DEPARTS, "1"),
+    Case(
+        "edited, and what follows kept", FULL, "u1 a1 u9 a2 u3 a3 u4", REWRITE, "[u1 a1] u9 [a2 u3 a3] u4", DEPARTS, "3"
+    ),
+    Case("a reply edited", FULL, "u1 a9 u2 a2 u3 a3 u4", REWRITE, "[u1] a9 [u2 a2 u3 a3] u4", AMONG, "3"),
+    Case("a turn taken out", FULL, "u1 a1 u3 a3 u4", REWRITE, "[u1 a1 u3 a3] u4", DEPARTS, "3"),
+    Case(
+        "an old message with another picture",
+        "u1 > a1; u1 a1 u2@cat > a2",
+        "u1 a1 u2@dog a2 u3",
+        REWRITE,
+        "[u1 a1] u2@dog [a2] u3",
+        DEPARTS,
+        "2",
+    ),
+    Case("regenerate", FULL, "u1 a1 u2 a2 u3", REWRITE, "[u1 a1 u2 a2 u3]", SHORT, "3"),
+    Case("undo", FULL, "u1 a1", REWRITE, "[u1 a1]", SHORT, "1"),
+    Case(
+        "back to an older branch",
+        "u1 > a1; u1 a1 u2 > a2; u1 a1 u3 > a3",
+        "u1 a1 u2 a2 u4",
+        REWRITE,
+        "[u1 a1 u2 a2] u4",
+        DEPARTS,
+        "2",
+    ),
+    Case(
+        "back to the reply before regenerate",
+        "u1 > a1; u1 a1 u2 > a2; u1 a1 u2 > a3",
+        "u1 a1 u2 a2 u4",
+        REWRITE,
+        "[u1 a1 u2 a2] u4",
+        DEPARTS,
+        "2",
+    ),
+    Case(
+        "the branch that agrees longest",
+        "u1 > a1; u1 a1 u2 > a2; u1 a1 u3 > a3; u1 a1 u4 > a4",
+        "u1 a1 u2 u5",
+        REWRITE,
+        "[u1 a1 u2] u5",
+        DEPARTS,
+        "2",
+    ),
+    Case(
+        "edited behind a cut", "u1 > a1; u1 a1 u2 > a2; u2 a2 u3 > a3", "u2 a2 u9", REWRITE, "[u2 a2] u9", DEPARTS, "3"
+    ),
+    Case("edited within a window", ONE, "u2 a2 u9", REWRITE, "u1 a1 | [u2 a2] u9", INSIDE, "2"),
+    Case("edited within a window, resending", FULL, "u2 a2 u9", REWRITE, "[u2 a2] u9", INSIDE, "2"),
+    Case("a summary and the tail", FULL, "u9 u3 a3 u4", REWRITE, "u9 [u3 a3] u4", AMONG, "3"),
+    Case("a summary and half a turn", FULL, "u9 a3 u4", REWRITE, "u9 [a3] u4", AMONG, "3"),
+    Case("a summary and the tail, not resending", ONE, "u9 u3 a3 u4", REWRITE, "u9 [u3 a3] u4", AMONG, "3"),
+    Case("a prefill dropped", "u1 p1 > a1", "u1 a1 u2", REWRITE, "[u1 a1] u2", AMONG, "1"),
+    Case("a prefill moved on", "u1 p1 > a1", "u1 a1 u2 p1", REWRITE, "[u1 a1] u2 p1", AMONG, "1"),
+    Case("an instruction behind the user's message", "u1 n1 > a1", "u1 a1 u2 n1", REWRITE, "[u1 a1] u2 n1", AMONG, "1"),
+    Case("several of them", "u1 n1 n2 n3 > a1", "u1 a1 u2 n1 n2 n3", REWRITE, "[u1 a1] u2 n1 n2 n3", AMONG, "1"),
+    Case(
+        "the instruction moves on",
+        "u1 n1 > a1; u1 a1 u2 n1 > a2",
+        "u1 a1 u2 a2 u3 n1",
+        REWRITE,
+        "[u1 a1 u2 a2] u3 n1",
+        DEPARTS,
+        "2",
+    ),
+    Case("mode resend: nothing in common", "u1 > a1", "u9", REWRITE, "u9", SAID, mode=Mode.RESEND),
+]
+
+# Examples that each request brings, and what looks like them.
+PREAMBLES = [
+    Case("examples again", "e1 x1 u1 > a1", "e1 x1 u2", APPEND, "e1 x1 u1 a1 | u2", EXAMPLES, "1"),
+    Case(
+        "examples a third time",
+        "e1 x1 u1 > a1; e1 x1 u2 > a2",
+        "e1 x1 u3",
+        APPEND,
+        "e1 x1 u1 a1 u2 a2 | u3",
+        EXAMPLES,
+        "2",
+    ),
+    Case("examples and the whole history", "e1 x1 u1 > a1", "e1 x1 u1 a1 u2", RESEND, "[e1 x1 u1 a1] u2", ALL, "1"),
+    Case("other examples", "e1 x1 u1 > a1", "e2 x2 u2", APPEND, "e1 x1 u1 a1 | e2 x2 u2", NONE, "1"),
+    Case("the examples alone", "e1 x1 u1 > a1", "e1 x1", APPEND, "e1 x1 u1 a1 | e1 x1", NONE, "1"),
+]
+
+# A title, tags or a summary beside a chat: forwarded as sent.
+ASIDES = [
+    Case("a title beside a chat", CHAT, "s2 u1", ASIDE, "u1", OTHER, system="s2"),
+    Case("a title beside a chat without a prompt", FULL, "s2 u1", ASIDE, "u1", OTHER, system="s2"),
+    Case("a title beside a turn in flight", CHAT, "s2 u1", ASIDE, "u1", OTHER, system="s2", flight="s1 u1 a1 u2 a2 u3"),
+    Case("under the same prompt", CHAT, "s1 u9", APPEND, "u1 a1 u2 a2 | u9", NONE, "2", "s1"),
+    Case("under the same prompt as developer", CHAT, "d1 u9", APPEND, "u1 a1 u2 a2 | u9", NONE, "2", "d1"),
+    Case("other tools alone make none", CHAT, "s1 u9 #f", APPEND, "u1 a1 u2 a2 | u9", NONE, "2", "s1"),
+    Case(
+        "the chat goes on after it",
+        CHAT + "; s2 u1 > t1",
+        "s1 u1 a1 u2 a2 u3",
+        RESEND,
+        "[u1 a1 u2 a2] u3",
+        ALL,
+        "2",
+        "s1",
+    ),
+    Case("a title beside the first turn", "", "s2 u1", ASIDE, "u1", BESIDE, system="s2", flight="s1 u1"),
+    Case("other tools beside the first turn", "", "u1", ASIDE, "u1", BESIDE, flight="u1 #f"),
+    Case("its like beside the first turn", "", "s1 u2", APPEND, "u2", FIRST, system="s1", flight="s1 u1"),
+    Case("beside a second try of the first turn", "u1 > -", "s2 u1", APPEND, "u1", FIRST, "1", "s2", flight="s1 u1"),
+]
+
+# While a turn is in flight: what needs nothing of it goes on beside it.
+FLIGHTS = [
+    Case("an edit of it", "u1 > a1", "u1 a1 u9", RESEND, "[u1 a1] u9", ALL, "1", flight="u1 a1 u2"),
+    Case("the same list", "u1 > a1", "u1 a1 u2", RESEND, "[u1 a1] u2", ALL, "1", flight="u1 a1 u2"),
+    Case("an addition to it", "u1 > a1", "u1 a1 u2 u3", RESEND, "[u1 a1] u2 u3", ALL, "1", flight="u1 a1 u2"),
+    Case(
+        "its reply, before its end",
+        "u1 > a1",
+        "u1 a1 u2 a2 u3",
+        RESEND,
+        "[u1 a1] u2 a2 u3",
+        ALL,
+        "1",
+        flight="u1 a1 u2",
+        waits=True,
+    ),
+    Case(
+        "a reply to an edit of it", "u1 > a1", "u1 a1 u9 a2 u3", RESEND, "[u1 a1] u9 a2 u3", ALL, "1", flight="u1 a1 u2"
+    ),
+    Case("the first turn's reply, before its end", "", "u1 a1 u2", ADOPT, "u1 a1 u2", BROUGHT, flight="u1"),
+    Case(
+        "a reply given anew, before its end",
+        FULL,
+        "u1 a1 u2 a2 u3 a9 u4",
+        REWRITE,
+        "[u1 a1 u2 a2 u3] a9 u4",
+        DEPARTS,
+        "3",
+        flight="u1 a1 u2 a2 u3",
+        waits=True,
+    ),
+    Case("what follows the tip", "u1 > a1", "u3", APPEND, "u1 a1 | u3", NONE, "1", flight="u2"),
+]
+
+# Lists that can be read in two ways: each a row of the table in docs/reconcile.md, and each row one of these.
+EITHER = [
+    Case("the same message again", "yes > ok", "yes", APPEND, "yes ok | yes", NONE, "1"),
+    Case("the first message again", FULL, "u1", APPEND, "u1 a1 u2 a2 u3 a3 | u1", NONE, "3"),
+    Case("user messages only", "u1 > a1", "u1 u2", APPEND, "u1 a1 | u1 u2", NONE, "1"),
+    Case("the end or the beginning", "yes > ok; yes > ok", "yes ok yes", RESEND, "yes ok | [yes ok] yes", END, "2"),
+    Case(
+        "the end or the beginning, resending",
+        "yes > ok; yes ok yes > ok",
+        "yes ok yes",
+        REWRITE,
+        "[yes ok yes]",
+        SHORT,
+        "2",
+    ),
+    Case("a window from a reply on", "u1 > a1; u2 > a2", "a2 u3", RESEND, "u1 a1 u2 | [a2] u3", END, "2"),
+    Case("the first message edited", "u1 > a1", "u9 a1 u2", REWRITE, "u9 [a1] u2", AMONG, "1"),
+    Case("an example like a reply", "u1 > a1; u2 > a2", "e1 a2 u3", APPEND, "u1 a1 u2 a2 | e1 a2 u3", NONE, "2"),
+    Case("an example like a reply, resending", "u1 > a1; u1 a1 u2 > a2", "e1 a2 u3", REWRITE, "e1 [a2] u3", AMONG, "2"),
+    Case("the first list again", "e1 x1 u1 > a1", "e1 x1 u1", APPEND, "e1 x1 u1 a1 | u1", EXAMPLES, "1"),
+    Case(
+        "an edit before the first reply",
+        "u1 a1 u2 > a2; u1 a1 u2 a2 u3 > a3",
+        "u1 a1 u9",
+        REWRITE,
+        "[u1 a1] u9",
+        "it departs from what the session adopted",
+        "1.1",
+    ),
+    Case("an edit right after an adoption", "u1 a1 u2 > a2", "u1 a1 u9", APPEND, "u1 a1 u2 a2 | u9", EXAMPLES, "1"),
+    Case("a summary alone", FULL, "u9", APPEND, "u1 a1 u2 a2 u3 a3 | u9", NONE, "3"),
+    Case("another prompt, resending", CHAT, "s9 u3", ASIDE, "u3", OTHER, system="s9"),
+    Case("another prompt, one message", "s1 u1 > a1", "s9 u2", APPEND, "u1 a1 | u2", NONE, "1", "s9"),
+    Case("a title after the first turn", "s1 u1 > a1", "s2 u9", APPEND, "u1 a1 | u9", NONE, "1", "s2"),
+    Case(
+        "the chat after such a title",
+        "s1 u1 > a1; s2 u9 > t1",
+        "s1 u1 a1 u2",
+        REWRITE,
+        "[u1 a1] u2",
+        DEPARTS,
+        "1",
+        "s1",
+    ),
+]
+
+CASES = [*APPENDS, *ADOPTIONS, *RESENDS, *REWRITES, *PREAMBLES, *ASIDES, *FLIGHTS, *EITHER]
+each_case = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+
+
+def block_of(system: bytes | None) -> str:
+    return " ".join([word(raw) for raw in elements(b"[" + system + b"]")]) if system else ""
+
+
+def read(case: Case, spelt: Any = message) -> Plan:
+    history = played(case.before)
+    return decide(ask(case.list, spelt), history, marks, case.mode, in_flight(history, case.flight))
+
+
+@each_case
+def test_how_a_list_is_read(case: Case) -> None:
+    plan = read(case)
+    assert (plan.decision, upstream(plan), plan.parent) == (case.decision, case.upstream, case.parent)
+    assert (plan.reason, block_of(plan.system)) == (case.reason, case.system)
+
+
+@each_case
+def test_a_copy_that_was_rewritten_on_the_way_is_read_the_same_and_ours_is_sent(case: Case) -> None:
+    plan = read(case, rewritten)
+    assert (plan.decision, upstream(plan), plan.parent) == (case.decision, case.upstream, case.parent)
+    sent = [each.entry for each in plan.sent if each.entry]
+    assert all([entry.message is plan.line[at].message for entry, at in zip(sent, held(plan), strict=True)])
+
+
+def held(plan: Plan) -> list[int]:
+    return [*range(plan.injected), *[at for _, at in plan.pairs]]
+
+
+@each_case
+def test_who_resends_and_who_goes_on_beside_a_turn_in_flight(case: Case) -> None:
+    plan = read(case)
+    carries = case.decision in (RESEND, REWRITE) and "|" not in case.upstream
+    assert plan.resends is carries
+    assert plan.alone is ((carries and not case.waits) or case.decision is ASIDE)
+
+
+@each_case
+def test_what_was_sent_and_its_reply_are_the_history(case: Case) -> None:
+    history, plan = played(case.before), read(case)
+    after = recorded(history, plan, ask(case.list), "a99", "99")
+    sent = [sent_word(sent) for sent in plan.sent]
+    kept = case.decision is not ASIDE
+    assert line_of(after.line) == ([*sent, "a99"] if kept else line_of(history.line))
+    assert after.system == (plan.system if kept else history.system)
+    new = [message for turn in after.turns[len(history.turns) :] for message in words_of(turn.asked)]
+    new += [word(turn.reply) for turn in after.turns[len(history.turns) : -1] if turn.id != "99"]
+    assert sorted(new) == sorted(outside(case.upstream)) * kept
+
+
+def outside(upstream: str) -> list[str]:
+    """What of a row's upstream is new."""
+    return re.sub(r"^.*\||\[.*?\]", "", upstream).split()
+
+
+@each_case
+def test_a_whole_line_is_sent_as_it_is_and_then_the_tail(case: Case) -> None:
+    plan = read(case)
+    if plan.whole:
+        line = [*line_of(plan.line), *words_of(plan.tail)]
+        assert line == [sent_word(sent) for sent in plan.sent]
+
+
+@pytest.mark.parametrize(
+    ("words", "turns"),
+    [
+        ("", [""]),
+        ("u1", ["u1"]),
+        ("u1 a1 u2", ["u1 a1", "u2"]),
+        ("u1 c1 r1 a1 u2 u3 a3", ["u1 c1 r1 a1", "u2 u3 a3"]),
+        ("a0 u1", ["a0", "u1"]),
+        ("u1 a1 n1 u2", ["u1 a1 n1 u2"]),
+    ],
+)
+def test_a_list_as_turns(words: str, turns: list[str]) -> None:
+    assert [" ".join(words_of(turn)) for turn in as_turns(ask(words).messages)] == turns
+
+
+# For all lists
+
+WORDS = ["u1", "u2", "u3", "yes", "a1", "a2", "ok", "p1", "p1a1", "n1", "c1", "r1", "u1@cat", "!"]
+REPLIES = ["a1", "a2", "ok", "c1", "-"]
+HEADS = ["", "", "s1", "s2", "d1"]
+
+
+@st.composite
+def lists(draw: st.DrawFn, history: History) -> str:
+    """A list made of anything, or of stretches of a history."""
+    line = line_of(history.line)
+    places = st.integers(0, len(line))
+    stretches = st.tuples(places, places).map(lambda ends: line[ends[0] : ends[1]])
+    parts = draw(st.lists(stretches | st.sampled_from(WORDS).map(lambda one: [one]), max_size=5))
+    return " ".join([draw(st.sampled_from(HEADS)), *[each for part in parts for each in part]])
+
+
+@given(st.data())
+def test_any_list_is_read_and_nothing_of_it_is_lost_or_stored_twice(data: st.DataObject) -> None:
+    history = History()
+    modes = st.sampled_from([Mode.AUTO, Mode.AUTO, Mode.AUTO, Mode.APPEND, Mode.RESEND])
+    for number in range(data.draw(st.integers(1, 6))):
+        asked = ask(data.draw(lists(history)))
+        flights = in_flight(history, data.draw(st.just("") | lists(history)))
+        plan = decide(asked, history, marks, data.draw(modes), flights)
+        before, reply = history, data.draw(st.sampled_from(REPLIES))
+        history = recorded(history, plan, asked, reply, str(number))
+        assert_whole(plan, asked, before)
+        if plan.decision is not ASIDE and history.turns[-1].echo:
+            assert line_of(history.line) == [*[sent_word(sent) for sent in plan.sent], reply]
+
+
+def assert_whole(plan: Plan, asked: Ask, history: History) -> None:
+    """All of the client's own messages go on, in order; what is not ours of them is what is new."""
+    theirs = [n for n, _ in plan.pairs]
+    assert theirs == sorted(theirs)
+    assert tuple(plan.messages) == asked.messages[len(asked.messages) - len(plan.messages) :]
+    new = tuple([message for n, message in enumerate(plan.messages) if n not in theirs])
+    brought = sum([len(turn) for turn in plan.adopted])
+    assert plan.asked == (new[brought:] if plan.decision is not ASIDE else ())
+    assert plan.parent is None or plan.parent in history.by_id
+    ats = held(plan)
+    assert ats == sorted(set(ats))
+
+
+# Retries
+
+LAST = Turn("1", None, (), b"null", None, request=b"the last")
+
+
+def flying(request: bytes, deserted: bool) -> list[Flight]:
+    return [Flight(b"another", (), None, b"", False), Flight(request, (), None, b"", deserted)]
+
+
+@pytest.mark.parametrize(
+    ("name", "request_", "flights", "counted", "undelivered", "again"),
+    [
+        ("delivered, the body alone", b"the last", [], False, None, False),
+        ("delivered, and counted", b"the last", [], True, None, True),
+        ("its end was never written", b"the last", [], False, "1", True),
+        ("an older turn's end was never written", b"the last", [], False, "0", False),
+        ("another body, undelivered", b"new", [], False, "1", False),
+        ("another body, counted", b"new", [], True, None, False),
+        ("in flight, and deserted", b"now", flying(b"now", True), False, None, True),
+        ("in flight, and counted", b"now", flying(b"now", False), True, None, True),
+        ("in flight, and listened to", b"now", flying(b"now", False), False, None, False),
+        ("another in flight, deserted", b"new", flying(b"now", True), False, None, False),
+        ("the last, another in flight", b"the last", flying(b"now", False), True, None, True),
+    ],
+)
+def test_what_is_tried_again(
+    name: str, request_: bytes, flights: list[Flight], counted: bool, undelivered: str | None, again: bool
+) -> None:
+    assert is_retry(request_, History((LAST,), "1"), flights, counted, undelivered) is again
+
+
+def test_nothing_is_tried_again_in_an_empty_session() -> None:
+    assert not is_retry(b"", History(), [], True, None)
+
+
+# The page
+
+
+def rows() -> list[list[str]]:
+    """The rows of the table of lists that can be read in two ways."""
+    table = DOC.read_text().split("## Lists that can be read in two ways")[1].split("\n## ")[0]
+    lines = [line for line in table.splitlines() if line.startswith("| ")]
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    return [[cell.replace("\\|", "|") for cell in row] for row in cells[1:]]
+
+
+def codes(cell: str) -> list[str]:
+    return re.findall(r"`([^`]*)`", cell)
+
+
+def test_the_page_and_the_cases_name_the_same_lists() -> None:
+    assert [row[0] for row in rows()] == [case.name for case in EITHER]
+
+
+@pytest.mark.parametrize("case", EITHER, ids=[case.name for case in EITHER])
+def test_the_page_says_how_a_list_is_read(case: Case) -> None:
+    _, after, list_, reading, why, resend = next(row for row in rows() if row[0] == case.name)
+    assert codes(after) == [case.before]
+    assert codes(list_) == [case.list]
+    assert codes(reading) == [case.decision, case.upstream]
+    assert why
+    plan = decide(ask(case.list), played(case.before), marks, Mode.RESEND)
+    assert codes(resend) == [plan.decision, upstream(plan)]
+
+
+@pytest.mark.parametrize("case", EITHER, ids=[case.name for case in EITHER])
+def test_with_mode_append_every_such_list_is_new(case: Case) -> None:
+    plan = decide(ask(case.list), played(case.before), marks, Mode.APPEND)
+    assert (plan.decision, plan.asked) == (APPEND, ask(case.list).messages)

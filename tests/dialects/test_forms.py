@@ -1,0 +1,557 @@
+"""Forms: what of a stored message goes to which upstream, and where cache marks go."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.core.members import Malformed, dumps, loads
+from proxy.dialects.forms import asked_form, reply_form, speaks, with_marks
+from proxy.dialects.profiles import OPTIONAL, PROFILES
+from tests import strict
+
+Json = dict[str, Any]
+
+
+def call(id: Any = "abcdefghi", arguments: Any = "{}", **more: Any) -> Json:
+    return {"id": id, "type": "function", "function": {"name": "f", "arguments": arguments}, **more}
+
+
+def form(message: Any, name: str = "echo", **how: Any) -> Any:
+    raw = reply_form(json.dumps(message).encode(), PROFILES[name], **how)
+    return None if raw is None else json.loads(raw)
+
+
+SAID: Json = {"role": "assistant", "content": "x"}
+ACTED: Json = {"role": "assistant", "content": None, "tool_calls": [call()]}
+SIGNED = {"type": "reasoning.text", "text": "t", "signature": "s", "format": "anthropic-claude-v1", "index": 0}
+UNSIGNED = {"type": "reasoning.text", "text": "t", "format": "anthropic-claude-v1", "index": 1}
+SUMMARY = {"type": "reasoning.summary", "summary": "s", "format": "xai-responses-v1", "index": 0}
+THOUGHT = {"type": "thinking", "thinking": [{"type": "text", "text": "t"}]}
+PARTS = [THOUGHT, {"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+FILE = {"type": "file", "file": {"hash": "h"}}
+
+
+# Whatever the profile: what says nothing goes nowhere
+
+FILLERS: list[tuple[str, Json, Json | None]] = [
+    ("text", SAID, SAID),
+    ("white space is text", {**SAID, "content": " "}, {**SAID, "content": " "}),
+    (
+        "parts",
+        {**SAID, "content": [{"type": "text", "text": "x"}]},
+        {**SAID, "content": [{"type": "text", "text": "x"}]},
+    ),
+    ("calls", ACTED, ACTED),
+    ("calls with empty content", {**ACTED, "content": ""}, {**ACTED, "content": ""}),
+    (
+        "calls without content",
+        {"role": "assistant", "tool_calls": [call()]},
+        {"role": "assistant", "tool_calls": [call()]},
+    ),
+    ("calls with no parts", {**ACTED, "content": []}, {"role": "assistant", "tool_calls": [call()]}),
+    ("calls with odd content", {**ACTED, "content": 5}, ACTED),
+    ("an index stamp", {**ACTED, "tool_calls": [{"index": 0, **call()}]}, ACTED),
+    ("no type", {**ACTED, "tool_calls": [{k: v for k, v in call().items() if k != "type"}]}, ACTED),
+    ("an odd type", {**ACTED, "tool_calls": [call() | {"type": 5}]}, ACTED),
+    ("empty arguments", {**ACTED, "tool_calls": [call(arguments="")]}, ACTED),
+    ("arguments as an object", {**ACTED, "tool_calls": [call(arguments={})]}, ACTED),
+    ("an ID that is null", {**ACTED, "tool_calls": [call(None)]}, {**ACTED, "tool_calls": [call("")]}),
+    ("an ID that is a number", {**ACTED, "tool_calls": [call(5)]}, {**ACTED, "tool_calls": [call("")]}),
+    ("a call without a name", {**ACTED, "tool_calls": [{"id": "a"}, call(), {"function": {"name": ""}}, 5]}, ACTED),
+    ("calls that are no list", {**SAID, "tool_calls": "x"}, SAID),
+    ("fillers", {**SAID, "tool_calls": [], "refusal": None, "name": "", "audio": None, "reasoning": ""}, SAID),
+    ("more fillers", {**SAID, "extra_content": {}, "thinking_blocks": [], "refusal": 5}, SAID),
+    ("a function_call without a name", {**SAID, "function_call": {"name": "", "arguments": ""}}, SAID),
+    ("a function_call that is null", {**SAID, "function_call": None}, SAID),
+    (
+        "a function_call",
+        {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{"}},
+        {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{"}},
+    ),
+    ("unknown members", {**SAID, "annotations": [], "executed_tools": [1], "parsed": {}, "logprobs": None}, SAID),
+    ("no role", {"content": "x"}, SAID),
+    ("another role", {"role": "model", "content": "x"}, SAID),
+    ("an empty reasoning_content", {**ACTED, "reasoning_content": ""}, {**ACTED, "reasoning_content": ""}),
+    ("a reasoning_content that is null", {**ACTED, "reasoning_content": None}, ACTED),
+    ("empty reasoning_details", {**SAID, "reasoning_details": []}, {**SAID, "reasoning_details": []}),
+    ("reasoning_details that are null", {**SAID, "reasoning_details": None}, SAID),
+    ("a refusal", {"role": "assistant", "content": None, "refusal": "no"}, {"role": "assistant", "refusal": "no"}),
+    ("a voice", {"content": None, "audio": {"id": "a", "data": "QQ=="}}, {"audio": {"id": "a"}, "role": "assistant"}),
+    ("a voice without an ID", {"content": "", "audio": {"id": "", "transcript": "x"}}, SAID),
+    ("a voice that says nothing", {"role": "assistant", "audio": {"id": None, "transcript": None}}, None),
+    ("nothing", {"role": "assistant", "content": None}, None),
+    ("nothing but reasoning", {"content": "", "reasoning": "r", "reasoning_content": "r"}, None),
+    ("nothing but thoughts", {"content": [THOUGHT]}, None),
+    ("nothing but an empty part", {"content": [{"type": "text", "text": ""}, None]}, None),
+    ("no content", {"role": "assistant"}, None),
+    ("no parts", {"role": "assistant", "content": []}, None),
+    ("odd content", {"role": "assistant", "content": 5}, None),
+    ("an object as content", {"role": "assistant", "content": {"type": "text", "text": "x"}}, None),
+]
+
+
+@pytest.mark.parametrize(("message", "wanted"), [case[1:] for case in FILLERS], ids=[case[0] for case in FILLERS])
+def test_fillers_do_not_go_back(message: Json, wanted: Json | None) -> None:
+    assert form(message) == wanted
+
+
+@pytest.mark.parametrize("odd", [5, None, "x", [], [SAID], True])
+def test_what_is_no_object_is_no_reply(odd: Any) -> None:
+    assert form(odd) is None
+
+
+# By profile
+
+REASONED: Json = {**ACTED, "reasoning": "r", "reasoning_content": "r"}
+DETAILED: Json = {**ACTED, "reasoning": "r", "reasoning_details": [SUMMARY]}
+EXTRA = {"google": {"thought_signature": "sig"}}
+SIGNED_CALL = call(extra_content=EXTRA)
+
+PROFILED: list[tuple[str, str, Json, Json | None]] = [
+    ("every reasoning", "echo", {**REASONED, **DETAILED}, {**REASONED, **DETAILED}),
+    ("LiteLLM's thinking", "echo", {**ACTED, "thinking_blocks": [THOUGHT]}, {**ACTED, "thinking_blocks": [THOUGHT]}),
+    ("no reasoning", "openai", REASONED | DETAILED, ACTED),
+    ("a refusal", "openai", {**SAID, "refusal": "no"}, {**SAID, "refusal": "no"}),
+    ("no signature of a call", "openai", {**ACTED, "tool_calls": [SIGNED_CALL]}, ACTED),
+    ("parts as text", "openai", {**SAID, "content": PARTS}, {**SAID, "content": "ab"}),
+    ("its reasoning", "deepseek", REASONED, {**ACTED, "reasoning_content": "r"}),
+    ("the empty one", "deepseek", {**ACTED, "reasoning_content": ""}, {**ACTED, "reasoning_content": ""}),
+    ("nothing", "deepseek-r1", {**SAID, "reasoning_content": "r"}, SAID),
+    ("its reasoning", "moonshot", REASONED, {**ACTED, "reasoning_content": "r"}),
+    ("its reasoning", "cerebras", REASONED, {**ACTED, "reasoning": "r"}),
+    ("the name it came in", "vllm", {**SAID, "reasoning": "r"}, {**SAID, "reasoning": "r"}),
+    ("nothing", "groq", {**REASONED, "executed_tools": [1]}, ACTED),
+    ("parts", "mistral", {**SAID, "content": PARTS, "prefix": False}, {**SAID, "content": PARTS}),
+    ("thoughts beside calls", "mistral", {**ACTED, "content": [THOUGHT]}, {**ACTED, "content": [THOUGHT]}),
+    ("a refusal in words", "mistral", {"content": None, "refusal": "no"}, {"content": "no", "role": "assistant"}),
+    ("a signature", "gemini", {**ACTED, "tool_calls": [SIGNED_CALL]}, {**ACTED, "tool_calls": [SIGNED_CALL]}),
+    (
+        "a signature beside the text",
+        "gemini",
+        {**SAID, "extra_content": EXTRA, "thought_signature": "x"},
+        {**SAID, "extra_content": EXTRA},
+    ),
+    ("parts", "databricks", {**SAID, "content": PARTS}, {**SAID, "content": PARTS}),
+    ("thoughts beside calls", "together", {**ACTED, "content": [THOUGHT]}, {**ACTED, "content": ""}),
+    (
+        "text among odd parts",
+        "together",
+        {"content": ["a", 5, {"refusal": "b"}, {"text": 5}], "role": "assistant"},
+        SAID | {"content": "ab"},
+    ),
+    ("a voice in words", "together", {**SAID, "content": None, "audio": {"id": "a", "transcript": "x"}}, SAID),
+    ("no function_call", "together", {"content": None, "function_call": {"name": "f", "arguments": "{}"}}, None),
+    ("details", "minimax", DETAILED, DETAILED),
+    # OpenRouter's rules
+    ("details", "openrouter", DETAILED, DETAILED),
+    ("no reasoning alone", "openrouter", {**SAID, "reasoning": "r"}, SAID),
+    (
+        "empty details",
+        "openrouter",
+        {**SAID, "reasoning": "r", "reasoning_details": []},
+        {**SAID, "reasoning_details": []},
+    ),
+    (
+        "details with a signature",
+        "openrouter",
+        {**DETAILED, "reasoning_details": [SIGNED, UNSIGNED]},
+        {**DETAILED, "reasoning_details": [SIGNED]},
+    ),
+    ("no details without one", "openrouter", {**DETAILED, "reasoning_details": [UNSIGNED]}, ACTED),
+    (
+        "no details of unknown format without one",
+        "openrouter",
+        {**DETAILED, "reasoning_details": [{"type": "reasoning.text", "text": "t"}]},
+        ACTED,
+    ),
+    (
+        "other details without one",
+        "openrouter",
+        {**DETAILED, "reasoning_details": [UNSIGNED | {"format": "unknown"}, 5]},
+        {**DETAILED, "reasoning_details": [UNSIGNED | {"format": "unknown"}, 5]},
+    ),
+    (
+        "parsed files",
+        "openrouter",
+        {**SAID, "annotations": [{"type": "url_citation"}, FILE, 5]},
+        {**SAID, "annotations": [FILE]},
+    ),
+    ("no other annotations", "openrouter", {**SAID, "annotations": [{"type": "url_citation"}]}, SAID),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "wanted"), [case[1:] for case in PROFILED], ids=[f"{case[1]}: {case[0]}" for case in PROFILED]
+)
+def test_a_profile_gets_back(name: str, message: Json, wanted: Json | None) -> None:
+    assert form(message, name) == wanted
+
+
+UNBOUND: list[tuple[str, Json, Json | None]] = [
+    ("reasoning", {**REASONED, **DETAILED, "thinking_blocks": [THOUGHT], "extra_content": EXTRA}, ACTED),
+    ("a call's signature", {**ACTED, "tool_calls": [SIGNED_CALL]}, ACTED),
+    (
+        "a function's own",
+        {**ACTED, "tool_calls": [call() | {"function": {"name": "f", "arguments": "{}", "thought_signature": "s"}}]},
+        ACTED,
+    ),
+    ("thoughts", {**SAID, "content": PARTS}, {**SAID, "content": "ab"}),
+    ("a refusal", {**SAID, "content": None, "refusal": "no"}, {**SAID, "content": "no"}),
+    ("a refusal beside text", {**SAID, "refusal": "no"}, SAID),
+    ("a voice", {**SAID, "content": None, "audio": {"id": "a", "transcript": "x"}}, SAID),
+    ("a voice without words", {**SAID, "content": None, "audio": {"id": "a"}}, None),
+    ("annotations", {**SAID, "annotations": [FILE]}, SAID),
+    ("nothing of a legacy call", ACTED | {"function_call": {"name": "f", "arguments": "{}"}}, None),
+]
+
+
+@pytest.mark.parametrize(("message", "wanted"), [case[1:] for case in UNBOUND], ids=[case[0] for case in UNBOUND])
+def test_what_holds_at_one_upstream_goes_to_no_other(message: Json, wanted: Json | None) -> None:
+    for name in ("echo", "openrouter"):
+        assert form(message, name, bound=False) == (message if "function_call" in message else wanted)
+
+
+@pytest.mark.parametrize("name", ["reasoning", "reasoning_content", "reasoning_details", "thinking_blocks"])
+def test_a_member_that_was_refused_is_left_out(name: str) -> None:
+    whole = {**REASONED, **DETAILED, "thinking_blocks": [THOUGHT]}
+    assert form(whole, without=frozenset((name,))) == {key: value for key, value in whole.items() if key != name}
+
+
+def test_a_refused_member_is_left_out_of_calls_and_said_in_words() -> None:
+    signed = {**ACTED, "tool_calls": [SIGNED_CALL], "extra_content": EXTRA}
+    assert form(signed, without=frozenset(("extra_content",))) == ACTED
+    assert form({"content": None, "refusal": "no"}, without=frozenset(("refusal",)))["content"] == "no"
+    assert (
+        form({"content": "", "audio": {"id": "a", "transcript": "t"}}, without=frozenset(("audio",)))["content"] == "t"
+    )
+
+
+# Calls that may be torn
+
+TORN = call("b", '{"a')
+CUSTOM = {"id": "c", "type": "custom", "custom": {"name": "g", "input": "free"}}
+SURROGATE = call("d", '{"a":"\ud83d"}')
+
+
+@pytest.mark.parametrize(
+    ("finish_reason", "cut", "ids"),
+    [
+        ("stop", False, "abcd"),
+        ("tool_calls", False, "abcd"),
+        ("tool_calls", True, "acd"),
+        ("length", False, "ad"),
+        ("content_filter", False, "ad"),
+        ("length", True, "ad"),
+        (None, False, "ad"),
+        ("", False, "ad"),
+        (None, True, ""),
+        ("", True, ""),
+    ],
+)
+def test_a_call_that_may_be_torn_goes_back_if_it_is_whole(finish_reason: str | None, cut: bool, ids: str) -> None:
+    message = {**SAID, "tool_calls": [call("a"), TORN, CUSTOM, SURROGATE]}
+    sent = form(message, finish_reason=finish_reason, cut=cut)
+    assert "".join([each["id"] for each in sent.get("tool_calls", [])]) == ids
+    legacy = {**SAID, "function_call": {"name": "f", "arguments": '{"a'}}
+    assert ("function_call" in form(legacy, finish_reason=finish_reason, cut=cut)) == (ids == "abcd")
+
+
+def test_a_reply_of_torn_calls_alone_says_nothing() -> None:
+    assert form({**ACTED, "tool_calls": [TORN]}, finish_reason="length") is None
+    assert form(ACTED, finish_reason=None, cut=True) is None
+
+
+def test_a_custom_call_loses_what_a_strict_upstream_does_not_know() -> None:
+    assert form({**ACTED, "tool_calls": [CUSTOM | {"x": 1}]}, "openai") == {**ACTED, "tool_calls": [CUSTOM]}
+
+
+# Bytes
+
+UNTOUCHED = [
+    b'{"role":"assistant", "content":"\\u00e9"}',
+    b'{"content":"\\ud83d","role":"assistant","reasoning":"r" }',
+    b'{"role":"assistant","content":"","tool_calls":[ {"id":"a","type":"function","function":'
+    b'{"arguments":"{ \\"n\\" : 1.0 }","name":"f"}} ]}',
+]
+
+
+@pytest.mark.parametrize("raw", UNTOUCHED)
+def test_a_reply_that_needs_no_change_keeps_its_bytes(raw: bytes) -> None:
+    assert reply_form(raw, PROFILES["echo"]) == raw
+
+
+@pytest.mark.parametrize(
+    ("raw", "wanted"),
+    [
+        (b'{"tool_calls":[], "content" : "\\u0068o"}', b'{"content":"\\u0068o","role":"assistant"}'),
+        (
+            b'{"content":"x","x":1,"reasoning_details":[ {"n":1.50, "m":123456789012345678901} ],"role":"assistant"}',
+            b'{"content":"x","reasoning_details":[ {"n":1.50, "m":123456789012345678901} ],"role":"assistant"}',
+        ),
+        # A member that occurs twice has no place; the last value counts, as in every reader
+        (b'{"content":"a","x":1,"content":"\\u0062"}', b'{"content":"b","role":"assistant"}'),
+    ],
+)
+def test_a_change_leaves_the_bytes_of_all_else(raw: bytes, wanted: bytes) -> None:
+    assert reply_form(raw, PROFILES["echo"]) == wanted
+
+
+UNREADABLE = [
+    b"",
+    b"{",
+    b'{"content":"\xff","cache_control":1,"tool_calls":[]}',
+    b'{"cache_control":{},"content":' + b"[" * 100_000,
+]
+
+
+@pytest.mark.parametrize("raw", UNREADABLE, ids=range(4))
+def test_what_cannot_be_read_goes_as_it_is(raw: bytes) -> None:
+    assert reply_form(raw, PROFILES["openai"], bound=False) == raw
+    assert asked_form(raw) == raw
+    assert with_marks(raw, raw) == raw
+    assert speaks(raw)
+
+
+@pytest.mark.parametrize("depth", [100, 300, 900, 1010])
+def test_arguments_nested_so_deep_that_they_cannot_be_written_stay(depth: int) -> None:
+    nested = b"[" * depth + b"]" * depth
+    raw = b'{"role":"assistant","tool_calls":[{"function":{"name":"f","arguments":' + nested + b"}}]}"
+    sent = reply_form(raw, PROFILES["echo"])
+    assert sent == raw or b'"arguments":"' + nested + b'"' in (sent or b"")
+
+
+# Whether a message says something
+
+
+@pytest.mark.parametrize(
+    ("message", "wanted"),
+    [(SAID, True), (ACTED, True), *[(message, wanted is not None) for _, message, wanted in FILLERS[:2]]]
+    + [
+        ({"content": None, "refusal": "no"}, True),
+        ({"audio": {"id": "a"}}, True),
+        ({"function_call": {"name": "f"}}, True),
+        ({"content": [{"type": "image_url"}]}, True),
+        ({"content": ["x"]}, True),
+        ({"content": 5}, True),
+        ({}, False),
+        ({"content": None, "tool_calls": [], "refusal": None, "audio": None, "function_call": None}, False),
+        ({"content": "", "reasoning": "r"}, False),
+        ({"content": [THOUGHT, ""]}, False),
+        ({"function_call": {"name": ""}, "audio": {"id": ""}, "refusal": ""}, False),
+        (5, False),
+        ([SAID], False),
+    ],
+)
+def test_an_assistant_message_speaks_or_does_not(message: Any, wanted: bool) -> None:
+    assert speaks(json.dumps(message).encode()) == wanted
+
+
+# A client's message
+
+
+MARK = {"type": "ephemeral"}
+
+
+def text(words: str, mark: Any = None) -> Json:
+    return {"type": "text", "text": words} | ({"cache_control": mark} if mark is not None else {})
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "data:"}}
+
+ASKED: list[tuple[str, Json, Json]] = [
+    ("a mark on a message", {"role": "user", "content": "x", "cache_control": MARK}, {"role": "user", "content": "x"}),
+    (
+        "marks on parts",
+        {"role": "user", "content": [text("a", MARK), {**IMAGE, "cache_control": MARK}, "b", text("c")]},
+        {"role": "user", "content": [text("a"), IMAGE, "b", text("c")]},
+    ),
+    ("a mark on a call", {**ACTED, "tool_calls": [call(cache_control=MARK)]}, ACTED),
+    (
+        "a mark that is null",
+        {"role": "user", "content": [text("a") | {"cache_control": None}]},
+        {"role": "user", "content": [text("a")]},
+    ),
+    ("no calls", {**SAID, "tool_calls": []}, SAID),
+    ("calls that are null", {**SAID, "tool_calls": None, "function_call": None, "refusal": None}, SAID),
+    ("no annotations", {**SAID, "annotations": []}, SAID),
+    # What stays
+    (
+        "text about marks",
+        {"role": "user", "content": [text("cache_control")]},
+        {"role": "user", "content": [text("cache_control")]},
+    ),
+    (
+        "a user's null",
+        {"role": "user", "content": "x", "tool_calls": []},
+        {"role": "user", "content": "x", "tool_calls": []},
+    ),
+    ("null content", ACTED, ACTED),
+    ("empty reasoning", {**ACTED, "reasoning_content": ""}, {**ACTED, "reasoning_content": ""}),
+    ("empty details", {**ACTED, "reasoning_details": []}, {**ACTED, "reasoning_details": []}),
+    ("an unknown role", {"role": ["assistant"], "tool_calls": []}, {"role": ["assistant"], "tool_calls": []}),
+    ("no role", {"tool_calls": None}, {"tool_calls": None}),
+]
+
+
+@pytest.mark.parametrize(("message", "wanted"), [case[1:] for case in ASKED], ids=[case[0] for case in ASKED])
+def test_a_stored_message_of_a_client_has_no_marks_and_no_fillers(message: Json, wanted: Json) -> None:
+    raw = json.dumps(message).encode()
+    assert json.loads(asked_form(raw)) == wanted
+    assert (asked_form(raw) == raw) == (message == wanted)
+    assert asked_form(asked_form(raw)) == asked_form(raw)
+
+
+def test_the_bytes_beside_a_mark_stay() -> None:
+    part = b'{ "type":"text", "text":"\\u0061", "n":1e400 }'
+    raw = b'{"role" : "user","n":1.0,"cache_control":{},"content":[ %b , {"cache_control":1,"a": 1.0} ]}' % part
+    assert asked_form(raw) == b'{"role":"user","n":1.0,"content":[%b,{"a":1.0}]}' % part
+    assert asked_form(b'{"tool_calls":[ ] , "role":"assistant"}') == b'{"role":"assistant"}'
+
+
+def user(content: Any, **more: Any) -> Json:
+    return {"role": "user", "content": content, **more}
+
+
+MARKED: list[tuple[str, Any, Any, Any]] = [
+    ("a mark on the message", user("x"), user("x", cache_control=MARK), user("x", cache_control=MARK)),
+    (
+        "a part for a part",
+        user([text("a"), text("b")]),
+        user([text("a", MARK), text("b")]),
+        user([text("a", MARK), text("b")]),
+    ),
+    ("a text becomes its part", user("a"), user([text("a", MARK)]), user([text("a", MARK)])),
+    ("counted from the end", user([THOUGHT, text("a")]), user([text("a", MARK)]), user([THOUGHT, text("a", MARK)])),
+    ("of the same type", user([text("a"), IMAGE]), user([IMAGE, text("a", MARK)]), user([text("a", MARK), IMAGE])),
+    ("further than ours goes", user([text("b")]), user([text("a", MARK), text("b")]), user([text("b", MARK)])),
+    ("a text of several parts", user("ab"), user([text("a"), text("b", MARK)]), user([text("ab", MARK)])),
+    (
+        "a call",
+        {**ACTED, "tool_calls": [call("a"), call("b")]},
+        {**ACTED, "tool_calls": [call("a", cache_control=MARK), call("b")]},
+        {**ACTED, "tool_calls": [call("a", cache_control=MARK), call("b")]},
+    ),
+    ("a newer mark", user([text("a", 1)]), user([text("a", 2)]), user([text("a", 2)])),
+    # Nowhere to go
+    ("an empty text", user(""), user([text("", MARK)]), user("")),
+    ("another type", user("a"), user([{**IMAGE, "cache_control": MARK}]), user("a")),
+    ("null", user([text("a")]), user([text("a") | {"cache_control": None}], cache_control=None), user([text("a")])),
+    ("no mark", user([text("a")]), user([text("a")]), user([text("a")])),
+    ("text about marks", user([text("cache_control")]), user([text("cache_control")]), user([text("cache_control")])),
+    ("parts of no type", user(["a", 5]), user(["cache_control", {"cache_control": MARK}]), user(["a", 5])),
+    ("no content of ours", {"role": "user"}, user([text("a", MARK)]), {"role": "user"}),
+    ("content that is a text of theirs", user("a"), user("cache_control"), user("a")),
+    ("ours is no object", 5, user([text("a", MARK)]), 5),
+    ("theirs is no object", user("a"), ["cache_control"], user("a")),
+]
+
+
+@pytest.mark.parametrize(("ours", "theirs", "wanted"), [case[1:] for case in MARKED], ids=[case[0] for case in MARKED])
+def test_marks_go_where_the_client_has_them_now(ours: Any, theirs: Any, wanted: Any) -> None:
+    raw, present = json.dumps(ours).encode(), json.dumps(theirs).encode()
+    assert json.loads(with_marks(raw, present)) == wanted
+    assert (with_marks(raw, present) == raw) == (ours == wanted)
+    assert with_marks(with_marks(raw, present), present) == with_marks(raw, present)
+
+
+# For all messages
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+texts = st.sampled_from(
+    ["", " ", "x", "\ud83d", "{}", '{"a', "function", "assistant", "reasoning.text", "cache_control"]
+)
+anything = st.recursive(
+    scalars | texts | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts | st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def shaped(**members: st.SearchStrategy[Any]) -> st.SearchStrategy[Json]:
+    """Objects with some of these members, each of its kind or of any."""
+    return st.fixed_dictionaries({}, optional={name: kind | anything for name, kind in members.items()})
+
+
+parts = shaped(type=st.sampled_from(["text", "thinking", "image_url"]), text=texts, cache_control=st.just(MARK))
+functions = shaped(name=st.sampled_from("fg"), arguments=texts, thought_signature=texts)
+calls = shaped(
+    id=st.sampled_from(["abcdefghi", "123456789"]), type=texts, function=functions, custom=functions, index=scalars,
+    extra_content=anything, cache_control=st.just(MARK),
+)  # fmt: skip
+details = shaped(type=st.just("reasoning.text"), text=texts, signature=texts, format=texts)
+messages = shaped(
+    role=st.just("assistant"),
+    content=texts | st.lists(parts, max_size=3),
+    tool_calls=st.lists(calls, max_size=3),
+    function_call=functions,
+    refusal=texts,
+    audio=shaped(id=texts, transcript=texts),
+    annotations=st.lists(st.just(FILE) | anything, max_size=2),
+    reasoning=texts,
+    reasoning_content=texts,
+    reasoning_details=st.lists(details, max_size=3),
+    extra_content=anything,
+    prefix=st.booleans(),
+    name=texts,
+    parsed=anything,
+)
+hows = st.fixed_dictionaries(
+    {
+        "bound": st.booleans(),
+        "without": st.frozensets(st.sampled_from(sorted(OPTIONAL)), max_size=3),
+        "finish_reason": st.sampled_from([None, "", "stop", "length", "tool_calls"]),
+        "cut": st.booleans(),
+    }
+)
+# What the repair of a history sees to, and what is sent as the model said it.
+ELSEWHERE = {"a tool call without an ID", "a tool call ID in a form that is refused", "arguments that are no JSON"}
+
+
+@given(messages.map(dumps), st.sampled_from(sorted(PROFILES)), hows)
+def test_every_form_is_one_that_the_strictest_take(raw: bytes, name: str, how: Json) -> None:
+    sent = reply_form(raw, PROFILES[name], **how)
+    if sent is None:
+        return
+    message = json.loads(sent)
+    assert message["role"] == "assistant"
+    assert not set(strict.message_problems(message, name)) - ELSEWHERE
+    assert speaks(sent)
+    assert not message.keys() & how["without"]
+    assert reply_form(sent, PROFILES[name], **how) == sent
+
+
+@given(anything.map(dumps) | messages.map(dumps) | st.binary(max_size=30), anything.map(dumps) | messages.map(dumps))
+def test_nothing_is_too_odd(raw: bytes, other: bytes) -> None:
+    for profile in PROFILES.values():
+        assert reply_form(raw, profile) == reply_form(raw, profile)
+    assert asked_form(asked_form(raw)) == asked_form(raw)
+    assert speaks(raw) in (True, False)
+    marked = with_marks(raw, other)
+    assert with_marks(marked, other) == marked
+
+
+@given(messages)
+def test_no_mark_is_left_of_a_message_and_all_else_stays(message: Json) -> None:
+    raw = dumps({**message, "role": "user"})
+    sent = loads(asked_form(raw))
+    listed = [sent.get("content"), sent.get("tool_calls")]
+    assert not any("cache_control" in each for each in [sent, *_objects(listed)])
+    before = {k: v for k, v in loads(raw).items() if k not in ("cache_control", "content", "tool_calls")}
+    assert {k: v for k, v in sent.items() if k not in ("content", "tool_calls")} == before
+
+
+def _objects(lists: list[Any]) -> list[Json]:
+    return [part for each in lists if isinstance(each, list) for part in each if isinstance(part, dict)]
+
+
+def test_the_validators_see_what_is_wrong() -> None:
+    """The property above can fail: the reply as it came is refused."""
+    whole = {**REASONED, **DETAILED, "refusal": None, "tool_calls": [SIGNED_CALL]}
+    assert {name for name in PROFILES if strict.message_problems(whole, name)} >= set(PROFILES) - {"echo"}
+    with pytest.raises(Malformed):
+        loads(UNREADABLE[1])
