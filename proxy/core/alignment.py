@@ -70,6 +70,8 @@ class Alignment:
             if step and at + step <= jumps[0][1]:
                 pairs += [(place, at + more) for more in range(step)]
                 at += step
+            elif at + 1 < jumps[0][1] and place + 1 < len(self.messages) and self.same(place + 1, line[at + 1]):
+                at += 1  # one message in the place of another
         return pairs
 
     def same(self, n: int, entry: Entry) -> bool:

@@ -41,6 +41,7 @@ class Flight(NamedTuple):
     system: bytes | None
     tools: bytes
     deserted: bool  # nobody listens to it
+    resends: bool = False  # its list carries the history itself
 
 
 class Sent(NamedTuple):
@@ -125,7 +126,7 @@ class _Reading:
         self._ask, self._history, self._marks, self._flights = ask, history, marks, flights
         self._list = ask.messages
         self._found = Alignment(ask.messages, marks)
-        self._resends = history.resends
+        self._resends = history.resends or any([flight.resends for flight in flights])
 
     def plan(self, mode: Mode) -> Plan:
         self._resends = self._resends or mode is Mode.RESEND
@@ -182,7 +183,7 @@ class _Reading:
     def _is_aside(self) -> bool:
         """A title, tags or a summary beside a chat. Another model or other tools alone never make one."""
         own, remembered = self._ask.system, self._history.system
-        if not self._history.resends or own is None or own == remembered:
+        if not self._resends or own is None or own == remembered:
             return False
         return remembered is None or self._marked(own) != self._marked(remembered)
 
@@ -199,6 +200,7 @@ class _Reading:
             reason = "the end of the history, and then what is new"
             reason += "; what precedes it was cut on purpose" if resends else ""
             return self._followed(end, reason, Decision.RESEND, before=0 if resends else end[0][1])
+        pairs = pairs or self._to_the_first_reply()
         if pairs:
             departs = pairs[-1][0] + 1 < len(self._list)
             reason = "it departs from the history" if departs else "it ends before the tip"
@@ -223,6 +225,15 @@ class _Reading:
                 if len(further := self._found.run(branch)) > len(pairs):
                     line, tip, pairs = branch, other, further
         return line, tip, pairs if has_ours(pairs, line) else []
+
+    def _to_the_first_reply(self) -> Pairs:
+        """How far the list agrees with the history, where that is up to our first reply and it has another one:
+        what a client makes of a reply that it edited, or did not see to its end."""
+        line = self._history.line
+        pairs = self._found.run(line)
+        n, at = (pairs[-1][0] + 1, pairs[-1][1] + 1) if pairs else (0, 0)
+        other = pairs and n < len(self._list) and self._list[n].role == "assistant"
+        return pairs if other and at < len(line) and line[at].ours else []
 
     def _on(self, pairs: Pairs, line: Line) -> Pairs:
         """What is repeated before a list departs, and what of the line it still repeats behind that."""

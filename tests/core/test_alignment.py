@@ -192,6 +192,7 @@ def test_a_window_is_looked_for_at_the_newest_places_only() -> None:
         ("u a2", "u a1 u a2", [(0, 0), (1, 3)]),
         ("u a2 u", "u a1 u a2 u a3", [(0, 0), (1, 3), (2, 4)]),
         ("u u u", "u u", [(0, 0), (1, 1)]),
+        ("u9 a u a", "u a u a", [(1, 1), (2, 2), (3, 3)]),  # one in the place of another
         # One message may stand for a prefill and the reply to it, but not for half of what another repeats.
         ("u9 p1+a1 u2", "u1 p1 a1 u2", [(2, 3)]),
         ("u1 p1+a1 u2", "u1 p1 a1 u2", [(0, 0), (1, 1), (1, 2), (2, 3)]),

@@ -273,7 +273,9 @@ REWRITES = [
     Case(
         "edited, and what follows kept", FULL, "u1 a1 u9 a2 u3 a3 u4", REWRITE, "[u1 a1] u9 [a2 u3 a3] u4", DEPARTS, "3"
     ),
-    Case("a reply edited", FULL, "u1 a9 u2 a2 u3 a3 u4", REWRITE, "[u1] a9 [u2 a2 u3 a3] u4", AMONG, "3"),
+    Case("a reply edited", FULL, "u1 a9 u2 a2 u3 a3 u4", REWRITE, "[u1] a9 [u2 a2 u3 a3] u4", DEPARTS, "3"),
+    Case("the only reply edited", "u1 > a1", "u1 a9 u2", REWRITE, "[u1] a9 u2", DEPARTS, "1"),
+    Case("edited among equal turns", "u a u > a", "u9 a u a u4", REWRITE, "u9 [a u a] u4", AMONG, "1"),
     Case("a turn taken out", FULL, "u1 a1 u3 a3 u4", REWRITE, "[u1 a1 u3 a3] u4", DEPARTS, "3"),
     Case(
         "an old message with another picture",
@@ -428,6 +430,7 @@ EITHER = [
         "2",
     ),
     Case("a window from a reply on", "u1 > a1; u2 > a2", "a2 u3", RESEND, "u1 a1 u2 | [a2] u3", END, "2"),
+    Case("the first reply edited", "u1 > a1", "u1 a9 u2", REWRITE, "[u1] a9 u2", DEPARTS, "1"),
     Case("the first message edited", "u1 > a1", "u9 a1 u2", REWRITE, "u9 [a1] u2", AMONG, "1"),
     Case("an example like a reply", "u1 > a1; u2 > a2", "e1 a2 u3", APPEND, "u1 a1 u2 a2 | e1 a2 u3", NONE, "2"),
     Case("an example like a reply, resending", "u1 > a1; u1 a1 u2 > a2", "e1 a2 u3", REWRITE, "e1 [a2] u3", AMONG, "2"),
