@@ -13,9 +13,9 @@ from functools import cached_property
 from typing import NamedTuple
 
 from proxy.core.alignment import Alignment, Line, Marks, Pairs, has_ours, layout
-from proxy.core.history import Entry, History
+from proxy.core.history import Entry, History, laid_out
 from proxy.core.members import elements
-from proxy.core.model import Ask, Layout, Message
+from proxy.core.model import Ask, Layout, Message, Turn
 
 
 class Mode(StrEnum):
@@ -119,6 +119,26 @@ def is_retry(
     return last is not None and last.request == request and (counted or undelivered == last.id)
 
 
+def retried(history: History, turn: Turn) -> Plan:
+    """The plan of a recorded turn, to be run again beside it: what it was read against, not what stands there now."""
+    line = history.line_of(turn.parent)
+    if turn.layout is not None:
+        line = tuple(laid_out(line, turn.layout, [Entry(message, turn, False) for message in turn.asked]))
+    return Plan(
+        Decision.RETRY,
+        "the last turn, tried again",
+        parent=turn.parent,
+        messages=turn.asked if turn.layout is None else (),
+        asked=turn.asked,
+        system=history.system_of(turn.id),
+        line=line,
+        injected=len(line),
+        layout=turn.layout,
+        resends=turn.resends,
+        alone=turn.resends,
+    )
+
+
 class _Reading:
     """One list held against one history."""
 
@@ -215,15 +235,18 @@ class _Reading:
         return None
 
     def _from_the_start(self) -> tuple[Line, str | None, Pairs]:
-        """The branch that the list follows longest, and how far; no pairs without a reply of ours."""
+        """The branch that the list follows longest, and how far; no pairs without a reply of ours. One that the
+        tip has left is taken where it holds more of the list than the tip's, all in all."""
         history = self._history
         line, tip = history.line, history.tip
         pairs = self._found.run(line)
         reached = pairs[-1][0] + 1 if pairs else 0  # a message of the list may repeat two of the line
         if len(pairs) < len(line) and reached < len(self._list):
+            held = len(self._on(pairs, line))
             for other, branch in history.other_lines:
-                if len(further := self._found.run(branch)) > len(pairs):
-                    line, tip, pairs = branch, other, further
+                further = self._found.run(branch)
+                if len(further) > len(pairs) and len(self._on(further, branch)) > held:
+                    line, tip, pairs, held = branch, other, further, len(self._on(further, branch))
         return line, tip, pairs if has_ours(pairs, line) else []
 
     def _to_the_first_reply(self) -> Pairs:
@@ -237,7 +260,8 @@ class _Reading:
 
     def _on(self, pairs: Pairs, line: Line) -> Pairs:
         """What is repeated before a list departs, and what of the line it still repeats behind that."""
-        return pairs + self._found.in_order(line, pairs[-1][0] + 1, pairs[-1][1] + 1)
+        n, at = (pairs[-1][0] + 1, pairs[-1][1] + 1) if pairs else (0, 0)
+        return pairs + self._found.in_order(line, n, at)
 
     def _is_in_place(self, n: int, at: int) -> bool:
         """Whether a message of the list is a reply of ours that stands where it stood: as far from the

@@ -24,7 +24,7 @@ _THOUGHTS = ("thinking", "redacted_thinking", "reasoning")
 _CLAUDE = "anthropic-claude-v1"  # what OpenRouter takes a detail without a format for
 
 _MARK = "cache_control"
-_SUSPECT = re.compile(rb'cache_control|"tool_calls"|"annotations"|:\s*null')
+_SUSPECT = re.compile(rb'cache_control|"tool_calls"|"annotations"|"prefix"|:\s*null')
 _EMPTY = re.compile(rb"\[\s*\]")
 
 
@@ -54,7 +54,7 @@ def reply_form(
             del form["function_call"]
         named = [call for call in deltas.whole(message.get("tool_calls")) if _kind(call)]
         if calls := [call for call in named if _is_whole(call[_kind(call)], finish_reason, cut)]:
-            form["tool_calls"] = [_call(call, profile.call_extras and bound, without) for call in calls]
+            form["tool_calls"] = [_call(call, profile, bound, without) for call in calls]
         form |= {"role": "assistant"} | _content(message, form, profile.content_parts and bound)
         return _written(raw, message, form) if _says(form) else None
     except Malformed:
@@ -141,10 +141,12 @@ def _parses(arguments: str) -> bool:
     return True
 
 
-def _call(call: Json, extras: bool, without: frozenset[str]) -> Json:
+def _call(call: Json, profile: Profile, bound: bool, without: frozenset[str]) -> Json:
     """A call with a name, as it goes back. An ID that is no string is as good as none."""
     kind = _kind(call)
-    if not extras:
+    if profile.parses and not _parses(call[kind].get("arguments", "{}")):
+        call = call | {kind: call[kind] | {"arguments": "{}"}}  # the model's mistake, and its upstream's to refuse
+    if not (profile.call_extras and bound):
         function = {name: value for name, value in call[kind].items() if name in ("name", "arguments", "input")}
         call = {"id": call["id"], "type": call["type"], kind: function}
     fixed = {
@@ -242,6 +244,9 @@ def with_marks(ours: bytes, theirs: bytes) -> bytes:
 
 
 def _is_filler(name: str, value: bytes) -> bool:
+    """What an assistant's message does without: what says nothing, and `prefix`, which is said of a last one only."""
+    if name == "prefix":
+        return True
     empty = name in ("tool_calls", "annotations") and _EMPTY.fullmatch(value)
     return bool(empty) or (value == b"null" and name != "content")
 

@@ -44,12 +44,14 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class StandIn:
-    """What is sent in place of a result that is not there; `name` is how a late one calls itself."""
+    """What is sent in place of a result that is not there; `name` is how a late one calls itself, where the
+    call is not `nameless`."""
 
     role: str
     name: str
     id: str
     raw: bytes
+    nameless: bool
 
 
 def calls(raw: bytes) -> list[Call]:
@@ -161,7 +163,7 @@ class Group:
         for number in sorted(self._lacking):
             call = self._identify(number, self._calls[number].said)
             raw = dumps({"role": call.role, RESULTS[call.role]: call.id, "content": NO_RESULT})
-            missing.append(StandIn(call.role, call.said or call.id, call.id, raw))
+            missing.append(StandIn(call.role, call.said or call.id, call.id, raw, not call.said))
         return [self._call(), *self._results], missing
 
     def _next(self) -> str:

@@ -32,6 +32,8 @@ class Profile:
     bridge: bool = False  # user after tool is refused: an assistant message stands between
     join_prefill: bool = False  # assistant after assistant is refused: a continued prefill is joined
     call_id: str | None = None  # the pattern that a whole tool call ID must match on input; None: any
+    asked_last: bool = False  # the last message must be a user's or a result
+    parses: bool = False  # arguments of a call that are no JSON are refused
     developer: bool = False  # the role is known; else it is refused by name
 
 
@@ -60,8 +62,15 @@ _ALL = (
         call_id=_FORTY,
         developer=True,
     ),
-    Profile("openrouter", ("openrouter.ai",), _SPOKEN | _DETAILED | {"annotations"}, signed=True, developer=True),
-    Profile("vercel", ("ai-gateway.vercel.sh",), _DETAILED),
+    Profile(
+        "openrouter",
+        ("openrouter.ai",),
+        _SPOKEN | _DETAILED | {"annotations"},
+        signed=True,
+        parses=True,
+        developer=True,
+    ),
+    Profile("vercel", ("ai-gateway.vercel.sh",), _DETAILED, parses=True),
     Profile("minimax", ("minimax.io", "minimaxi.com", "minimax.chat"), _DETAILED),
     Profile("deepseek", ("api.deepseek.com",), _TEXT),
     # The first R1 refuses reasoning in the history and wants turns to alternate; its host serves newer models.
@@ -90,10 +99,19 @@ _ALL = (
         bridge=True,
         join_prefill=True,
         call_id=_SHORT_ID,
+        asked_last=True,
     ),
-    Profile("gemini", ("googleapis.com",), frozenset(("extra_content",))),
-    Profile("databricks", ("databricks.com", "azuredatabricks.net"), content_parts=True),
-    Profile("perplexity", ("perplexity.ai",), call_extras=False, one_system=True, alternate=True, join_prefill=True),
+    Profile("gemini", ("googleapis.com",), frozenset(("extra_content",)), parses=True),
+    Profile("databricks", ("databricks.com", "azuredatabricks.net"), content_parts=True, parses=True),
+    Profile(
+        "perplexity",
+        ("perplexity.ai",),
+        call_extras=False,
+        one_system=True,
+        alternate=True,
+        join_prefill=True,
+        asked_last=True,
+    ),
     Profile("cloudflare", ("api.cloudflare.com",)),
     Profile("together", ("together.xyz", "together.ai")),
     Profile("dashscope", ("dashscope.aliyuncs.com", "dashscope-intl.aliyuncs.com")),

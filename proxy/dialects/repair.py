@@ -67,7 +67,13 @@ class Repair:
         self._role = ""
         self._open: Group | None = None  # only while there is no tail
         self._gaps: dict[tuple[str, str], _Gap] = {}
+        self._nameless: list[tuple[str, str]] = []  # gaps of calls that came without an id
         self._made: set[tuple[str, str]] = set()  # every call: role of its result, id
+
+    @property
+    def ends_with_reply(self) -> bool:
+        """Whether the last message is an assistant's, without calls."""
+        return bool(self._tail) and self._role == "assistant"
 
     @property
     def count(self) -> int:
@@ -82,7 +88,7 @@ class Repair:
         twin._parts, twin._run, twin._count = self._parts[:], self._run, self._count
         twin._tail, twin._role = self._tail[:], self._role
         twin._open = self._open.copy() if self._open else None
-        twin._gaps, twin._made = self._gaps.copy(), self._made.copy()
+        twin._gaps, twin._made, twin._nameless = self._gaps.copy(), self._made.copy(), self._nameless[:]
         return twin
 
     def add(self, role: str, raw: bytes, *, stored: bool = False) -> None:
@@ -119,16 +125,31 @@ class Repair:
         else to the newest closed one that lacks it, else to an open call without an id."""
         if self._open and self._open.answer(role, id, raw):
             return True
-        if gap := self._gaps.pop((role, id), None):
-            if gap.older:
-                self._gaps[role, id] = gap.older
-            self._parts[gap.place] = renamed(role, raw, gap.id)
+        if self._fill((role, id), raw):
             return True
         if self._open and self._open.adopt(role, id, raw):
             if id:
                 self._made.add((role, id))
             return True
-        return (role, id) in self._made
+        if (role, id) in self._made:
+            return True
+        late = next((key for key in self._nameless if key[0] == role), None)
+        if late is None:
+            return False
+        self._made.add((role, id))
+        return self._fill(late, raw)
+
+    def _fill(self, key: tuple[str, str], raw: bytes) -> bool:
+        """Puts a late result in the place of what stands in for it."""
+        gap = self._gaps.pop(key, None)
+        if gap is None:
+            return False
+        if gap.older:
+            self._gaps[key] = gap.older
+        if key in self._nameless:
+            self._nameless.remove(key)
+        self._parts[gap.place] = renamed(key[0], raw, gap.id)
+        return True
 
     def _pass_on(self, raw: bytes) -> None:
         if self._open:
@@ -171,6 +192,8 @@ class Repair:
             key = one.role, one.name
             self._made.add(key)
             self._gaps[key] = _Gap(len(self._parts), one.id, self._gaps.get(key))
+            if one.nameless:
+                self._nameless.append(key)
             self._emit([one.raw])
         self._run = len(self._parts)
 

@@ -14,9 +14,13 @@ from proxy.core.members import Malformed, dumps, elements, loads, members
 from proxy.core.model import Ask, Message, Turn, TurnState
 from proxy.core.reconcile import Decision, Plan
 from proxy.dialects import forms, profiles
+from proxy.dialects.groups import RESULTS
 from proxy.dialects.profiles import Profile
 from proxy.dialects.repair import Repair
 from proxy.errors import BadRequest
+
+# Where all that is new is a late result, which goes to its call, a reply is last: Mistral and Perplexity refuse that.
+GO_ON = b'{"role":"user","content":"Go on."}'
 
 
 class Form(NamedTuple):
@@ -62,6 +66,9 @@ def compose(ask: Ask, plan: Plan, history: History, form: Form) -> tuple[bytes, 
             else:
                 assert theirs is not None  # one of the two is there
                 repair.add(theirs.role, theirs.raw)
+    late = bool(plan.tail) and plan.tail[-1].role in RESULTS and repair.ends_with_reply
+    if late and form.profile.asked_last:
+        repair.add("user", GO_ON)
     system = _system(ask, plan, form)
     array = b"[" + b",".join([block for block in (system, repair.finish()) if block]) + b"]"
     if not plan.line and array == b"[" + b",".join(elements(ask.body[ask.start : ask.end])) + b"]":

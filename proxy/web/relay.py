@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import blake2b
 
 from aiohttp import web
@@ -17,7 +17,7 @@ from proxy.core import headers
 from proxy.core.history import History, Session
 from proxy.core.members import dumps, with_default
 from proxy.core.model import Ask, SessionKey, SessionState
-from proxy.core.reconcile import Decision, Mode, Plan, decide, is_retry
+from proxy.core.reconcile import Mode, Plan, decide, is_retry, retried
 from proxy.dialects import chat, marks, sending
 from proxy.errors import BadRequest, RequestTimeout, RequestTooLarge, SessionNotFound, UnsupportedEncoding
 from proxy.web import caller
@@ -89,8 +89,8 @@ async def _decide(runtime: Runtime, call: Call, wishes: Wishes) -> tuple[Session
     history = session.history
     undelivered = runtime.live.undelivered(call.key)
     if call.recorded and is_retry(call.request, history, flights, wishes.counted, undelivered):
-        before = History(history.turns, history.last.parent if history.last else None)
-        plan = replace(decide(call.ask, before, marks, wishes.mode), decision=Decision.RETRY)
+        assert history.last is not None  # issue of the next step: attach to a turn in flight
+        plan = retried(history, history.last)
     else:
         plan = decide(call.ask, history, marks, wishes.mode, flights)
     log.debug("%s: %s", plan.decision, plan.reason)

@@ -77,7 +77,8 @@ class RecordedTurn:
     def flight(self) -> Flight:
         """What another request is decided by."""
         ask = self._call.ask
-        return Flight(self._call.request, self.plan.asked, ask.system, ask.tools, self._listener.gone, self.plan.resends)
+        gone = self._listener.gone
+        return Flight(self._call.request, self.plan.asked, ask.system, ask.tools, gone, self.plan.resends)
 
     async def run(self) -> None:
         runtime, key = self._runtime, self._call.key

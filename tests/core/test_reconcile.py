@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from proxy.core.history import Entry, History
 from proxy.core.members import dumps, elements, loads
 from proxy.core.model import Ask, Message, Reply, Turn
-from proxy.core.reconcile import Decision, Flight, Mode, Plan, Sent, as_turns, decide, is_retry
+from proxy.core.reconcile import Decision, Flight, Mode, Plan, Sent, as_turns, decide, is_retry, retried
 from proxy.dialects import chat, marks
 from proxy.dialects.sending import form_of
 from proxy.dialects.turns import turns_of
@@ -656,3 +656,22 @@ def test_the_page_says_how_a_list_is_read(case: Case) -> None:
 def test_with_mode_append_every_such_list_is_new(case: Case) -> None:
     plan = decide(ask(case.list), played(case.before), marks, Mode.APPEND)
     assert (plan.decision, plan.asked) == (APPEND, ask(case.list).messages)
+
+
+@each_case
+def test_a_turn_tried_again_is_read_as_the_first_try_was(case: Case) -> None:
+    """Whatever stands in the session now: the same list goes upstream, and the turn will stand beside the first."""
+    asked, history = ask(case.list), played(case.before, case.mode)
+    plan = decide(asked, history, marks, case.mode, in_flight(history, case.flight))
+    if plan.decision is ASIDE:
+        return
+    history = recorded(history, plan, asked, "a99", "99")
+    first = history.last
+    history = recorded(history, decide(ask("u98"), history, marks), ask("u98"), "a98", "98")
+    assert first
+    again = retried(history, first)
+    assert again.decision is Decision.RETRY
+    assert [sent_word(sent) for sent in again.sent] == [sent_word(sent) for sent in plan.sent]
+    assert (again.system or b"", again.resends) == (plan.system or b"", plan.resends)
+    grown = recorded(history, again, asked, "a97", "97")
+    assert line_of(grown.line)[:-1] == line_of(grown.line_of(first.id))[:-1]

@@ -112,6 +112,8 @@ DETAILED: Json = {**ACTED, "reasoning": "r", "reasoning_details": [SUMMARY]}
 EXTRA = {"google": {"thought_signature": "sig"}}
 SIGNED_CALL = call(extra_content=EXTRA)
 
+WRONG: Json = {**SAID, "tool_calls": [call(arguments="{")]}
+
 PROFILED: list[tuple[str, str, Json, Json | None]] = [
     ("every reasoning", "echo", {**REASONED, **DETAILED}, {**REASONED, **DETAILED}),
     ("LiteLLM's thinking", "echo", {**ACTED, "thinking_blocks": [THOUGHT]}, {**ACTED, "thinking_blocks": [THOUGHT]}),
@@ -128,6 +130,18 @@ PROFILED: list[tuple[str, str, Json, Json | None]] = [
     ("nothing", "groq", {**REASONED, "executed_tools": [1]}, ACTED),
     ("parts", "mistral", {**SAID, "content": PARTS, "prefix": False}, {**SAID, "content": PARTS}),
     ("thoughts beside calls", "mistral", {**ACTED, "content": [THOUGHT]}, {**ACTED, "content": [THOUGHT]}),
+    (
+        "arguments that are no JSON",
+        "openai",
+        {**SAID, "tool_calls": [call(arguments="{")]},
+        {**SAID, "tool_calls": [call(arguments="{")]},
+    ),
+    (
+        "arguments that are no JSON",
+        "gemini",
+        {**SAID, "tool_calls": [call(arguments="{")]},
+        {**SAID, "tool_calls": [call()]},
+    ),
     ("a refusal in words", "mistral", {"content": None, "refusal": "no"}, {"content": "no", "role": "assistant"}),
     ("a signature", "gemini", {**ACTED, "tool_calls": [SIGNED_CALL]}, {**ACTED, "tool_calls": [SIGNED_CALL]}),
     (

@@ -213,7 +213,7 @@ def test_a_legacy_function_call_is_answered_by_its_name() -> None:
     assert takes(open, "function", answer)
     assert open.close() == ([raw, answer], [])
     stand_in = dumps({"role": "function", "name": "f", "content": NO_RESULT})
-    assert group(raw).close() == ([raw], [StandIn("function", "f", "f", stand_in)])
+    assert group(raw).close() == ([raw], [StandIn("function", "f", "f", stand_in, nameless=False)])
 
 
 def test_what_stands_in_says_how_a_late_result_will_call_itself() -> None:

@@ -104,6 +104,14 @@ SAME = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("raws", "ends"),
+    [([], False), ([u()], False), ([u(), a()], True), ([u(), asks("a")], False), ([u(), asks("a"), t("a")], False)],
+)
+def test_whether_a_reply_is_last(raws: list[bytes], ends: bool) -> None:
+    assert repair(*raws).ends_with_reply is ends
+
+
 @pytest.mark.parametrize("raws", SAME)
 def test_a_list_without_need_is_sent_byte_for_byte(raws: list[bytes]) -> None:
     repaired = repair(*raws)
@@ -301,7 +309,10 @@ def test_a_user_after_a_result_is_bridged(raws: list[bytes], wanted: list[bytes]
         ([asks("a"), t("a")], [t("a")], None),
         ([asks("")], [t("x"), t("x")], None),
         ([asks("")], [t("x"), t("y")], "y"),
-        ([asks("")], [u(), t("x")], "x"),
+        ([asks("")], [u(), t("x")], None),  # late, under an id of the client's
+        ([asks("")], [u(), t("x"), t("x")], None),
+        ([asks("")], [u(), t("x"), t("y")], "y"),
+        ([asks("a")], [u(), t("x")], "x"),
         ([asks("a")], [t("")], None),
         ([asks("a")], [t("a"), t("")], ""),
         ([u()], [asks("a"), t("a"), asks(""), t("x")], None),

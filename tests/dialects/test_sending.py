@@ -16,7 +16,7 @@ from proxy.core.model import Message, Turn, TurnState
 from proxy.core.reconcile import Decision, Mode, Plan, decide
 from proxy.dialects import chat, marks, profiles
 from proxy.dialects.groups import NO_RESULT
-from proxy.dialects.sending import Form, compose, echo, form_of, sent_members
+from proxy.dialects.sending import GO_ON, Form, compose, echo, form_of, sent_members
 from proxy.errors import BadRequest
 
 SYSTEM = b'{"role":"system","content":"S"}'
@@ -459,6 +459,14 @@ def test_a_call_that_was_abandoned_has_a_result() -> None:
     messages, injected = sent(request(USER), history(turn("1", [OLD], ACTED)))
     stand_in = {"role": "tool", "tool_call_id": "call_1", "content": NO_RESULT}
     assert (messages, injected) == ([*loaded(OLD, ACTED), stand_in, json.loads(USER)], 3)
+
+
+def test_a_late_result_alone_is_followed_by_a_question_where_one_must_be_last() -> None:
+    past = history(turn("1", [OLD], ACTED), turn("2", [USER]))
+    for profile, more in (("perplexity", [json.loads(GO_ON)]), ("openai", [])):
+        messages, _ = sent(request(RESULT), past, form(profile))
+        assert messages[-1 - len(more) :] == [json.loads(REPLY), *more]
+        assert [each["role"] for each in messages[:3]] == ["user", "assistant", "tool"]
 
 
 @pytest.mark.parametrize("past", [History(), history(turn("1", [OLD])), history(turn("1", [OLD], ACTED))])
