@@ -88,10 +88,10 @@ class Sessions(Section):
     )
     ttl: Duration = _is("24h")
     mode: Literal["auto", "append", "resend"] = "auto"
-    on_busy: Literal["queue"] = "queue"
+    on_busy: Literal["queue", "reject", "interrupt"] = "queue"
     queue_limit: Count = 16
     queue_timeout: Duration = _is("60s")
-    on_disconnect: Literal["finish"] = "finish"
+    on_disconnect: Literal["finish", "cancel"] = "finish"
     finish_limit: Duration = _is("10m")
 
 

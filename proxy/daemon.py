@@ -106,7 +106,15 @@ async def _live(
     systemd.notify("STOPPING=1", environ)
     await site.stop()
     sweeper.cancel()
-    await runtime.live.drain(runtime.config.shutdown.drain)
+    stop.clear()
+    drain = asyncio.create_task(runtime.live.drain(runtime.config.shutdown.drain))
+    again = asyncio.create_task(stop.wait())
+    await asyncio.wait([drain, again], return_when=asyncio.FIRST_COMPLETED)
+    if not drain.done():
+        log.warning("stopping at once: a second signal came")
+        await runtime.live.drain(0)
+    again.cancel()
+    await drain
 
 
 def _reload(runtime: Runtime, load: Callable[[], Config], environ: Mapping[str, str]) -> None:

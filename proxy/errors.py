@@ -69,6 +69,14 @@ class SessionNotFound(NotFound):
     code = "session_not_found"
 
 
+class TurnNotFound(NotFound):
+    code = "turn_not_found"
+
+
+class MethodNotAllowed(BadRequest):
+    status, code = 405, "method_not_allowed"
+
+
 class RequestTimeout(BadRequest):
     status = 408
 
@@ -87,6 +95,16 @@ class SessionBusy(ProxyError):
 
 class SessionQueueFull(ProxyError):
     status, code, type, retry_after = 429, "session_queue_full", "rate_limit_error", 1.0
+
+
+class Stopped(ProxyError):
+    """The turn was stopped, or interrupted by another, before its answer began."""
+
+    status, code, type, should_retry = 409, "turn_stopped", "conflict_error", False
+
+
+class IdempotencyKeyReused(BadRequest):
+    status, code, should_retry = 422, "idempotency_key_reused", False
 
 
 class UpstreamUnreachable(ProxyError):

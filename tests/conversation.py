@@ -62,7 +62,7 @@ class Session:
 
     def __init__(self) -> None:
         self.history = History()
-        self.undelivered: str | None = None
+        self.heard: dict[str, bool] = {}  # by turn: whether the client has seen its end
         self._ids = 0
 
     def post(
@@ -86,15 +86,17 @@ class Session:
             if outcome.verdict in (Verdict.COMPLETE, Verdict.CUT):
                 turns = self._keep(ask, plan, form, id, request, outcome)
             if turns:
-                self.undelivered = None if outcome.verdict is Verdict.COMPLETE and answer.heard else id
+                self.heard[id] = outcome.verdict is Verdict.COMPLETE and answer.heard
         return Posted(plan, sent, turns)
 
     def _decide(self, ask: Ask, request: bytes, mode: Mode, counted: bool) -> Plan:
         history = self.history
-        if not is_retry(request, history, (), counted, self.undelivered):
-            return decide(ask, history, marks, mode)
-        assert history.last is not None
-        return retried(history, history.last)
+        last = history.last
+        if last and is_retry(request, last, counted, self.heard.get(last.id)):
+            return retried(history, last)
+        if last and last.request == request:
+            self.heard[last.id] = True  # a turn of its own
+        return decide(ask, history, marks, mode)
 
     def _keep(self, ask: Ask, plan: Plan, form: sending.Form, id: str, request: bytes, outcome: Outcome) -> list[Turn]:
         cut = outcome.verdict is Verdict.CUT

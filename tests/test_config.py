@@ -275,12 +275,12 @@ MISTAKES = [
         "1:12: sessions.mode: must be 'auto', 'append' or 'resend'",
     ),
     (
-        "sessions: {on_busy: reject}",
-        "1:12: sessions.on_busy: must be 'queue'; another value is not available",
+        "sessions: {on_busy: wait}",
+        "1:12: sessions.on_busy: must be 'queue', 'reject' or 'interrupt'",
     ),
     (
-        "sessions: {on_disconnect: cancel}",
-        "1:12: sessions.on_disconnect: must be 'finish'; another value is not available",
+        "sessions: {on_disconnect: stop}",
+        "1:12: sessions.on_disconnect: must be 'finish' or 'cancel'",
     ),
     (
         "history: {max_tokens: 5}",

@@ -283,8 +283,8 @@ class Talk:
         return Request("window", self.body([*kept, *fresh], system, dice), expected, fresh, in_force, not before)
 
     def _retry(self, dice: Random) -> Request | None:
-        """The same body once more, as a retry that says so."""
-        return self.last
+        """The same body once more, as a retry that says so, of a client that has not seen the answer."""
+        return None if self.heard else self.last
 
     def _again(self, dice: Random) -> Request | None:
         """The same body once more. A client that has seen the answer asks for another one."""
@@ -413,12 +413,12 @@ def test_the_tip_is_the_truth(program: Program) -> None:
 
 # What a retry finds: the history as it was when the request came first, which is not always the parent's line.
 RETRIES: dict[str, Program] = {
-    "of a list that was adopted": [("adopt", "complete", 0), ("retry", "complete", 0)],
+    "of a list that was adopted": [("adopt", "unheard", 0), ("retry", "complete", 0)],
     "of a window, when the system prompt of what it departs from is newer": [
         ("append", "complete", 0),
         ("append", "complete", 0),
         ("edit_in_window", "complete", 26),
-        ("edit_in_window", "complete", 5),
+        ("edit_in_window", "unheard", 5),
         ("retry", "complete", 0),
     ],
 }

@@ -86,13 +86,41 @@ class Exchange:
         """Whether the stream's terminator is here and waits to be released."""
         return self._terminator.seen and not self._released
 
+    @property
+    def ends_itself(self) -> bool:
+        """Whether the released terminator is an end, whatever follows; not where a length promises more bytes."""
+        return self._terminator.seen and self._released and self._length is None
+
+    @property
+    def has_finished(self) -> bool:
+        """Whether the reply so far says itself that it is whole. Costs a fold."""
+        return self._kind is Kind.STREAM and self._folded(self.body).reply.finished
+
+    @property
+    def body(self) -> bytes:
+        """The body so far, as far as it is kept."""
+        if len(self._pieces) > 1:
+            self._pieces = [b"".join(self._pieces)]
+        return self._pieces[0] if self._pieces else b""
+
+    @property
+    def answer(self) -> bytes:
+        """The body so far, for one who comes back for it: with the line end of its terminator, which may
+        come in a piece of its own, later than the turn is kept."""
+        body = self.body
+        if not self._terminator.seen:
+            return body
+        end = b"\r\n\r\n" if b"\r\n" in body else b"\n\n"
+        tail = body[body.rfind(b"[DONE]") + 6 :]
+        return body + end[len(tail) :] if end.startswith(tail) else body
+
     def finish(self, clean: bool) -> Outcome:
         """What remains of the exchange. `clean`: the transfer ended as HTTP says, or is `terminated`."""
         if self._kind is Kind.OTHER or self._kind is None:
             return Outcome(Verdict.NOTHING if clean else Verdict.BROKEN, Reply())
         if self.size > self._limit:
             return Outcome(Verdict.BROKEN, Reply())
-        outcome = self._folded(b"".join(self._pieces))
+        outcome = self._folded(self.body)
         if clean or outcome.verdict is Verdict.BROKEN:
             return outcome
         kept = outcome.verdict in (Verdict.COMPLETE, Verdict.CUT)

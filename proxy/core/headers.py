@@ -41,6 +41,7 @@ OURS = frozenset(
     ]
 )
 MAX_ID = 256
+MAX_KEY = 255
 
 
 def end_to_end(pairs: Iterable[tuple[str, str]], without: Iterable[str] = ()) -> Pairs:
@@ -73,7 +74,11 @@ def session_id(pairs: Iterable[tuple[str, str]], names: Iterable[str]) -> str | 
         return None
     if len(found) > 1:
         raise ConflictingSessionId("The session ID headers disagree. Send one of them, or the same ID in each.")
-    (value,) = found
+    return valid_id(found.pop())
+
+
+def valid_id(value: str) -> str:
+    """A session ID as it is. Raises InvalidSessionId."""
     if not 1 <= len(value) <= MAX_ID:
         raise InvalidSessionId(f"A session ID has 1 to {MAX_ID} characters; this one has {len(value)}.")
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in value):
@@ -123,3 +128,16 @@ def choice(headers: Mapping[str, str], name: str, words: Sequence[str]) -> str |
         known = " or ".join([f"'{word}'" for word in words])
         raise BadRequest(f"The header {name} can be {known}. Send that, or leave it out.", param=name)
     return word
+
+
+def idempotency_key(headers: Mapping[str, str]) -> str | None:
+    """The key by which a request is recognised when it comes again; None without one. Raises BadRequest."""
+    key = headers.get("Idempotency-Key")
+    if key is None:
+        return None
+    if not 1 <= len(key) <= MAX_KEY or any(unicodedata.category(character) == "Cc" for character in key):
+        raise BadRequest(
+            f"An Idempotency-Key has 1 to {MAX_KEY} characters, none of them a control character. Choose another one.",
+            param="Idempotency-Key",
+        )
+    return key

@@ -65,6 +65,7 @@ class Turn:
     state: TurnState = TurnState.COMPLETE
     form: str = ""
     request: bytes = b""
+    idempotency_key: str | None = None
     resends: bool = False
     model: str | None = None
     finish_reason: str | None = None
@@ -79,6 +80,15 @@ class Turn:
         raw = sum(len(message.raw) + 256 for message in self.asked)
         echo = len(self.echo.raw) if self.echo else 0
         return 768 + 2 * raw + 2 * echo + len(self.reply) + len(self.system or b"")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a client was given of a turn, for the one who comes back for it: status, content type, body."""
+
+    status: int
+    content_type: str | None
+    body: bytes
 
 
 @dataclass(frozen=True)

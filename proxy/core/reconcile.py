@@ -36,11 +36,9 @@ class Decision(StrEnum):
 class Flight(NamedTuple):
     """A turn in flight, as far as another request is decided by it."""
 
-    request: bytes
     asked: Sequence[Message]
     system: bytes | None
     tools: bytes
-    deserted: bool  # nobody listens to it
     resends: bool = False  # its list carries the history itself
 
 
@@ -104,19 +102,16 @@ def decide(ask: Ask, history: History, marks: Marks, mode: Mode = Mode.AUTO, fli
     return _Reading(ask, history, marks, flights).plan(mode)
 
 
-def is_retry(
-    request: bytes, history: History, flights: Sequence[Flight], counted: bool, undelivered: str | None
-) -> bool:
-    """Whether a request is the turn in flight, or the last one, tried again.
+def is_retry(request: bytes, last: Turn | None, counted: bool, delivered: bool | None) -> bool:
+    """Whether a request that no turn in flight answers is the last turn tried again.
 
-    `request` is its body's digest, `counted` whether it says that it is a retry, `undelivered` the
-    ID of a turn whose end no client has seen. A delivered turn is never tried again by an equal
-    body alone: "continue" twice is two turns.
+    `request` is its body's digest, `counted` whether it says that it is a retry, `delivered` whether a
+    client has seen the end of the last turn; after a restart nobody knows (None). A delivered turn is
+    never tried again by an equal body alone: "continue" twice is two turns.
     """
-    if any([flight.request == request and (flight.deserted or counted) for flight in flights]):
-        return True
-    last = history.last
-    return last is not None and last.request == request and (counted or undelivered == last.id)
+    if last is None or last.request != request:
+        return False
+    return counted if delivered is None else not delivered
 
 
 def retried(history: History, turn: Turn) -> Plan:

@@ -12,7 +12,7 @@ from collections.abc import Set as AbstractSet
 from typing import Protocol
 
 from proxy.core.history import Session
-from proxy.core.model import SessionKey, Turn
+from proxy.core.model import Answer, SessionKey, Turn
 
 
 class Store(Protocol):
@@ -32,9 +32,22 @@ class Store(Protocol):
         """The session at `now`: new, continued, or expired (then its history is empty). One `in_use`
         does not expire."""
 
-    async def append(self, key: SessionKey, turns: Sequence[Turn], now: int, drop: Sequence[str] = ()) -> None:
-        """Add turns, each after its parent; the last is the new tip. Turns of the IDs in `drop` go.
-        Durable on return, all or nothing: it survives a power cut."""
+    async def append(
+        self,
+        key: SessionKey,
+        turns: Sequence[Turn],
+        now: int,
+        drop: Sequence[str] = (),
+        answer: Answer | None = None,
+    ) -> None:
+        """Add turns, each after its parent; the last is the new tip, and `answer` what its client is given.
+        Turns of the IDs in `drop` go. Durable on return, all or nothing: it survives a power cut."""
+
+    async def answer(self, key: SessionKey, turn: str) -> Answer | None:
+        """What a client was given of a turn: kept of the last one, and of those with an idempotency key."""
+
+    async def delete(self, key: SessionKey) -> None:
+        """Remove a session and its content, from the files as well."""
 
     async def touch(self, key: SessionKey, now: int) -> None:
         """Note a sign of life of a session that exists; not durable at once."""

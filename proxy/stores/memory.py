@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from proxy.core.history import History, Session, fresh
-from proxy.core.model import SessionKey, SessionState, Turn
+from proxy.core.model import Answer, SessionKey, SessionState, Turn
 from proxy.stores.rules import is_expired, is_forgotten, state_at
 
 
@@ -19,6 +19,10 @@ class _Row:
     history: History
     touched: int
     emptied: bool = False
+    answers: dict[str, Answer] = field(default_factory=dict)
+
+    def empty(self) -> None:
+        self.history, self.answers, self.emptied = History(), {}, True
 
 
 class MemoryStore:
@@ -41,13 +45,31 @@ class MemoryStore:
             return fresh()
         state = state_at(row.touched if in_use else now, row.touched, row.emptied, self._ttl)
         if state is not SessionState.CONTINUED:
-            row.history, row.emptied = History(), True
+            row.empty()
         return Session(state, row.history)
 
-    async def append(self, key: SessionKey, turns: Sequence[Turn], now: int, drop: Sequence[str] = ()) -> None:
+    async def append(
+        self,
+        key: SessionKey,
+        turns: Sequence[Turn],
+        now: int,
+        drop: Sequence[str] = (),
+        answer: Answer | None = None,
+    ) -> None:
         row = self._rows.get(key)
-        history = row.history if row else History()
-        self._rows[key] = _Row(history.plus(*turns).without(drop), now)
+        history = (row.history if row else History()).plus(*turns).without(drop)
+        keyed = {turn.id for turn in history.turns if turn.idempotency_key}
+        answers = {id: kept for id, kept in (row.answers if row else {}).items() if id in keyed}
+        if answer:
+            answers[turns[-1].id] = answer
+        self._rows[key] = _Row(history, now, answers=answers)
+
+    async def answer(self, key: SessionKey, turn: str) -> Answer | None:
+        row = self._rows.get(key)
+        return row.answers.get(turn) if row else None
+
+    async def delete(self, key: SessionKey) -> None:
+        self._rows.pop(key, None)
 
     async def touch(self, key: SessionKey, now: int) -> None:
         if (row := self._rows.get(key)) and not row.emptied:
@@ -61,7 +83,7 @@ class MemoryStore:
         ]
         gone = sorted(stale, key=lambda row: row.touched)[:limit]
         for row in gone:
-            row.history, row.emptied = History(), True
+            row.empty()
         forgotten = [k for k, row in self._rows.items() if row.emptied and is_forgotten(row.touched, now, self._ttl)]
         for key in forgotten:
             del self._rows[key]

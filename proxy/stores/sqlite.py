@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import AsyncExitStack, suppress
@@ -23,7 +24,7 @@ import aiosqlite
 
 from proxy.core.history import History, Session, fresh
 from proxy.core.members import dumps, elements, loads
-from proxy.core.model import Layout, Message, SessionKey, SessionState, Turn, TurnState
+from proxy.core.model import Answer, Layout, Message, SessionKey, SessionState, Turn, TurnState
 from proxy.errors import StoreUnavailable
 from proxy.stores.lock import Lock
 from proxy.stores.rules import EXPIRED_KEPT, state_at
@@ -33,28 +34,53 @@ _PRAGMAS = (
     "PRAGMA synchronous=FULL",  # NORMAL loses acknowledged commits at a power cut
     "PRAGMA secure_delete=ON",
 )
+TRUNCATIONS = 100  # tries to empty the log after a deletion, 50 ms apart
+BUSY = 5000  # ms a commit waits for a stranger who locks the database
 MARK = 16  # bytes of a message's mark
 _SESSION = "SELECT id, tip, touched, emptied FROM sessions WHERE tenant = ? AND session = ?"
 _TURNS = """
 SELECT id, parent, name, state, system, asked, roles, reply, echo, model, finish_reason, usage, started, ended,
-       layout, marks, form, request, resends
+       layout, marks, form, request, resends, idempotency_key
 FROM turns WHERE session = ? ORDER BY id
 """
 _BEGIN = "INSERT OR IGNORE INTO sessions (tenant, session, touched) VALUES (:tenant, :session, :touched)"
 _APPEND = """
 INSERT INTO turns (id, session, parent, name, state, system, asked, roles, reply, echo, model, finish_reason,
-                   usage, started, ended, layout, marks, form, request, resends)
+                   usage, started, ended, layout, marks, form, request, resends, idempotency_key)
 SELECT :turn, s.id, (SELECT id FROM turns WHERE session = s.id AND name = :parent), :name, :state, :system, :asked,
        :roles, :reply, :echo, :model, :finish_reason, :usage, :started, :ended, :layout, :marks, :form, :request,
-       :resends FROM sessions s WHERE s.tenant = :tenant AND s.session = :session
+       :resends, :key FROM sessions s WHERE s.tenant = :tenant AND s.session = :session
 """
 _MOVE = "UPDATE sessions SET tip = :turn, touched = :touched, emptied = 0 WHERE tenant = :tenant AND session = :session"
+_DROP_ANSWERS = """
+DELETE FROM answers WHERE slot > 0 AND turn = (
+    SELECT t.id FROM turns t JOIN sessions s ON s.id = t.session WHERE t.name = ? AND s.tenant = ? AND s.session = ?
+)
+"""
 _DROP = "DELETE FROM turns WHERE name = ? AND session = (SELECT id FROM sessions WHERE tenant = ? AND session = ?)"
+_KEEP = """
+INSERT OR REPLACE INTO answers (session, slot, turn, status, content_type, body)
+SELECT id, :slot, :turn, :status, :content_type, :body FROM sessions WHERE tenant = :tenant AND session = :session
+"""
+_UNKEEP = """
+DELETE FROM answers WHERE slot = 0
+AND session = (SELECT id FROM sessions WHERE tenant = :tenant AND session = :session)
+"""
+_ANSWER = """
+SELECT a.status, a.content_type, a.body FROM answers a JOIN turns t ON t.id = a.turn
+WHERE t.name = ? AND a.session = (SELECT id FROM sessions WHERE tenant = ? AND session = ?)
+"""
+_DELETE = (
+    "DELETE FROM answers WHERE session = (SELECT id FROM sessions WHERE tenant = ? AND session = ?)",
+    "DELETE FROM turns WHERE session = (SELECT id FROM sessions WHERE tenant = ? AND session = ?)",
+    "DELETE FROM sessions WHERE tenant = ? AND session = ?",
+)
 _LEARN = "INSERT OR IGNORE INTO refusals (upstream, member) VALUES (?, ?)"
 _TOUCH = "UPDATE sessions SET touched = ? WHERE tenant = ? AND session = ? AND emptied = 0"
 # What was read before a write is waited for may have changed since: only the session that was seen goes.
 _EMPTY = "UPDATE sessions SET tip = NULL, emptied = 1 WHERE id = ? AND touched = ?"
 _WIPE = "DELETE FROM turns WHERE session IN (SELECT id FROM sessions WHERE id = ? AND touched = ? AND emptied = 1)"
+_WIPE_ANSWERS = _WIPE.replace("turns", "answers", 1)
 _STALE = "SELECT id, touched, tenant, session FROM sessions WHERE touched < ? AND emptied = 0 ORDER BY touched LIMIT ?"
 _FORGET = "DELETE FROM sessions WHERE emptied = 1 AND touched < ?"
 _BEAT = "UPDATE pulse SET beat = beat + 1"
@@ -67,7 +93,8 @@ class _Write:
     """Statements that stand or fall together, and who waits for them."""
 
     statements: list[Statement]
-    done: asyncio.Future[None]
+    done: asyncio.Future[bool]
+    truncate: bool = False  # then the log is emptied, and `done` says whether it could be
 
 
 class SQLiteStore:
@@ -133,14 +160,37 @@ class SQLiteStore:
             return Session(state, _history(tip, await self._read(_TURNS, (id,))))
         if emptied:
             return fresh(state)
-        await self._write([(_EMPTY, [(id, touched)]), (_WIPE, [(id, touched)])])
+        await self._write([(sql, [(id, touched)]) for sql in (_EMPTY, _WIPE, _WIPE_ANSWERS)])
         return await self.load(key, now)
 
-    async def append(self, key: SessionKey, turns: Sequence[Turn], now: int, drop: Sequence[str] = ()) -> None:
+    async def append(
+        self,
+        key: SessionKey,
+        turns: Sequence[Turn],
+        now: int,
+        drop: Sequence[str] = (),
+        answer: Answer | None = None,
+    ) -> None:
         rows = [_row(self._turn_id + n, key, turn, now) for n, turn in enumerate(turns, 1)]
         self._turn_id += len(rows)
         gone = [(name, key.tenant, key.id) for name in drop]
-        await self._write([(_BEGIN, rows[:1]), (_APPEND, rows), (_MOVE, rows[-1:]), *([(_DROP, gone)] if gone else [])])
+        statements: list[Statement] = [(_BEGIN, rows[:1]), (_APPEND, rows), (_MOVE, rows[-1:])]
+        if gone:
+            statements += [(_DROP_ANSWERS, gone), (_DROP, gone)]
+        statements.append((_KEEP, _answers(rows[-1], answer)) if answer else (_UNKEEP, rows[-1:]))
+        await self._write(statements)
+
+    async def answer(self, key: SessionKey, turn: str) -> Answer | None:
+        found = await self._read(_ANSWER, (turn, key.tenant, key.id))
+        return Answer(found[0][0], found[0][1], zlib.decompress(found[0][2])) if found else None
+
+    async def delete(self, key: SessionKey) -> None:
+        await self._write([(sql, [(key.tenant, key.id)]) for sql in _DELETE])
+        for _ in range(TRUNCATIONS):  # the log holds the content, too, until no reader is in the way
+            if await self._write([], truncate=True):
+                return
+            await asyncio.sleep(0.05)
+        raise StoreUnavailable("The session is deleted, but a reader keeps its content in the log. Delete it again.")
 
     async def learn(self, upstream: str, member: str) -> None:
         self._refusals = {**self._refusals, upstream: self._refusals.get(upstream, frozenset()) | {member}}
@@ -152,7 +202,9 @@ class SQLiteStore:
     async def sweep(self, now: int, in_use: AbstractSet[SessionKey], limit: int) -> int:
         stale = await self._read(_STALE, (now - self._ttl, limit + len(in_use)))
         gone = [(id, touched) for id, touched, *key in stale if SessionKey(*key) not in in_use][:limit]
-        await self._write([(_EMPTY, gone), (_WIPE, gone), (_FORGET, [(now - self._ttl - EXPIRED_KEPT,)])])
+        await self._write(
+            [(_EMPTY, gone), (_WIPE, gone), (_WIPE_ANSWERS, gone), (_FORGET, [(now - self._ttl - EXPIRED_KEPT,)])]
+        )
         return len(gone)
 
     async def ping(self) -> None:
@@ -167,24 +219,24 @@ class SQLiteStore:
 
     async def _read(self, sql: str, parameters: Any) -> list[Any]:
         try:
-            async with self._reader.execute(sql, parameters) as cursor:
-                return list(await cursor.fetchall())
+            # In one step: a cursor left open by a cancelled caller would hold all later reads at its snapshot.
+            return list(await self._reader.execute_fetchall(sql, parameters))
         except sqlite3.Error as error:
             raise _unavailable(error) from error
 
-    def _enqueue(self, statements: list[Statement]) -> asyncio.Future[None]:
+    def _enqueue(self, statements: list[Statement], truncate: bool = False) -> asyncio.Future[bool]:
         if self._closed:
             raise StoreUnavailable("The store is closed.")
-        write = _Write(statements, asyncio.get_running_loop().create_future())
+        write = _Write(statements, asyncio.get_running_loop().create_future(), truncate)
         write.done.add_done_callback(_retrieved)
         self._queue.put_nowait(write)
         return write.done
 
-    async def _write(self, statements: list[Statement]) -> None:
+    async def _write(self, statements: list[Statement], truncate: bool = False) -> bool:
         """Whether it is written is settled on return, also where the caller is cancelled."""
-        done = self._enqueue(statements)
+        done = self._enqueue(statements, truncate)
         try:
-            await asyncio.shield(done)
+            return await asyncio.shield(done)
         except asyncio.CancelledError:
             await asyncio.wait([done])
             raise
@@ -204,6 +256,7 @@ class SQLiteStore:
             for sql, rows in _merged(group):
                 await self._writer.executemany(sql, rows)
             await self._writer.execute("COMMIT")
+            truncated = any([write.truncate for write in group]) and await self._emptied()
         except Exception as error:
             with suppress(sqlite3.Error):  # an I/O error has rolled it back already
                 await self._writer.execute("ROLLBACK")
@@ -211,7 +264,16 @@ class SQLiteStore:
                 write.done.set_exception(_unavailable(error))
         else:
             for write in group:
-                write.done.set_result(None)
+                write.done.set_result(truncated)
+
+    async def _emptied(self) -> bool:
+        """Whether the log could be emptied. Waits for no reader: every commit would wait with it."""
+        busy = True
+        await self._writer.execute("PRAGMA busy_timeout=0")
+        with suppress(sqlite3.Error):  # what is committed stands
+            busy, *_ = await _one(self._writer, "PRAGMA wal_checkpoint(TRUNCATE)")
+        await self._writer.execute(f"PRAGMA busy_timeout={BUSY}")
+        return not busy
 
 
 async def migrate(connection: aiosqlite.Connection) -> None:
@@ -271,7 +333,21 @@ def _row(id: int, key: SessionKey, turn: Turn, now: int) -> dict[str, Any]:
         "form": turn.form,
         "request": turn.request,
         "resends": turn.resends,
+        "key": _text(turn.idempotency_key),
     }
+
+
+def _answers(row: dict[str, Any], answer: Answer) -> list[dict[str, Any]]:
+    """The rows that keep an answer: for the last turn, and for good where it has a key."""
+    kept = {
+        "tenant": row["tenant"],
+        "session": row["session"],
+        "turn": row["turn"],
+        "status": answer.status,
+        "content_type": _text(answer.content_type),
+        "body": zlib.compress(answer.body, 1),
+    }
+    return [{**kept, "slot": slot} for slot in ((0, row["turn"]) if row["key"] else (0,))]
 
 
 def _text(value: str | None) -> str | None:
@@ -296,7 +372,7 @@ def _history(tip: int | None, rows: Iterable[Any]) -> History:
 
 def _turn(parent: str | None, row: Any) -> Turn:
     name, state, system, asked, roles, reply, echo, model, finish_reason, usage, started, ended, *tree = row
-    layout, marks, form, request, resends = tree
+    layout, marks, form, request, resends, idempotency_key = tree
     raws = [bytes(raw) for raw in elements(asked)]
     each = [marks[at : at + MARK] for at in range(0, len(marks), MARK)] if marks else [b""] * (len(raws) + 1)
     told = zip(loads(roles.encode()), raws, each, strict=False)
@@ -312,6 +388,7 @@ def _turn(parent: str | None, row: Any) -> Turn:
         form=form,
         request=request,
         resends=bool(resends),
+        idempotency_key=idempotency_key,
         model=model,
         finish_reason=finish_reason,
         usage=usage,
@@ -336,7 +413,7 @@ def _quoted(path: Path) -> str:
     return str(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
 
 
-def _retrieved(done: asyncio.Future[None]) -> None:
+def _retrieved(done: asyncio.Future[bool]) -> None:
     done.exception()  # nobody may be waiting for a touch
 
 

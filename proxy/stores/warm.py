@@ -12,7 +12,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from proxy.core.history import Session
-from proxy.core.model import SessionKey, SessionState, Turn
+from proxy.core.model import Answer, SessionKey, SessionState, Turn
 from proxy.stores.base import Store
 from proxy.stores.rules import is_expired
 
@@ -68,9 +68,16 @@ class WarmStore:
             self._keep(key, session, None)
         return session
 
-    async def append(self, key: SessionKey, turns: Sequence[Turn], now: int, drop: Sequence[str] = ()) -> None:
+    async def append(
+        self,
+        key: SessionKey,
+        turns: Sequence[Turn],
+        now: int,
+        drop: Sequence[str] = (),
+        answer: Answer | None = None,
+    ) -> None:
         try:
-            await self._inner.append(key, turns, now, drop)
+            await self._inner.append(key, turns, now, drop, answer)
             self._reads.pop(key, None)
         except BaseException:  # cancelled or failed: whether it was committed only a read can tell
             self._reads.pop(key, None)
@@ -79,6 +86,16 @@ class WarmStore:
         if entry := self._entries.get(key):  # else memory is short, or the session was not loaded through here
             history = entry.session.history.plus(*turns).without(drop)
             self._keep(key, Session(SessionState.CONTINUED, history), now)
+
+    async def answer(self, key: SessionKey, turn: str) -> Answer | None:
+        return await self._inner.answer(key, turn)
+
+    async def delete(self, key: SessionKey) -> None:
+        try:
+            await self._inner.delete(key)
+        finally:
+            self._reads.pop(key, None)
+            self._drop(key)
 
     async def touch(self, key: SessionKey, now: int) -> None:
         entry = self._entries.get(key)

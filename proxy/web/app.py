@@ -15,7 +15,7 @@ from proxy.config import Config
 from proxy.core import headers
 from proxy.core.members import dumps
 from proxy.errors import Draining, NotFound, ProxyError
-from proxy.web import caller, passthrough, relay, target
+from proxy.web import api, caller, passthrough, relay, target
 from proxy.web.listener import EXACT
 from proxy.web.runtime import Runtime
 
@@ -53,6 +53,8 @@ def _http_log() -> logging.Logger:
 
 
 def _without_bytes(record: logging.LogRecord) -> bool:
+    if record.exc_info and isinstance(record.exc_info[1], ConnectionError):
+        return False  # a client that left is no error
     if record.exc_info and isinstance(record.exc_info[1], http_exceptions.HttpProcessingError):
         record.exc_info = None
         record.levelno, record.levelname = logging.WARNING, "WARNING"
@@ -84,6 +86,8 @@ async def dispatch(request: web.Request, runtime: Runtime) -> web.StreamResponse
         return await _health(request.path, runtime)
     pairs = list(request.headers.items())
     headers.refuse_invalid_utf8(pairs)
+    if request.raw_path.startswith("/sessions/"):
+        return _preflight(request) if _is_preflight(request, runtime) else await api.answer(request, runtime)
     found = target.find(request.raw_path, request.method, runtime.config.upstreams)
     if found is None:
         mounts = ", ".join(mount for upstream in runtime.config.upstreams for mount in upstream.mount)
@@ -110,6 +114,7 @@ async def _health(path: str, runtime: Runtime) -> web.Response:
 
 def _fault(request: web.Request, fault: ProxyError) -> web.Response:
     response = web.Response(status=fault.status, body=dumps(fault.body()), content_type="application/json")
+    response.headers["Cache-Control"] = "no-store"
     if fault.retry_after is not None:
         response.headers["Retry-After"] = f"{fault.retry_after:g}"
     if fault.should_retry is not None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from aiohttp import web
@@ -31,6 +31,12 @@ class Listener:
         self._request = request
         self._timeout = timeout
 
+    @property
+    def left(self) -> bool:
+        """Whether the client has gone, also where nothing was written to it since."""
+        transport = self._request.transport
+        return self.gone or transport is None or transport.is_closing()
+
     async def begin(self, status: int, headers: Pairs) -> None:
         response = web.StreamResponse(status=status)
         response[EXACT] = frozenset(name.lower() for name, _ in headers)
@@ -50,6 +56,14 @@ class Listener:
                 await self.response.write(data)
         except (ConnectionError, TimeoutError):
             self.reset()
+
+    def let_go(self) -> None:
+        """Let who writes go on without waiting until this client has taken what was written. Not by a
+        cancellation: aiohttp would give the cancelled future to who waits next."""
+        protocol = self._request.protocol
+        if protocol.writing_paused:
+            protocol.resume_writing()
+            protocol.pause_writing()
 
     async def end(self) -> None:
         if self.gone or self.response is None:
@@ -73,13 +87,21 @@ class Listener:
         transport.abort()
 
 
+def given(listener: Listener) -> web.StreamResponse:
+    """What the handler of a listener returns. One that went before the head has been given nothing."""
+    if listener.response is None:
+        raise ConnectionResetError("The client has gone.")
+    return listener.response
+
+
 @asynccontextmanager
-async def while_there(request: web.Request) -> AsyncIterator[None]:
+async def while_there(request: web.Request, look: Callable[[], None] = lambda: None) -> AsyncIterator[None]:
     """Cut the block off with a ConnectionResetError once the client has gone: aiohttp tells that
-    only to a handler that reads or writes, and an upstream may think for minutes."""
+    only to a handler that reads or writes, and an upstream may think for minutes. Calls `look` each
+    time that the client was still there."""
     try:
         async with asyncio.timeout(None) as bound:
-            watch = asyncio.create_task(_cut_when_gone(request, bound))
+            watch = asyncio.create_task(_cut_when_gone(request, bound, look))
             try:
                 yield
             finally:
@@ -88,7 +110,8 @@ async def while_there(request: web.Request) -> AsyncIterator[None]:
         raise ConnectionResetError("The client has gone.") from None
 
 
-async def _cut_when_gone(request: web.Request, bound: asyncio.Timeout) -> None:
-    while (transport := request.transport) is not None and not transport.is_closing():  # noqa: ASYNC110
+async def _cut_when_gone(request: web.Request, bound: asyncio.Timeout, look: Callable[[], None]) -> None:
+    while (transport := request.transport) is not None and not transport.is_closing():
+        look()
         await asyncio.sleep(LOOK)
     bound.reschedule(asyncio.get_running_loop().time())

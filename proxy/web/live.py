@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from proxy.core.model import SessionKey
-from proxy.core.reconcile import Flight
-from proxy.errors import Draining, SessionBusy, SessionQueueFull
+from proxy.errors import Draining, ProxyError, SessionBusy, SessionQueueFull
 
-REMEMBERED = 10_000  # sessions whose last answer nobody took
+REMEMBERED = 20_000  # sessions of which it is known whether a client has seen the last answer
+_DRAINING = "The proxy is being stopped. Send the request again in a moment."
+CUTTING = 5.0  # seconds that turns have to record what was said when a drain cuts them
 
 
 class InFlight(Protocol):
@@ -24,8 +25,12 @@ class InFlight(Protocol):
     def parent(self) -> str | None:
         """The turn it will follow."""
 
-    @property
-    def flight(self) -> Flight: ...
+    def stop(self, fault: ProxyError | None = None, at_once: bool = False) -> None:
+        """Cut it; what was said is kept. `fault` is for clients that have been given nothing yet.
+        One that is about to end by itself may, unless `at_once`."""
+
+
+Turn = TypeVar("Turn", bound=InFlight)
 
 
 class Place:
@@ -40,21 +45,21 @@ class Place:
             leave()
 
 
-class Live:
+class Live(Generic[Turn]):
     """Lines by session, first in first out, and the tasks that a stop waits for."""
 
     def __init__(self) -> None:
         self.draining = False
         self._lines: dict[SessionKey, deque[asyncio.Future[None]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._turns: dict[SessionKey, list[InFlight]] = {}
-        self._undelivered: OrderedDict[SessionKey, str] = OrderedDict()
+        self._turns: dict[SessionKey, list[Turn]] = {}
+        self._delivered: OrderedDict[SessionKey, tuple[str, bool]] = OrderedDict()
 
     @property
     def in_use(self) -> set[SessionKey]:
         return self._lines.keys() | self._turns.keys()
 
-    def turns(self, key: SessionKey) -> list[InFlight]:
+    def turns(self, key: SessionKey) -> list[Turn]:
         """The turns of a session that are in flight, in the order of their start."""
         return list(self._turns.get(key, ()))
 
@@ -62,25 +67,32 @@ class Live:
         """The turns that those in flight will follow."""
         return [turn.parent for turn in self.turns(key) if turn.parent is not None]
 
-    def enter(self, key: SessionKey, turn: InFlight) -> None:
+    def enter(self, key: SessionKey, turn: Turn) -> None:
         self._turns.setdefault(key, []).append(turn)
 
-    def leave(self, key: SessionKey, turn: InFlight) -> None:
+    def leave(self, key: SessionKey, turn: Turn) -> None:
         self._turns[key].remove(turn)
         if not self._turns[key]:
             del self._turns[key]
 
     def delivered(self, key: SessionKey, id: str, whole: bool) -> None:
         """Note whether a client has seen the end of a session's latest turn."""
-        self._undelivered.pop(key, None)
-        if not whole:
-            self._undelivered[key] = id
-            if len(self._undelivered) > REMEMBERED:
-                self._undelivered.popitem(last=False)
+        self._delivered.pop(key, None)
+        self._delivered[key] = (id, whole)
+        if len(self._delivered) > REMEMBERED:
+            self._delivered.popitem(last=False)
 
-    def undelivered(self, key: SessionKey) -> str | None:
-        """The ID of the session's latest turn where no client has seen its end."""
-        return self._undelivered.get(key)
+    def was_delivered(self, key: SessionKey, id: str) -> bool | None:
+        """Whether a client has seen the end of this turn; None where nobody knows."""
+        latest, whole = self._delivered.get(key, ("", False))
+        return whole if latest == id else None
+
+    def take(self, key: SessionKey) -> Place | None:
+        """The place of the session's next turn, where nobody has it."""
+        if key in self._lines:
+            return None
+        self._lines[key] = deque()
+        return Place(lambda: self._next(key))
 
     @property
     def in_flight(self) -> int:
@@ -92,11 +104,10 @@ class Live:
 
         Raises SessionQueueFull, SessionBusy, Draining.
         """
-        self._refuse_when_draining()
-        line = self._lines.get(key)
-        if line is None:
-            self._lines[key] = deque()
-            return Place(lambda: self._next(key))
+        self.refuse_when_draining()
+        if place := self.take(key):
+            return place
+        line = self._lines[key]
         if len(line) >= limit:
             raise SessionQueueFull(f"{limit} requests wait for this session already. Send this one again later.")
         turn = asyncio.get_running_loop().create_future()
@@ -111,7 +122,7 @@ class Live:
             raise
         place = Place(lambda: self._next(key))
         try:
-            self._refuse_when_draining()  # it waited when the drain began, which does not wait for it
+            self.refuse_when_draining()  # it waited when the drain began, which does not wait for it
         except Draining:
             place.leave()
             raise
@@ -125,17 +136,25 @@ class Live:
         return task
 
     async def drain(self, timeout: float) -> None:
-        """Refuse new turns, let what is in flight end within `timeout` seconds, then cut the rest."""
+        """Refuse new turns, let what is in flight end within `timeout` seconds, cut the turns that have not,
+        so that they are recorded as cut, and end the rest."""
         self.draining = True
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=timeout)
+        for turn in [turn for turns in self._turns.values() for turn in turns]:
+            turn.stop(Draining(_DRAINING), at_once=True)
+        while self._turns and self._tasks:
+            done, _ = await asyncio.wait(self._tasks, timeout=CUTTING, return_when=asyncio.FIRST_COMPLETED)
+            if not done:
+                break
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _refuse_when_draining(self) -> None:
+    def refuse_when_draining(self) -> None:
+        """Raises Draining once a drain has begun."""
         if self.draining:
-            raise Draining("The proxy is being stopped. Send the request again in a moment.")
+            raise Draining(_DRAINING)
 
     def _next(self, key: SessionKey) -> None:
         line = self._lines[key]

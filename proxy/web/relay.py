@@ -6,144 +6,180 @@ may have moved. The turn itself stands in `turn`; how lists are read, in `core.r
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from dataclasses import dataclass
-from hashlib import blake2b
 
 from aiohttp import web
 
-from proxy.core import headers
 from proxy.core.history import History, Session
-from proxy.core.members import dumps, with_default
-from proxy.core.model import Ask, SessionKey, SessionState
-from proxy.core.reconcile import Mode, Plan, decide, is_retry, retried
-from proxy.dialects import chat, marks, sending
-from proxy.errors import BadRequest, RequestTimeout, RequestTooLarge, SessionNotFound, UnsupportedEncoding
-from proxy.web import caller
-from proxy.web.listener import Listener
+from proxy.core.members import dumps
+from proxy.core.model import Answer, SessionState, Turn, TurnState
+from proxy.core.reconcile import Decision, Plan, decide, is_retry, retried
+from proxy.dialects import marks, sending
+from proxy.errors import IdempotencyKeyReused, SessionBusy, SessionNotFound, Stopped
+from proxy.web.broadcast import replay
+from proxy.web.call import Busy, Call, Wishes, read_call, wishes_of
+from proxy.web.listener import Listener, given, while_there
 from proxy.web.live import Place
 from proxy.web.runtime import Runtime
 from proxy.web.target import Target
-from proxy.web.turn import Call, RecordedTurn, affinity
+from proxy.web.turn import RecordedTurn
 
 log = logging.getLogger("proxy.relay")
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """What a request asks of us by headers of ours."""
+class Reading:
+    """A request held against its session: how it is meant, and where it tries a turn again, which: one in
+    flight, or one that is kept, with the `answer` that its client was given."""
 
-    mode: Mode
-    recorded: bool
-    must_exist: bool
-    dry_run: bool
-    counted: bool  # it says that it is a retry
+    session: Session
+    plan: Plan
+    attached: RecordedTurn | None = None
+    again: Turn | None = None
+    answer: Answer | None = None
 
-    @classmethod
-    def of(cls, request: web.Request, runtime: Runtime) -> Wishes:
-        sent, sessions = request.headers, runtime.config.sessions
-        return cls(
-            Mode(headers.choice(sent, "x-session-mode", [*Mode]) or sessions.mode),
-            headers.choice(sent, "x-session-store", ["no"]) is None,
-            headers.choice(sent, "x-session-must-exist", ["yes"]) is not None,
-            headers.choice(sent, "x-session-dry-run", ["yes"]) is not None,
-            sent.get("x-stainless-retry-count", "0") not in ("", "0"),
-        )
+    @property
+    def is_answered(self) -> bool:
+        """Whether the upstream need not be asked."""
+        return self.attached is not None or self.answer is not None
 
 
 async def handle(request: web.Request, runtime: Runtime, target: Target, session_id: str) -> web.StreamResponse:
-    limits = runtime.config.limits
-    wishes = Wishes.of(request, runtime)
-    pairs = list(request.headers.items())
-    key = SessionKey(caller.tenant(runtime.config, pairs, runtime.secret), session_id)
-    body = await _body(request, limits.request_body, limits.body_timeout)
-    call = Call(target, key, _read(body, runtime, target, key), pairs, digest(body), wishes.recorded)
-    session, plan = await _decide(runtime, call, wishes)
-    if wishes.must_exist and session.state is not SessionState.CONTINUED:
+    wishes, call = wishes_of(request, runtime), await read_call(request, runtime, target, session_id)
+    listener = Listener(request, runtime.config.limits.write_timeout)
+    reading = await _read(runtime, call, wishes)
+    if wishes.must_exist and reading.session.state is not SessionState.CONTINUED:
         raise SessionNotFound("There is no such session. Leave x-session-must-exist out to begin one.")
     if wishes.dry_run:
-        return _dry_run(call, plan, session.history, runtime)
-    place = None
-    if wishes.recorded and not plan.alone:
-        place = await _place(request, runtime, key)
+        return _dry_run(runtime, call, reading)
+    place: Place | None = None
+    if call.recorded and not reading.is_answered and reading.plan.decision is not Decision.ASIDE:
+        place = runtime.live.take(call.key)
     try:
-        if place:
-            session, plan = await _decide(runtime, call, wishes)
-        listener = Listener(request, limits.write_timeout)
-        turn = RecordedTurn(runtime, call, plan, session, listener, place)
+        if call.recorded and not (place or reading.is_answered or reading.plan.alone):
+            place = await _place(request, runtime, call, wishes.on_busy)
+            reading = await _read(runtime, call, wishes)
+        if reading.is_answered:
+            if place:
+                place.leave()
+            return await _again(runtime, call, listener, reading)
+        runtime.live.refuse_when_draining()  # those that need no place, too
+        turn = RecordedTurn(runtime, call, reading.plan, reading.session, listener, place)
     except BaseException:
         if place:
             place.leave()
         raise
-    await asyncio.shield(runtime.live.start(turn.run()))
-    assert listener.response is not None
-    return listener.response
+    turn.start()
+    await turn.broadcast.attend()
+    turn.note_delivery()
+    return given(listener)
 
 
-async def _decide(runtime: Runtime, call: Call, wishes: Wishes) -> tuple[Session, Plan]:
+async def _again(runtime: Runtime, call: Call, listener: Listener, reading: Reading) -> web.StreamResponse:
+    decision = ("x-session-decision", Decision.RETRY.value)
+    if reading.attached:
+        await reading.attached.broadcast.follow(listener, [decision])
+        reading.attached.note_delivery()
+    elif reading.again and reading.answer:
+        await replay(listener, reading.again, reading.answer, [decision])
+        undelivered = runtime.live.was_delivered(call.key, reading.again.id) is False
+        if undelivered and not listener.gone:
+            runtime.live.delivered(call.key, reading.again.id, True)
+    return given(listener)
+
+
+async def _read(runtime: Runtime, call: Call, wishes: Wishes) -> Reading:
     """The session as it stands, and how the request is read against it and the turns in flight."""
-    turns = runtime.live.turns(call.key)
-    session = await runtime.store.load(call.key, runtime.now(), in_use=bool(turns))
-    flights = [turn.flight for turn in turns]
+    turns, session = await _standing(runtime, call)
     history = session.history
-    undelivered = runtime.live.undelivered(call.key)
-    if call.recorded and is_retry(call.request, history, flights, wishes.counted, undelivered):
-        assert history.last is not None  # issue of the next step: attach to a turn in flight
-        plan = retried(history, history.last)
-    else:
-        plan = decide(call.ask, history, marks, wishes.mode, flights)
+    flights = [turn.flight for turn in turns]
+    plan = decide(call.ask, history, marks, wishes.mode, flights)
+    if call.recorded:
+        if attached := _in_flight(call, turns, wishes.counted):
+            return Reading(session, plan, attached=attached)
+        if again := _tried_before(runtime, call, history, wishes.counted):
+            whole = again.state is TurnState.COMPLETE
+            answer = await runtime.store.answer(call.key, again.id) if whole and not wishes.dry_run else None
+            return Reading(session, retried(history, again), again=again, answer=answer)
     log.debug("%s: %s", plan.decision, plan.reason)
-    return session, plan
+    return Reading(session, plan)
 
 
-async def _place(request: web.Request, runtime: Runtime, key: SessionKey) -> Place:
-    sessions = runtime.config.sessions
-    place = await runtime.live.place(key, sessions.queue_limit, sessions.queue_timeout)
-    if request.transport is None or request.transport.is_closing():
-        place.leave()
-        raise BadRequest("The client left before its turn came.")
+async def _standing(runtime: Runtime, call: Call) -> tuple[list[RecordedTurn], Session]:
+    """The turns in flight and the session, of one moment: a turn may begin or end while a session is loaded."""
+    while True:
+        turns: list[RecordedTurn] = runtime.live.turns(call.key)
+        session = await runtime.store.load(call.key, runtime.now(), in_use=bool(turns))
+        if turns == runtime.live.turns(call.key):
+            return turns, session
+
+
+def _in_flight(call: Call, turns: list[RecordedTurn], counted: bool) -> RecordedTurn | None:
+    """The turn in flight that a request tries again."""
+    for turn in turns:
+        equal = turn.call.request == call.request
+        if call.idempotency_key is not None and turn.call.idempotency_key == call.idempotency_key:
+            if not equal:
+                raise _reused()
+            return turn
+        keys = (call.idempotency_key, turn.call.idempotency_key)
+        if equal and keys == (None, None) and (turn.broadcast.deserted or counted):
+            return turn
+    return None
+
+
+def _tried_before(runtime: Runtime, call: Call, history: History, counted: bool) -> Turn | None:
+    """The turn of the history that a request tries again."""
+    if call.idempotency_key is not None:
+        for turn in reversed(history.turns):
+            if turn.idempotency_key == call.idempotency_key:
+                if turn.request != call.request:
+                    raise _reused()
+                return turn
+        return None
+    last = history.last
+    delivered = runtime.live.was_delivered(call.key, last.id) if last else None
+    if last and is_retry(call.request, last, counted, delivered):
+        return last
+    if last and last.request == call.request:
+        # It is a turn of its own; should it fail and be counted when it comes again, that is not a retry of the last.
+        runtime.live.delivered(call.key, last.id, True)
+    return None
+
+
+def _reused() -> IdempotencyKeyReused:
+    return IdempotencyKeyReused(
+        "This Idempotency-Key came with another body before. Send the same body, or choose another key.",
+        param="Idempotency-Key",
+    )
+
+
+async def _place(request: web.Request, runtime: Runtime, call: Call, on_busy: Busy) -> Place:
+    """The place in a line that is not free now. Turns that nobody listens to any more are cut for it, but not
+    one with the same body: its client may come back for it."""
+    sessions, live = runtime.config.sessions, runtime.live
+    if on_busy is Busy.REJECT:
+        raise SessionBusy("A turn of this session is in flight. Send this one when it has ended, or let it queue.")
+
+    def look(interrupts: bool = False) -> None:
+        for turn in live.turns(call.key):
+            orphaned = turn.broadcast.deserted and turn.call.request != call.request
+            if turn.follows and (interrupts or orphaned):
+                turn.stop(Stopped("Another request of the session interrupted this one. Nothing was recorded."))
+
+    look(on_busy is Busy.INTERRUPT)
+    async with while_there(request, look):
+        place: Place = await live.place(call.key, sessions.queue_limit, sessions.queue_timeout)
     return place
 
 
-def digest(body: bytes) -> bytes:
-    """By which a body is recognised when it comes again; 16 bytes."""
-    return blake2b(body, digest_size=16).digest()
-
-
-async def _body(request: web.Request, limit: int, timeout: float) -> bytes:
-    if request.headers.get("Content-Encoding", "identity").strip().lower() != "identity":
-        raise UnsupportedEncoding("A compressed request body cannot be read. Send it without Content-Encoding.")
-    too_large = RequestTooLarge(f"The request body is over {limit} bytes. Send a smaller one.")
-    if (request.content_length or 0) > limit:
-        raise too_large
-    pieces, size = [], 0
-    try:
-        async with asyncio.timeout(timeout):
-            async for piece in request.content.iter_any():
-                pieces.append(piece)
-                if (size := size + len(piece)) > limit:
-                    raise too_large
-    except TimeoutError:
-        raise RequestTimeout(f"The request body did not come within {timeout:g} seconds. Send it again.") from None
-    except (web.RequestPayloadError, ConnectionError) as error:
-        raise BadRequest("The request was cut short. Send it again.") from error
-    return b"".join(pieces)
-
-
-def _read(body: bytes, runtime: Runtime, target: Target, key: SessionKey) -> Ask:
-    ask = chat.read(body)
-    if member := target.upstream.affinity.get("body"):
-        ask = chat.read(with_default(body, member, affinity(key, runtime.secret)))
-    return ask
-
-
-def _dry_run(call: Call, plan: Plan, history: History, runtime: Runtime) -> web.Response:
+def _dry_run(runtime: Runtime, call: Call, reading: Reading) -> web.Response:
     """What `x-session-dry-run` answers: the exact body, and where each of its messages came from."""
-    target = call.target
+    target, plan = call.target, reading.plan
     refused = runtime.store.refusals.get(target.host, frozenset())
     form = sending.form_of(target.upstream.profile, target.host, call.ask.model, refused)
-    body, injected = sending.compose(call.ask, plan, history, form)
+    body, injected = sending.compose(call.ask, plan, reading.session.history, form)
     sources: list[dict[str, str]] = []
     if plan.system is not None:
         sources.append({"from": "request" if call.ask.system is not None else "history", "role": "system"})

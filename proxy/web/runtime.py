@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from proxy.config import Config
 from proxy.stores.base import Store
@@ -21,4 +22,4 @@ class Runtime:
     secret: bytes
     now: Callable[[], int]
     turn_id: Callable[[], str]
-    live: Live = field(default_factory=Live)
+    live: Live[Any] = field(default_factory=Live)  # of turn.RecordedTurn, which is made of a runtime

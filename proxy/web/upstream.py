@@ -14,12 +14,16 @@ from typing import Protocol
 
 import aiohttp
 from aiohttp import abc
+from aiohttp.client_reqrep import ConnectionKey
+from aiohttp.connector import Connection
+from aiohttp.tracing import Trace
 from yarl import URL
 
 from proxy.core.headers import Pairs
 from proxy.errors import UpstreamTimeout, UpstreamUnreachable
 
 _AUTOMATIC = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
+_LOOK = 0.25  # seconds between two looks at a connection on which nothing comes
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
@@ -33,6 +37,16 @@ class Timeouts(Protocol):
     connect_timeout: float
     response_timeout: float
     idle_timeout: float
+
+
+class _Connector(aiohttp.TCPConnector):
+    async def _get(self, key: ConnectionKey, traces: list[Trace]) -> Connection | None:
+        """Not one on which an answer lies that nobody asked for: aiohttp would give it to the next request."""
+        connection = await super()._get(key, traces)
+        while connection and connection.protocol and connection.protocol.should_close:
+            connection.close()
+            connection = await super()._get(key, traces)
+        return connection
 
 
 class Response:
@@ -62,8 +76,20 @@ class Response:
             raise UpstreamUnreachable("The upstream broke off its answer.") from error
 
     async def _next(self) -> bytes:
-        async with asyncio.timeout(self._idle):
-            return await self._response.content.readany()
+        """aiohttp's parser, where it fails in the middle of a body, closes the connection and tells no reader."""
+        content, left = self._response.content, self._idle
+        while True:
+            try:
+                async with asyncio.timeout(min(_LOOK, left)):
+                    return await content.readany()
+            except TimeoutError:
+                left -= _LOOK
+                connection = self._response.connection
+                lost = connection is not None and connection.closed
+                if lost and (piece := content.read_nowait()):
+                    return piece
+                if lost or left <= 0:
+                    raise
 
 
 class Client:
@@ -72,7 +98,7 @@ class Client:
     def __init__(self, connections: int = 0) -> None:
         # Keep-alive below what llama.cpp announces (5 s): a POST that meets a connection just
         # closed cannot be sent again by itself.
-        connector = aiohttp.TCPConnector(limit=connections, keepalive_timeout=4)
+        connector = _Connector(limit=connections, keepalive_timeout=4)
         self._session = aiohttp.ClientSession(
             connector=connector,
             cookie_jar=NoCookies(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,11 +38,11 @@ class Inner(MemoryStore):
         await self.answers.wait()
         return session
 
-    async def append(self, key: SessionKey, turns: Sequence[Turn], now: int, drop: Sequence[str] = ()) -> None:
+    async def append(self, key: SessionKey, turns: Sequence[Turn], now: int, *more: Any) -> None:
         await self.gate.wait()
         if self.fails:
             raise StoreUnavailable("broken")
-        await super().append(key, turns, now, drop)
+        await super().append(key, turns, now, *more)
 
     def reads(self) -> list[SessionKey]:
         reads, self.loads = self.loads, []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 
 import aiohttp
@@ -14,6 +15,7 @@ from tests.fakes import ScriptedUpstream
 from tests.web.conftest import Serve
 
 TTL = 24 * 3600 * 1000
+ROUNDS = 200 if os.environ.get("SOAK") else 20
 
 
 async def turns(client: aiohttp.ClientSession, url: str, session: str, count: int) -> list[str]:
@@ -55,3 +57,44 @@ async def test_each_request_holds_exactly_the_turns_before_it(
     for number, texts in enumerate(expected):
         assert received[f"s{number}"] == [texts[: n + 1] for n in range(count)]
     await store.close()
+
+
+@pytest.mark.parametrize(
+    ("rounds", "sessions", "count"), [(ROUNDS, 1, 64), (1, 200, 8)], ids=["one-session", "side-by-side"]
+)
+async def test_requests_at_once_are_a_serial_order_of_turns(
+    serve: Serve, tmp_path: Path, rounds: int, sessions: int, count: int
+) -> None:
+    store = WarmStore(await SQLiteStore.open(tmp_path / "sessions.db", TTL), TTL, 16 << 20)
+    async with (
+        ScriptedUpstream() as upstream,
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client,
+    ):
+        proxy = await serve(upstream.base_url, store=store, sessions={"queue_limit": count})
+        for number in range(rounds):
+            names = [f"r{number}s{n}" for n in range(sessions)]
+            upstream.requests.clear()
+            await asyncio.gather(*[one(client, proxy.url, name, n) for n in range(count) for name in names])
+            received = sent_by_session(upstream)
+            for name in names:
+                order = received[name][-1]
+                assert received[name] == [order[: n + 1] for n in range(count)]
+                assert sorted(order) == sorted([f"{name}:{n}" for n in range(count)])
+                assert await kept(client, proxy.url, name, count) == order
+    assert not proxy.runtime.live.in_use
+    await store.close()
+
+
+async def one(client: aiohttp.ClientSession, url: str, session: str, number: int) -> None:
+    """One turn, whose answer is read to its end."""
+    body = {"messages": [{"role": "user", "content": f"{session}:{number}"}], "stream": number % 3 == 0}
+    async with client.post(f"{url}/v1/chat/completions", json=body, headers={"sessionId": session}) as answer:
+        assert answer.status == 200 and await answer.read()
+
+
+async def kept(client: aiohttp.ClientSession, url: str, session: str, turns: int) -> list[str]:
+    """What the session holds of what it was asked."""
+    async with client.get(f"{url}/sessions/{session}/messages?limit={2 * turns + 1}") as answer:
+        page = await answer.json()
+    assert [entry["message"]["role"] for entry in page["data"]] == ["user", "assistant"] * turns
+    return [entry["message"]["content"] for entry in page["data"][::2]]

@@ -145,12 +145,12 @@ class GatedStore(MemoryStore):
         super().__init__(ttl)
         self.reached, self.go, self.fails = asyncio.Event(), asyncio.Event(), False
 
-    async def append(self, key: SessionKey, turns: Sequence[Turn], now: int, drop: Sequence[str] = ()) -> None:
+    async def append(self, key: SessionKey, turns: Sequence[Turn], now: int, *more: Any) -> None:
         self.reached.set()
         await self.go.wait()
         if self.fails:
             raise StoreUnavailable("the disk is full")
-        await super().append(key, turns, now, drop)
+        await super().append(key, turns, now, *more)
 
 
 WAYS: list[tuple[Reply, bytes]] = [

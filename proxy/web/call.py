@@ -1,0 +1,124 @@
+"""A request for a recorded turn, as it comes: its body within its limits, and what it asks of us.
+
+Decides nothing and knows no history.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from enum import StrEnum
+from hashlib import blake2b, sha256
+from hmac import digest
+
+from aiohttp import web
+
+from proxy.core import headers
+from proxy.core.members import with_default
+from proxy.core.model import Ask, SessionKey
+from proxy.core.reconcile import Mode
+from proxy.dialects import chat
+from proxy.errors import BadRequest, RequestTimeout, RequestTooLarge, UnsupportedEncoding
+from proxy.web import caller
+from proxy.web.runtime import Runtime
+from proxy.web.target import Target
+
+
+class Busy(StrEnum):
+    """What a turn does that would have to wait."""
+
+    QUEUE = "queue"
+    REJECT = "reject"
+    INTERRUPT = "interrupt"
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a request asks of us by headers of ours."""
+
+    mode: Mode
+    on_busy: Busy
+    must_exist: bool
+    dry_run: bool
+    counted: bool  # it says that it is a retry
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request for a recorded turn, before anything is decided of it."""
+
+    target: Target
+    key: SessionKey
+    ask: Ask
+    pairs: headers.Pairs
+    request: bytes  # the digest of its body
+    recorded: bool
+    idempotency_key: str | None = None
+    finishes: bool = True  # a reply whose client has gone is read to its end
+
+
+def wishes_of(request: web.Request, runtime: Runtime) -> Wishes:
+    sent, sessions = request.headers, runtime.config.sessions
+    return Wishes(
+        Mode(headers.choice(sent, "x-session-mode", [*Mode]) or sessions.mode),
+        Busy(headers.choice(sent, "x-session-on-busy", [*Busy]) or sessions.on_busy),
+        headers.choice(sent, "x-session-must-exist", ["yes"]) is not None,
+        headers.choice(sent, "x-session-dry-run", ["yes"]) is not None,
+        sent.get("x-stainless-retry-count", "0").strip() not in ("", "0"),
+    )
+
+
+async def read_call(request: web.Request, runtime: Runtime, target: Target, session_id: str) -> Call:
+    config, pairs = runtime.config, list(request.headers.items())
+    key = SessionKey(caller.tenant(config, pairs, runtime.secret), session_id)
+    recorded = headers.choice(request.headers, "x-session-store", ["no"]) is None
+    idempotency_key = headers.idempotency_key(request.headers)
+    policy = headers.choice(request.headers, "x-session-on-disconnect", ["finish", "cancel"])
+    body = await _body(request, config.limits.request_body, config.limits.body_timeout)
+    return Call(
+        target,
+        key,
+        _ask(body, runtime, target, key),
+        pairs,
+        _digest(body),
+        recorded,
+        idempotency_key,
+        finishes=(policy or config.sessions.on_disconnect) == "finish",
+    )
+
+
+def _digest(body: bytes) -> bytes:
+    """By which a body is recognised when it comes again; 16 bytes."""
+    return blake2b(body, digest_size=16).digest()
+
+
+def _ask(body: bytes, runtime: Runtime, target: Target, key: SessionKey) -> Ask:
+    ask = chat.read(body)
+    if member := target.upstream.affinity.get("body"):
+        ask = chat.read(with_default(body, member, affinity(key, runtime.secret)))
+    return ask
+
+
+async def _body(request: web.Request, limit: int, timeout: float) -> bytes:
+    if request.headers.get("Content-Encoding", "identity").strip().lower() != "identity":
+        raise UnsupportedEncoding("A compressed request body cannot be read. Send it without Content-Encoding.")
+    too_large = RequestTooLarge(f"The request body is over {limit} bytes. Send a smaller one.")
+    if (request.content_length or 0) > limit:
+        raise too_large
+    pieces, size = [], 0
+    try:
+        async with asyncio.timeout(timeout):
+            async for piece in request.content.iter_any():
+                pieces.append(piece)
+                if (size := size + len(piece)) > limit:
+                    raise too_large
+    except TimeoutError:
+        raise RequestTimeout(f"The request body did not come within {timeout:g} seconds. Send it again.") from None
+    except (web.RequestPayloadError, ConnectionError) as error:
+        raise BadRequest("The request was cut short. Send it again.") from error
+    return b"".join(pieces)
+
+
+def affinity(key: SessionKey, secret: bytes) -> str:
+    """A session's name for upstream caches: a keyed hash, never the ID."""
+    return digest(secret, b"affinity\0" + key.tenant + key.id.encode(), sha256).hex()[:32]

@@ -1,0 +1,320 @@
+"""One answer and its listeners, alone: who gets what, who waits for whom, and what is forgotten."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+from aiohttp.web import StreamResponse
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.core.headers import Pairs
+from proxy.errors import ProxyError, Stopped
+from proxy.web.broadcast import AHEAD, Broadcast
+from proxy.web.listener import Listener
+
+HEADERS = [("Content-Type", "text/event-stream"), ("X-Session-Decision", "append")]
+
+
+class Ear(Listener):
+    """A listener that keeps what it is given, and while `stalled` does not come back from a write."""
+
+    def __init__(self, stalled: bool = False) -> None:
+        self.gone = self.closed = False
+        self.stalled = stalled
+        self.head: tuple[int, Pairs] | None = None
+        self.response = None
+        self.pieces: list[bytes] = []
+        self.ended = ""
+        self._waits: asyncio.Future[None] | None = None
+
+    @property
+    def left(self) -> bool:
+        return self.gone or self.closed
+
+    @property
+    def data(self) -> bytes:
+        return b"".join(self.pieces)
+
+    async def begin(self, status: int, headers: Pairs) -> None:
+        assert self.head is None
+        self.head, self.response = (status, headers), StreamResponse()
+
+    async def write(self, data: bytes) -> None:
+        if self.gone or self.head is None:
+            return
+        self.pieces.append(data)
+        if self.stalled:
+            self._waits = asyncio.get_running_loop().create_future()
+            await self._waits
+
+    def let_go(self) -> None:
+        if self._waits and not self._waits.done():
+            self._waits.set_result(None)
+
+    def take(self) -> None:
+        """Take what there is, and from now on at once."""
+        self.stalled = False
+        self.let_go()
+
+    async def end(self) -> None:
+        if not self.gone:
+            assert not self.ended
+            self.ended = "end"
+
+    def reset(self) -> None:
+        assert not self.ended
+        self.gone, self.ended = True, "reset"
+        self.let_go()
+
+    def leave(self) -> None:
+        """Its client has gone, and a write has told."""
+        self.gone = True
+        self.let_go()
+
+
+async def turns_of_the_loop() -> None:
+    """Let every task come to where it waits."""
+    for _ in range(30):
+        await asyncio.sleep(0)
+
+
+async def started(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    task = asyncio.create_task(work)
+    await turns_of_the_loop()
+    return task
+
+
+async def begun(first: Ear, limit: int = 1 << 20) -> tuple[Broadcast, asyncio.Task[None]]:
+    """A broadcast whose head is out, and the first listener's handler."""
+    broadcast = Broadcast(first, limit)
+    handler = await started(broadcast.attend())
+    await broadcast.begin(200, HEADERS)
+    return broadcast, handler
+
+
+async def test_one_alone_holds_up_who_writes() -> None:
+    first = Ear(stalled=True)
+    broadcast, handler = await begun(first)
+    writing = await started(broadcast.write(b"a"))
+    assert not writing.done()
+    first.take()
+    await writing
+    await broadcast.end()
+    await handler
+    assert (first.head, first.pieces, first.ended) == ((200, HEADERS), [b"a"], "end")
+    assert broadcast.whole and broadcast.delivered
+
+
+async def test_a_second_one_lets_go_of_who_waits_for_the_first_and_neither_holds_up_the_other() -> None:
+    first, second = Ear(stalled=True), Ear()
+    broadcast, handler = await begun(first)
+    writing = await started(broadcast.write(b"a"))
+    following = await started(broadcast.follow(second))
+    assert writing.done() and second.pieces == [b"a"]
+    first.stalled = True
+    for piece in (b"b", b"c"):
+        await broadcast.write(piece)
+    await broadcast.end()
+    await asyncio.wait_for(following, 1)
+    assert (second.data, second.ended, first.ended) == (b"abc", "end", "")
+    first.take()
+    await asyncio.wait_for(handler, 1)
+    assert (first.pieces, first.ended) == ([b"a", b"b", b"c"], "end")
+
+
+async def test_nobody_gets_further_ahead_of_the_fastest_than_the_bound() -> None:
+    first, second = Ear(stalled=True), Ear(stalled=True)
+    broadcast, handler = await begun(first)
+    following = await started(broadcast.follow(second))
+    pieces = [bytes([n]) * (AHEAD // 4) for n in range(12)]
+    written: list[bytes] = []
+
+    async def write() -> None:
+        for piece in pieces:
+            await broadcast.write(piece)
+            written.append(piece)
+
+    writing = await started(write())
+    assert len(written) == 4  # the fifth waits: both lie behind by more than the bound
+    second.take()
+    await asyncio.wait_for(writing, 1)
+    await broadcast.end()
+    await asyncio.wait_for(following, 1)
+    first.take()
+    await asyncio.wait_for(handler, 1)
+    assert first.data == second.data == b"".join(pieces)
+
+
+@pytest.mark.parametrize("how", ["leave", "cancelled"])
+async def test_who_writes_waits_for_nobody_once_all_have_gone(how: str) -> None:
+    first, second = Ear(stalled=True), Ear(stalled=True)
+    broadcast, handler = await begun(first)
+    following = await started(broadcast.follow(second))
+    writing = await started(broadcast.write(b"x" * (2 * AHEAD)))
+    assert not writing.done() and not broadcast.deserted
+    for ear, task in ((first, handler), (second, following)):
+        ear.leave() if how == "leave" else task.cancel()
+    await asyncio.wait_for(writing, 1)
+    await asyncio.wait([handler, following], timeout=1)
+    assert broadcast.deserted
+    await broadcast.end()
+    assert not broadcast.delivered
+
+
+async def test_deserted_is_one_whose_listeners_have_all_left() -> None:
+    first, second = Ear(), Ear()
+    broadcast, handler = await begun(first)
+    assert not broadcast.deserted
+    first.closed = True
+    assert broadcast.deserted
+    following = await started(broadcast.follow(second))
+    assert not broadcast.deserted
+    second.closed = True
+    assert broadcast.deserted
+    broadcast.fail()
+    await asyncio.gather(handler, following)
+
+
+async def test_a_late_one_gets_what_it_asks_for_in_place_of_headers_of_that_name() -> None:
+    late = Ear()
+    broadcast, handler = await begun(Ear())
+    await broadcast.end()
+    await broadcast.follow(late, [("x-session-decision", "retry")])
+    await handler
+    assert late.head == (200, [HEADERS[0], ("x-session-decision", "retry")])
+    assert late.ended == "end"
+
+
+async def test_one_who_comes_before_the_head_waits_for_it() -> None:
+    first, early = Ear(), Ear()
+    broadcast = Broadcast(first, 100)
+    handler, following = await started(broadcast.attend()), await started(broadcast.follow(early))
+    assert early.head is None
+    await broadcast.begin(200, HEADERS)
+    await broadcast.write(b"a")
+    await broadcast.end()
+    await asyncio.gather(handler, following)
+    assert first.head == early.head == (200, HEADERS)
+    assert first.ended == early.ended == "end"
+    assert first.data == early.data == b"a"
+
+
+@pytest.mark.parametrize("joined", [True, False])
+async def test_a_fault_before_the_head_is_told_to_everybody(joined: bool) -> None:
+    broadcast = Broadcast(Ear(), 100)
+    handler = await started(broadcast.attend())
+    tasks = [handler, *([await started(broadcast.follow(Ear()))] if joined else [])]
+    broadcast.fail(Stopped("stopped"))
+    told = await asyncio.gather(*tasks, broadcast.follow(Ear()), return_exceptions=True)
+    late = told.pop()
+    assert isinstance(late, Stopped)
+    # the first's own handler is told too, whether or not it has become one among several
+    assert [type(fault) for fault in told] == [Stopped] * len(told)
+
+
+async def test_a_failure_before_the_head_that_has_no_words_is_a_reset() -> None:
+    late = Ear()
+    broadcast = Broadcast(Ear(), 100)
+    broadcast.fail()
+    await broadcast.follow(late)
+    assert (late.head, late.ended) == (None, "reset")
+
+
+async def test_a_failure_behind_the_head_resets_everybody_behind_what_was_said() -> None:
+    first, second, late = Ear(), Ear(), Ear()
+    broadcast, handler = await begun(first)
+    following = await started(broadcast.follow(second))
+    await broadcast.write(b"a")
+    broadcast.fail(ProxyError("too late to say so"))
+    await asyncio.gather(handler, following, broadcast.follow(late))
+    assert {(ear.data, ear.ended) for ear in (first, second, late)} == {(b"a", "reset")}
+    assert not broadcast.delivered and not broadcast.whole
+
+
+async def test_one_alone_is_reset_at_once_and_a_failure_behind_the_end_is_none() -> None:
+    broken, whole = Ear(), Ear()
+    one, handler = await begun(broken)
+    one.fail()
+    other, handler2 = await begun(whole)
+    await other.end()
+    other.fail()
+    await asyncio.gather(handler, handler2)
+    assert (broken.ended, whole.ended) == ("reset", "end")
+
+
+async def test_beyond_the_limit_nothing_is_kept_and_nobody_can_follow() -> None:
+    first, late = Ear(), Ear()
+    broadcast, handler = await begun(first, limit=3)
+    for piece in (b"ab", b"c", b"d"):
+        await broadcast.write(piece)
+    await broadcast.follow(late)
+    await broadcast.write(b"e")
+    await broadcast.end()
+    await handler
+    assert (late.pieces, late.ended) == ([], "reset")
+    assert (first.data, first.ended) == (b"abcde", "end")  # one alone needs nothing that is kept
+
+
+async def test_who_follows_when_the_limit_is_passed_is_reset() -> None:
+    first, second = Ear(), Ear()
+    broadcast, handler = await begun(first, limit=3)
+    following = await started(broadcast.follow(second))
+    await broadcast.write(b"abc")
+    await turns_of_the_loop()
+    await broadcast.write(b"d")
+    await asyncio.wait_for(asyncio.gather(handler, following), 1)
+    assert (second.data, second.ended) == (b"abc", "reset")
+    assert first.ended == "reset" and broadcast.deserted
+
+
+STEP = st.one_of(
+    st.tuples(st.just("write"), st.integers(1, AHEAD)),
+    st.tuples(st.just("follow"), st.booleans()),
+    st.tuples(st.sampled_from(["stall", "take", "leave"]), st.integers(0, 5)),
+)
+
+
+async def played(steps: list[tuple[str, int]], ending: str) -> None:
+    """A writer that never looks at who listens, listeners that come, stall, and leave in between."""
+    ears = [Ear()]
+    broadcast, handler = await begun(ears[0], limit=1 << 30)
+    handlers, queue = [handler], asyncio.Queue[bytes | None]()
+
+    async def write() -> None:
+        while (piece := await queue.get()) is not None:
+            await broadcast.write(piece)
+        await broadcast.end() if ending == "end" else broadcast.fail()
+
+    writing, whole = asyncio.create_task(write()), b""
+    for at, (step, value) in enumerate(steps):
+        if step == "write":
+            whole += (piece := bytes([at % 256]) * value)
+            queue.put_nowait(piece)
+        elif step == "follow":
+            ears.append(Ear(stalled=bool(value)))
+            handlers.append(asyncio.create_task(broadcast.follow(ears[-1])))
+        elif value < len(ears):
+            {"stall": lambda ear: setattr(ear, "stalled", True), "take": Ear.take, "leave": Ear.leave}[step](
+                ears[value]
+            )
+        await turns_of_the_loop()
+    queue.put_nowait(None)
+    for ear in ears:
+        ear.take()
+    await asyncio.wait_for(asyncio.gather(writing, *handlers), 5)
+    for ear in ears:
+        assert whole.startswith(ear.data)
+        if ear.ended:
+            assert (ear.data, ear.ended) == (whole, ending) and ear.head
+        else:
+            assert ear.gone
+    assert broadcast.delivered == (ending == "end" and any([ear.ended for ear in ears]))
+
+
+@given(st.lists(STEP, max_size=25), st.sampled_from(["end", "reset"]))
+def test_whoever_stays_gets_all_of_it_once_and_the_same_end(steps: list[tuple[str, int]], ending: str) -> None:
+    asyncio.run(played(steps, ending))
