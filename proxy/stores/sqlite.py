@@ -83,6 +83,7 @@ _WIPE = "DELETE FROM turns WHERE session IN (SELECT id FROM sessions WHERE id = 
 _WIPE_ANSWERS = _WIPE.replace("turns", "answers", 1)
 _STALE = "SELECT id, touched, tenant, session FROM sessions WHERE touched < ? AND emptied = 0 ORDER BY touched LIMIT ?"
 _FORGET = "DELETE FROM sessions WHERE emptied = 1 AND touched < ?"
+_GROUP = "a transaction of ours"  # no SQL: see _Grouping
 _BEAT = "UPDATE pulse SET beat = beat + 1"
 
 Statement = tuple[str, list[Any]]
@@ -114,6 +115,7 @@ class SQLiteStore:
         self._turn_id = turn_id  # the newest; the one writer counts
         self._refusals = refusals
         self._queue: asyncio.Queue[_Write | None] = asyncio.Queue()
+        self._touches: dict[SessionKey, int] = {}  # not written yet
         self._closed = False
         self._task = asyncio.create_task(self._run())
 
@@ -126,7 +128,8 @@ class SQLiteStore:
                 path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 opening.callback(Lock(path).release)
                 os.close(os.open(path, os.O_CREAT | os.O_CLOEXEC, 0o600))
-                writer = await opening.enter_async_context(aiosqlite.connect(path, isolation_level=None))
+                writing = aiosqlite.connect(path, isolation_level=None, factory=_Grouping)
+                writer = await opening.enter_async_context(writing)
                 for pragma in _PRAGMAS:
                     await writer.execute(pragma)
                 await migrate(writer)
@@ -155,6 +158,7 @@ class SQLiteStore:
         if not found:
             return fresh()
         id, tip, touched, emptied = found[0]
+        touched = touched if emptied else self._touches.get(key, touched)
         state = state_at(touched if in_use else now, touched, bool(emptied), self._ttl)
         if state is SessionState.CONTINUED:
             return Session(state, _history(tip, await self._read(_TURNS, (id,))))
@@ -197,11 +201,12 @@ class SQLiteStore:
         self._enqueue([(_LEARN, [(upstream, member)])])
 
     async def touch(self, key: SessionKey, now: int) -> None:
-        self._enqueue([(_TOUCH, [(now, key.tenant, key.id)])])
+        self._touches[key] = now  # with the next commit: a transaction of its own would cost as much as the turn's
 
     async def sweep(self, now: int, in_use: AbstractSet[SessionKey], limit: int) -> int:
         stale = await self._read(_STALE, (now - self._ttl, limit + len(in_use)))
-        gone = [(id, touched) for id, touched, *key in stale if SessionKey(*key) not in in_use][:limit]
+        used = in_use | self._touches.keys()
+        gone = [(id, touched) for id, touched, *key in stale if SessionKey(*key) not in used][:limit]
         await self._write(
             [(_EMPTY, gone), (_WIPE, gone), (_WIPE_ANSWERS, gone), (_FORGET, [(now - self._ttl - EXPIRED_KEPT,)])]
         )
@@ -212,6 +217,8 @@ class SQLiteStore:
 
     async def close(self) -> None:
         """Commit what waits, then close."""
+        if self._touches:
+            self._enqueue([])
         self._closed = True
         self._queue.put_nowait(None)
         await self._task
@@ -251,15 +258,12 @@ class SQLiteStore:
             write = write and await self._queue.get()
 
     async def _commit(self, group: list[_Write]) -> None:
+        touches, self._touches = self._touches, {}
         try:
-            await self._writer.execute("BEGIN IMMEDIATE")
-            for sql, rows in _merged(group):
-                await self._writer.executemany(sql, rows)
-            await self._writer.execute("COMMIT")
+            await self._writer.executemany(_GROUP, _merged(group, touches))
             truncated = any([write.truncate for write in group]) and await self._emptied()
         except Exception as error:
-            with suppress(sqlite3.Error):  # an I/O error has rolled it back already
-                await self._writer.execute("ROLLBACK")
+            self._touches = {**touches, **self._touches}
             for write in group:
                 write.done.set_exception(_unavailable(error))
         else:
@@ -299,14 +303,32 @@ async def _one(connection: aiosqlite.Connection, sql: str) -> Any:
         return await cursor.fetchone()
 
 
-def _merged(group: Iterable[_Write]) -> Iterable[Statement]:
-    """Equal statements of a group as one executemany. Two writes of one session share a group only
-    where nobody waited for the first: a touch, which belongs before all others."""
+class _Grouping(sqlite3.Connection):
+    """A connection that takes a whole transaction in one call: each hop to its thread costs as much as a row."""
+
+    def executemany(self, sql: str, parameters: Any, /) -> sqlite3.Cursor:
+        if sql != _GROUP:
+            return super().executemany(sql, parameters)
+        try:
+            self.execute("BEGIN IMMEDIATE")
+            for statement, rows in parameters:
+                super().executemany(statement, rows)
+            return self.execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):  # an I/O error has rolled it back already
+                self.execute("ROLLBACK")
+            raise
+
+
+def _merged(group: Iterable[_Write], touches: Mapping[SessionKey, int]) -> list[Statement]:
+    """Equal statements of a group as one, signs of life before all others."""
     merged: dict[str, list[Any]] = {}
+    if touches:
+        merged[_TOUCH] = [(now, key.tenant, key.id) for key, now in touches.items()]
     for write in group:
         for sql, rows in write.statements:
             merged.setdefault(sql, []).extend(rows)
-    return sorted(merged.items(), key=lambda statement: statement[0] != _TOUCH)
+    return list(merged.items())
 
 
 def _row(id: int, key: SessionKey, turn: Turn, now: int) -> dict[str, Any]:

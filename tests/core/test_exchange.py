@@ -186,6 +186,98 @@ def test_the_reply_is_what_the_stream_said() -> None:
     assert (reply.model, reply.finish_reason, reply.usage) == ("m", "stop", b'{"total_tokens":5}')
 
 
+def received(*pieces: bytes, content_type: str | None = SSE, limit: int = 9999) -> Exchange:
+    answer = begun(content_type, limit=limit)
+    for piece in pieces:
+        answer.receive(piece)
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "finished"),
+    [
+        (Exchange(chat, 9999), False),
+        (begun(), False),
+        (received(DELTA), False),
+        (received(DELTA, FINISH[:30]), False),
+        (received(DELTA, FINISH[:30], FINISH[30:]), True),
+        (received(DELTA + FINISH + USAGE), True),
+        (received(DELTA + DONE), False),  # it is `terminated`
+        (received(DELTA + FINISH, limit=40), False),
+        (received(COMPLETION, content_type=JSON), False),
+        (received(HTML, content_type="text/html"), False),
+    ],
+)
+def test_only_a_stream_can_say_that_it_is_whole_before_its_end(answer: Exchange, finished: bool) -> None:
+    assert answer.has_finished is finished
+
+
+def test_the_body_so_far_is_what_came_as_far_as_it_is_kept() -> None:
+    answer = begun(limit=len(DELTA + FINISH))
+    assert answer.body == b""
+    for wanted, piece in [(DELTA, DELTA), (DELTA + FINISH, FINISH), (b"", USAGE), (b"", DONE)]:
+        answer.receive(piece)
+        assert answer.body == wanted
+        assert answer.body == wanted  # looking changes nothing
+
+
+def test_what_was_released_is_kept_no_longer() -> None:
+    answer = received(DELTA + DONE)
+    answer.release()
+    assert answer.body == b""
+
+
+@pytest.mark.parametrize(
+    ("body", "length", "ends"),
+    [(DELTA + DONE, None, True), (DELTA + DONE, len(DELTA + DONE), False), (DELTA + FINISH, None, False)],
+)
+def test_a_released_terminator_is_the_end_where_no_length_promises_more(
+    body: bytes, length: int | None, ends: bool
+) -> None:
+    answer = begun(SSE, length)
+    answer.receive(body)
+    assert not answer.ends_itself
+    answer.release()
+    assert answer.ends_itself is ends
+
+
+@pytest.mark.parametrize(
+    ("end", "line_end", "came"),
+    [
+        (end, line_end, n)
+        for end, line_end in [(b"\n", b"\n\n"), (b"\r\n", b"\r\n\r\n")]
+        for n in range(len(line_end) + 1)
+    ],
+)
+def test_who_comes_back_gets_the_line_end_of_a_terminator_that_came_without_it(
+    end: bytes, line_end: bytes, came: int
+) -> None:
+    whole = (DELTA + FINISH + DONE).replace(b"\n", end)
+    seen = whole[: len(whole) - len(line_end) + came]
+    assert received(seen).answer == whole
+    assert received(seen[:50], seen[50:]).answer == whole
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [
+        (b"", SSE),
+        (DELTA, SSE),
+        (DELTA + b"data: [DON", SSE),
+        (DELTA + FINISH, SSE),
+        (DELTA + DONE + b": late\n\n", SSE),
+        (DELTA + b"data: [DONE] \n\n", SSE),
+        (DELTA + b"data: [DONE]\n\n\n", SSE),
+        (DELTA.replace(b"\n", b"\r\n") + DONE, SSE),
+        (COMPLETION, JSON),
+        (COMPLETION.replace(b'"ho"', b'"\\ndata: [DONE]"'), JSON),
+        (HTML + b"data: [DONE]", "text/html"),
+    ],
+)
+def test_nothing_else_is_added_for_who_comes_back(body: bytes, content_type: str) -> None:
+    assert received(body, content_type=content_type).answer == body
+
+
 @given(
     st.lists(st.binary(max_size=9) | st.sampled_from([DELTA, DONE, COMPLETION, b"data: ", b"{", b"\n\n"]), max_size=9)
 )

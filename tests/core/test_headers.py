@@ -66,6 +66,7 @@ def test_headers_that_disagree_are_refused(other: str) -> None:
 @pytest.mark.parametrize("value", ["a", "x" * 256, "😀" * 256, "é", "a b", "../..", "\u00a0", "a\u200b", "'; --"])
 def test_any_text_of_1_to_256_characters_is_a_session_id(value: str) -> None:
     assert headers.session_id([("sessionId", value)], NAMES) == value
+    assert headers.valid_id(value) == value
 
 
 @pytest.mark.parametrize(
@@ -75,6 +76,12 @@ def test_other_values_are_no_session_id(value: str) -> None:
     with pytest.raises(InvalidSessionId) as refused:
         headers.session_id([("sessionId", value)], NAMES)
     assert refused.value.code == "invalid_session_id"
+    with pytest.raises(InvalidSessionId):
+        headers.valid_id(value.strip(" "))
+
+
+def test_an_id_that_is_no_header_keeps_the_spaces_around_it() -> None:
+    assert headers.valid_id("  a ") == "  a "
 
 
 @pytest.mark.parametrize(
@@ -156,3 +163,20 @@ def test_a_choice_of_another_word_is_refused_by_its_name_and_the_words_it_knows(
     with pytest.raises(BadRequest, match=f"The header x-session-store can be {known}. Send") as refused:
         headers.choice({"x-session-store": value}, "x-session-store", words)
     assert refused.value.param == "x-session-store"
+
+
+@pytest.mark.parametrize("key", ["a", "x" * 255, "ü" * 255, "a b", " ", "'; --", "\u200b"], ids=ascii)
+def test_any_text_of_1_to_255_characters_is_an_idempotency_key(key: str) -> None:
+    assert headers.idempotency_key({"Idempotency-Key": key}) == key
+
+
+def test_without_its_header_there_is_no_idempotency_key() -> None:
+    assert headers.idempotency_key({"X-Idempotency-Key": "a"}) is None
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256, "a\tb", "\x00", "a\x7f", "a\x85"], ids=ascii)
+def test_other_values_are_no_idempotency_key(key: str) -> None:
+    with pytest.raises(BadRequest, match="1 to 255 characters") as refused:
+        headers.idempotency_key({"Idempotency-Key": key})
+    assert (refused.value.status, refused.value.code) == (400, "invalid_request")
+    assert refused.value.param == "Idempotency-Key"

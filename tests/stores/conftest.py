@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from proxy.core.history import History, Session
-from proxy.core.model import Message, SessionKey, SessionState, Turn
+from proxy.core.model import Answer, Message, SessionKey, SessionState, Turn
 from proxy.stores.base import Store
 from proxy.stores.memory import MemoryStore
 from proxy.stores.sqlite import SQLiteStore
@@ -46,6 +46,11 @@ def turns(*texts: str) -> list[Turn]:
 def session(*turns: Turn) -> Session:
     """A session that stands at the last of these turns."""
     return Session(SessionState.CONTINUED, History(turns, turns[-1].id))
+
+
+def answer(text: str = "hello") -> Answer:
+    """What a client was given of a turn."""
+    return Answer(200, "text/event-stream", b"data: %b\n\n" % text.encode())
 
 
 async def opened(kind: str, path: Path) -> Store:

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 from proxy.core.history import History, Session
-from proxy.core.model import Layout, Message, SessionKey, SessionState, Turn, TurnState
-from tests.stores.conftest import DAY, KINDS, TTL, A, B, Shelf, opened, session, turn, turns
+from proxy.core.model import Answer, Layout, Message, SessionKey, SessionState, Turn, TurnState
+from tests.stores.conftest import DAY, KINDS, TTL, A, B, Shelf, answer, opened, session, turn, turns
 
 NEW, CONTINUED, EXPIRED = SessionState.NEW, SessionState.CONTINUED, SessionState.EXPIRED
 WEEK = 7 * DAY
@@ -105,6 +105,7 @@ ODD = {
         form="host gpt echo",
         request=bytes(range(32)),
         resends=True,
+        idempotency_key="k ü 😀'; --",
     ),
     "a system block that is none": turn(system=b""),
     "marks": turn(
@@ -147,8 +148,9 @@ async def test_nothing_changes_in_the_store(shelf: Shelf, odd: Turn) -> None:
 
 
 async def test_names_that_are_not_unicode_fail_nobody(shelf: Shelf) -> None:
-    odd = turn("odd", model="m\ud800", finish_reason="\udfff")
-    await asyncio.gather(shelf.store.append(A, [odd], 0), shelf.store.append(B, [turn("b")], 0))
+    odd = turn("odd", model="m\ud800", finish_reason="\udfff", idempotency_key="\udc80")
+    given = Answer(200, "text/plain; charset=\udcff", b"a")
+    await asyncio.gather(shelf.store.append(A, [odd], 0, answer=given), shelf.store.append(B, [turn("b")], 0))
     await shelf.reopen()
     line = (await shelf.store.load(A, 0)).history.line
     assert [entry.message for entry in line] == [*odd.asked, odd.echo]
@@ -327,6 +329,135 @@ async def test_a_sweep_leaves_alone_what_is_in_use(shelf: Shelf) -> None:
     assert [(await shelf.store.load(key, 0)).state for key in keys] == [CONTINUED] * 4 + [EXPIRED]
 
 
+# What clients were given ----------------------------------------------------------------------
+
+
+async def given(shelf: Shelf, key: SessionKey, *texts: str) -> list[Answer | None]:
+    return [await shelf.store.answer(key, f"turn_{text}") for text in texts]
+
+
+async def test_the_answer_of_the_last_turn_is_kept_until_the_next(shelf: Shelf) -> None:
+    one, two, three = turns("1", "2", "3")
+    assert await given(shelf, A, "1") == [None]
+    for added, new in [(one, answer("a")), (two, answer("b")), (three, None)]:
+        await shelf.store.append(A, [added], 0, answer=new)
+        wanted = [new if added.id == f"turn_{n}" else None for n in (1, 2, 3)]
+        assert await given(shelf, A, "1", "2", "3") == wanted
+        await shelf.reopen()
+        assert await given(shelf, A, "1", "2", "3") == wanted
+
+
+async def test_an_answer_of_a_turn_with_an_idempotency_key_is_kept_for_good(shelf: Shelf) -> None:
+    last = None
+    for n in range(6):
+        last = turn(str(n), last, idempotency_key=f"key {n}" if n in (0, 3) else None)
+        await shelf.store.append(A, [last], 0, answer=answer(str(n)))
+    for _ in range(2):
+        assert await given(shelf, A, *"012345") == [answer("0"), None, None, answer("3"), None, answer("5")]
+        await shelf.reopen()
+
+
+async def test_of_turns_that_are_appended_at_once_the_last_has_the_answer(shelf: Shelf) -> None:
+    await shelf.store.append(A, [turn("1"), turn("2", turn("1"), idempotency_key="k")], 0, answer=answer())
+    assert await given(shelf, A, "1", "2") == [None, answer()]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        Answer(200, None, b""),
+        Answer(299, "", b"\xff\x00\xfe"),
+        Answer(200, "application/json; charset=utf-8", b'{"a": "\\ud800"}'),
+        Answer(200, "text/event-stream", b"data: x\r\n" * 500_000),
+    ],
+    ids=["nothing", "no text", "JSON", "a large one"],
+)
+@pytest.mark.parametrize("key", [None, "k"])
+async def test_an_answer_comes_back_as_it_was(shelf: Shelf, odd: Answer, key: str | None) -> None:
+    await shelf.store.append(A, [turn(idempotency_key=key)], 0, answer=odd)
+    await shelf.reopen()
+    assert await given(shelf, A, "hello") == [odd]
+
+
+async def test_answers_of_equal_names_stay_apart(shelf: Shelf) -> None:
+    keys = [A, B, SessionKey(A.tenant, "t"), SessionKey(b"", "")]
+    one = turn("1", idempotency_key="k")
+    for key in keys[:-1]:
+        assert await given(shelf, key, "1") == [None]
+        await shelf.store.append(key, [one], 0, answer=answer(repr(key)))
+    await shelf.reopen()
+    assert [await given(shelf, key, "1") for key in keys] == [*[[answer(repr(key))] for key in keys[:-1]], [None]]
+
+
+async def test_the_answer_of_a_turn_that_is_dropped_is_gone_and_no_other(shelf: Shelf) -> None:
+    first, left = turn("1", idempotency_key="1"), turn("left", turn("1"), idempotency_key="l")
+    for key in (A, B):
+        await shelf.store.append(key, [first], 0, answer=answer("1"))
+        await shelf.store.append(key, [left], 0, answer=answer("left"))
+    await shelf.store.append(A, [turn("right", first)], 0, ["turn_left"], answer("right"))
+    for _ in range(2):
+        assert await given(shelf, A, "1", "left", "right") == [answer("1"), None, answer("right")]
+        assert await given(shelf, B, "1", "left", "right") == [answer("1"), answer("left"), None]
+        await shelf.reopen()
+    await shelf.store.append(A, [turn("left", first), turn("more", first)], 0)  # the name is free again
+    assert await given(shelf, A, "left", "right", "more") == [None, None, None]
+
+
+@pytest.mark.parametrize("how", ["load", "sweep"])
+async def test_an_expired_session_keeps_no_answer(shelf: Shelf, how: str) -> None:
+    line = [turn("1", idempotency_key="k"), turn("2", turn("1"))]
+    for key in (A, B):
+        for one in line:
+            await shelf.store.append(key, [one], 0 if key is A else 1, answer=answer(one.id))
+    await (shelf.store.load(A, TTL + 1) if how == "load" else shelf.store.sweep(TTL + 1, set(), 10))
+    for _ in range(2):
+        assert await given(shelf, A, "1", "2") == [None, None]
+        assert await given(shelf, B, "1", "2") == [answer("turn_1"), answer("turn_2")]
+        await shelf.reopen()
+    await shelf.store.append(A, line, TTL + 1)  # of the same names
+    assert await given(shelf, A, "1", "2") == [None, None]
+
+
+# Deletion -------------------------------------------------------------------------------------
+
+
+async def test_a_deleted_session_is_new_and_the_others_are_untouched(shelf: Shelf) -> None:
+    keys = [A, B, SessionKey(A.tenant, "t")]
+    line = [turn("1", idempotency_key="k"), turn("2", turn("1"))]
+    for key in keys:
+        for one in line:
+            await shelf.store.load(key, 0)
+            await shelf.store.append(key, [one], 0, answer=answer(one.id))
+    await shelf.store.delete(A)
+    for _ in range(2):
+        assert await shelf.store.load(A, 0) == Session(NEW, History())
+        assert await given(shelf, A, "1", "2") == [None, None]
+        for key in keys[1:]:
+            assert await shelf.store.load(key, 0) == session(*line)
+            assert await given(shelf, key, "1", "2") == [answer("turn_1"), answer("turn_2")]
+        await shelf.reopen()
+    await shelf.store.append(A, [turn("1")], 0)  # the name is free again
+    assert await shelf.store.load(A, 0) == session(turn("1"))
+    assert await given(shelf, A, "1") == [None]
+
+
+async def test_there_may_be_nothing_to_delete(shelf: Shelf) -> None:
+    await shelf.store.append(B, [turn()], 0)
+    for _ in range(2):
+        await shelf.store.delete(A)
+    assert await shelf.store.load(A, 0) == Session(NEW, History())
+    assert await shelf.store.load(B, 0) == session(turn())
+
+
+async def test_a_deleted_session_is_not_even_known_as_expired(shelf: Shelf) -> None:
+    await shelf.store.append(A, [turn()], 0)
+    assert (await shelf.store.load(A, TTL + 1)).state is EXPIRED
+    await shelf.store.delete(A)
+    await touch(shelf, A, TTL + 1)
+    assert await shelf.store.sweep(9 * TTL, set(), 10) == 0
+    assert (await shelf.store.load(A, TTL + 1)).state is NEW
+
+
 # A walk through the whole of it ------------------------------------------------------------
 
 KEYS = st.sampled_from([A, B, SessionKey(b"tenant a", "t")])
@@ -341,9 +472,10 @@ class Line:
     tip: str | None = None
     touched: int = 0
     emptied: bool = False
+    answers: dict[str, Answer] = field(default_factory=dict)
 
     def empty(self) -> None:
-        self.turns, self.tip, self.emptied = [], None, True
+        self.turns, self.tip, self.emptied, self.answers = [], None, True, {}
 
     def leaves(self, *kept: str | None) -> list[str]:
         """Turns that nobody follows, but for some."""
@@ -399,6 +531,8 @@ class Walk(RuleBasedStateMachine):
         system=st.sampled_from([None, b"", b'{"role":"system"}']),
         sent=st.booleans(),
         drop=st.sets(st.integers(0, 5), max_size=2),
+        idempotency_key=st.sampled_from([None, None, "k"]),
+        answered=st.booleans(),
     )
     def append(
         self,
@@ -409,6 +543,8 @@ class Walk(RuleBasedStateMachine):
         system: bytes | None,
         sent: bool,
         drop: set[int],
+        idempotency_key: str | None,
+        answered: bool,
     ) -> None:
         """At the tip, or so many turns before the newest; more than one turn, as adoption makes them."""
         line = self.lines.setdefault(key, Line())
@@ -418,11 +554,30 @@ class Walk(RuleBasedStateMachine):
         gone = [id for n, id in enumerate(line.leaves(last.id if last else None)) if n in drop]
         added: list[Turn] = []
         for _ in range(count):
-            last = turn(str(next(self.names)), last, system=system, layout=layout, **({} if sent else {"echo": None}))
+            told = {"system": system, "layout": layout, "idempotency_key": idempotency_key}
+            last = turn(str(next(self.names)), last, **told, **({} if sent else {"echo": None}))
             added.append(last)
         line.turns = [one for one in [*line.turns, *added] if one.id not in gone]
         line.tip, line.touched, line.emptied = added[-1].id, self.now, False
-        self.run(self.shelf.store.append(key, added, self.now, gone))
+        keyed = {one.id for one in line.turns if one.idempotency_key}
+        line.answers = {id: kept for id, kept in line.answers.items() if id in keyed}
+        given = answer(added[-1].id) if answered else None
+        if given:
+            line.answers[added[-1].id] = given
+        self.run(self.shelf.store.append(key, added, self.now, gone, given))
+
+    @rule(key=KEYS)
+    def see_the_answers(self, key: SessionKey) -> None:
+        """Of every turn there ever was."""
+        names = [f"turn_{n}" for n in range(next(self.names))]
+        found = {name: self.run(self.shelf.store.answer(key, name)) for name in names}
+        line = self.lines.get(key)
+        assert {name: kept for name, kept in found.items() if kept} == (line.answers if line else {})
+
+    @rule(key=KEYS)
+    def delete(self, key: SessionKey) -> None:
+        self.lines.pop(key, None)
+        self.run(self.shelf.store.delete(key))
 
     @rule(key=KEYS)
     def touch(self, key: SessionKey) -> None:

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from proxy.core.history import Session
+from proxy.core.history import Session, fresh
 from proxy.core.model import Message, SessionKey, Turn
 from proxy.errors import StoreUnavailable
 from proxy.stores.memory import MemoryStore
 from proxy.stores.sqlite import SQLiteStore
 from proxy.stores.warm import WarmStore
-from tests.stores.conftest import TTL, A, B, full_disk, session, turn, turns
+from tests.stores.conftest import TTL, A, B, answer, full_disk, session, turn, turns
 
 KEYS = [SessionKey(b"t", str(n)) for n in range(20)]
 
@@ -31,6 +31,8 @@ class Inner(MemoryStore):
         self.answers = asyncio.Event()  # what was read is told
         self.answers.set()
         self.fails = False
+        self.emptied = asyncio.Event()  # after a deletion, the log
+        self.emptied.set()
 
     async def load(self, key: SessionKey, now: int, in_use: bool = False) -> Session:
         self.loads.append(key)
@@ -43,6 +45,12 @@ class Inner(MemoryStore):
         if self.fails:
             raise StoreUnavailable("broken")
         await super().append(key, turns, now, *more)
+
+    async def delete(self, key: SessionKey) -> None:
+        await super().delete(key)
+        await self.emptied.wait()
+        if self.fails:
+            raise StoreUnavailable("a reader is in the way")
 
     def reads(self) -> list[SessionKey]:
         reads, self.loads = self.loads, []
@@ -247,6 +255,79 @@ async def test_a_touch_that_the_disk_lost_keeps_a_warm_session_whole(tmp_path: P
     store = await SQLiteStore.open(path, TTL)
     assert await store.load(A, TTL + 1) == session(ONE, TWO)
     await store.close()
+
+
+async def test_a_deletion_frees_memory_of_that_session_alone(inner: Inner) -> None:
+    warm = WarmStore(inner, TTL, 2**20)
+    for key in (A, B):
+        await converse(warm, key, ONE)
+    before = warm._size
+    await warm.delete(A)
+    assert warm._size == before / 2
+    inner.reads()
+    assert await warm.load(B, 0) == session(ONE)
+    assert inner.reads() == []
+    assert await warm.load(A, 0) == fresh()
+
+
+@pytest.mark.parametrize("how", ["fails", "is cancelled"])
+async def test_after_a_deletion_that_did_not_end_well_the_store_is_asked(inner: Inner, how: str) -> None:
+    warm = WarmStore(inner, TTL, 2**20)
+    await converse(warm, A, ONE)
+    inner.emptied.clear()
+    deletion = asyncio.create_task(warm.delete(A))
+    await asyncio.sleep(0)
+    if how == "fails":
+        inner.fails = True
+        inner.emptied.set()
+    else:
+        deletion.cancel()
+    with pytest.raises((StoreUnavailable, asyncio.CancelledError)):
+        await deletion
+    assert await warm.load(A, 0) == fresh()
+
+
+@pytest.mark.parametrize("read_first", [False, True])
+async def test_what_was_read_beside_a_deletion_is_not_kept(inner: Inner, read_first: bool) -> None:
+    await inner.append(A, [ONE], 0)
+    warm = WarmStore(inner, TTL, 2**20)
+    inner.answers.clear()
+    inner.emptied.clear()
+    reading = asyncio.create_task(warm.load(A, 0)) if read_first else None
+    await asyncio.sleep(0)
+    deletion = asyncio.create_task(warm.delete(A))
+    await asyncio.sleep(0)
+    reading = reading or asyncio.create_task(warm.load(A, 0))
+    await asyncio.sleep(0)
+    inner.emptied.set()
+    await deletion
+    inner.answers.set()
+    assert await reading == (session(ONE) if read_first else fresh())  # as it was when they asked
+    assert not warm._entries
+    assert await warm.load(A, 0, in_use=True) == fresh()
+
+
+@pytest.mark.parametrize("kept_before", [False, True])
+async def test_an_append_beside_a_deletion_brings_nothing_back(inner: Inner, kept_before: bool) -> None:
+    """Whichever comes first below: what memory says is what the store says."""
+    warm = WarmStore(inner, TTL, 2**20)
+    await converse(warm, A, ONE)
+    (inner.emptied if kept_before else inner.gate).clear()
+    deletion = asyncio.create_task(warm.delete(A))
+    await asyncio.sleep(0)
+    append = asyncio.create_task(warm.append(A, [TWO], 0))
+    await asyncio.sleep(0)
+    inner.emptied.set()
+    await deletion
+    inner.gate.set()
+    await append
+    assert await warm.load(A, 0, in_use=True) == await inner.load(A, 0) == session(TWO)
+
+
+async def test_answers_are_those_of_the_store_behind(inner: Inner) -> None:
+    warm = WarmStore(inner, TTL, 2**20)
+    await warm.append(A, [ONE], 0, answer=answer())
+    assert await warm.answer(A, ONE.id) == await inner.answer(A, ONE.id) == answer()
 
 
 async def test_a_sweep_frees_memory(inner: Inner) -> None:
