@@ -11,22 +11,21 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import aiosqlite
 
-from proxy.core.history import History, Session, fresh
-from proxy.core.members import dumps, elements, loads
-from proxy.core.model import Answer, Layout, Message, SessionKey, SessionState, Turn, TurnState
+from proxy.core.history import Session, fresh
+from proxy.core.model import Answer, SessionKey, SessionState, Turn
 from proxy.errors import StoreUnavailable
 from proxy.stores.lock import Lock
+from proxy.stores.migration import migrate
+from proxy.stores.rows import answers_of, history_of, packed, row_of, unpacked
 from proxy.stores.rules import EXPIRED_KEPT, state_at
 
 _PRAGMAS = (
@@ -36,7 +35,6 @@ _PRAGMAS = (
 )
 TRUNCATIONS = 100  # tries to empty the log after a deletion, 50 ms apart
 BUSY = 5000  # ms a commit waits for a stranger who locks the database
-MARK = 16  # bytes of a message's mark
 _SESSION = "SELECT id, tip, touched, emptied FROM sessions WHERE tenant = ? AND session = ?"
 _TURNS = """
 SELECT id, parent, name, state, system, asked, roles, reply, echo, model, finish_reason, usage, started, ended,
@@ -60,7 +58,8 @@ DELETE FROM answers WHERE slot > 0 AND turn = (
 _DROP = "DELETE FROM turns WHERE name = ? AND session = (SELECT id FROM sessions WHERE tenant = ? AND session = ?)"
 _KEEP = """
 INSERT OR REPLACE INTO answers (session, slot, turn, status, content_type, body)
-SELECT id, :slot, :turn, :status, :content_type, :body FROM sessions WHERE tenant = :tenant AND session = :session
+SELECT id, :slot, :turn, :status, :content_type, packed(:body) FROM sessions
+WHERE tenant = :tenant AND session = :session
 """
 _UNKEEP = """
 DELETE FROM answers WHERE slot = 0
@@ -130,6 +129,7 @@ class SQLiteStore:
                 os.close(os.open(path, os.O_CREAT | os.O_CLOEXEC, 0o600))
                 writing = aiosqlite.connect(path, isolation_level=None, factory=_Grouping)
                 writer = await opening.enter_async_context(writing)
+                await writer.create_function("packed", 1, packed, deterministic=True)
                 for pragma in _PRAGMAS:
                     await writer.execute(pragma)
                 await migrate(writer)
@@ -161,7 +161,7 @@ class SQLiteStore:
         touched = touched if emptied else self._touches.get(key, touched)
         state = state_at(touched if in_use else now, touched, bool(emptied), self._ttl)
         if state is SessionState.CONTINUED:
-            return Session(state, _history(tip, await self._read(_TURNS, (id,))))
+            return Session(state, history_of(tip, await self._read(_TURNS, (id,))))
         if emptied:
             return fresh(state)
         await self._write([(sql, [(id, touched)]) for sql in (_EMPTY, _WIPE, _WIPE_ANSWERS)])
@@ -175,18 +175,18 @@ class SQLiteStore:
         drop: Sequence[str] = (),
         answer: Answer | None = None,
     ) -> None:
-        rows = [_row(self._turn_id + n, key, turn, now) for n, turn in enumerate(turns, 1)]
+        rows = [row_of(self._turn_id + n, key, turn, now) for n, turn in enumerate(turns, 1)]
         self._turn_id += len(rows)
         gone = [(name, key.tenant, key.id) for name in drop]
         statements: list[Statement] = [(_BEGIN, rows[:1]), (_APPEND, rows), (_MOVE, rows[-1:])]
         if gone:
             statements += [(_DROP_ANSWERS, gone), (_DROP, gone)]
-        statements.append((_KEEP, _answers(rows[-1], answer)) if answer else (_UNKEEP, rows[-1:]))
+        statements.append((_KEEP, answers_of(rows[-1], answer)) if answer else (_UNKEEP, rows[-1:]))
         await self._write(statements)
 
     async def answer(self, key: SessionKey, turn: str) -> Answer | None:
         found = await self._read(_ANSWER, (turn, key.tenant, key.id))
-        return Answer(found[0][0], found[0][1], zlib.decompress(found[0][2])) if found else None
+        return Answer(found[0][0], found[0][1], unpacked(found[0][2])) if found else None
 
     async def delete(self, key: SessionKey) -> None:
         await self._write([(sql, [(key.tenant, key.id)]) for sql in _DELETE])
@@ -280,24 +280,6 @@ class SQLiteStore:
         return not busy
 
 
-async def migrate(connection: aiosqlite.Connection) -> None:
-    """Bring a database to the newest schema, one numbered file per transaction; refuse a newer one."""
-    (version,) = await _one(connection, "PRAGMA user_version")
-    steps = _steps()
-    if version > len(steps):
-        raise StoreUnavailable(
-            f"The database has schema {version}; this program knows up to {len(steps)}. Install a newer version."
-        )
-    for number in range(version + 1, len(steps) + 1):
-        script = f"BEGIN IMMEDIATE;\n{steps[number - 1]}\nPRAGMA user_version={number};\nCOMMIT;"
-        await connection.executescript(script)
-
-
-def _steps() -> list[str]:
-    folder = resources.files("proxy.stores") / "schema" / "sqlite"
-    return [file.read_text() for file in sorted(folder.iterdir(), key=lambda file: file.name) if file.name[0].isdigit()]
-
-
 async def _one(connection: aiosqlite.Connection, sql: str) -> Any:
     async with connection.execute(sql) as cursor:
         return await cursor.fetchone()
@@ -329,98 +311,6 @@ def _merged(group: Iterable[_Write], touches: Mapping[SessionKey, int]) -> list[
         for sql, rows in write.statements:
             merged.setdefault(sql, []).extend(rows)
     return list(merged.items())
-
-
-def _row(id: int, key: SessionKey, turn: Turn, now: int) -> dict[str, Any]:
-    return {
-        "tenant": key.tenant,
-        "session": key.id,
-        "touched": now,
-        "turn": id,
-        "name": turn.id,
-        "state": turn.state,
-        "system": turn.system,
-        "asked": b"[" + b",".join([message.raw for message in turn.asked]) + b"]",
-        "roles": dumps([message.role for message in turn.asked]).decode(),
-        "reply": turn.reply,
-        "echo": turn.echo.raw if turn.echo else None,
-        "model": _text(turn.model),
-        "finish_reason": _text(turn.finish_reason),
-        "usage": turn.usage,
-        "started": turn.started,
-        "ended": turn.ended,
-        "parent": turn.parent,
-        "layout": None if turn.layout is None else dumps(turn.layout).decode(),
-        "marks": _marks(turn),
-        "form": turn.form,
-        "request": turn.request,
-        "resends": turn.resends,
-        "key": _text(turn.idempotency_key),
-    }
-
-
-def _answers(row: dict[str, Any], answer: Answer) -> list[dict[str, Any]]:
-    """The rows that keep an answer: for the last turn, and for good where it has a key."""
-    kept = {
-        "tenant": row["tenant"],
-        "session": row["session"],
-        "turn": row["turn"],
-        "status": answer.status,
-        "content_type": _text(answer.content_type),
-        "body": zlib.compress(answer.body, 1),
-    }
-    return [{**kept, "slot": slot} for slot in ((0, row["turn"]) if row["key"] else (0,))]
-
-
-def _text(value: str | None) -> str | None:
-    """Text as SQLite takes it. A lone surrogate has no UTF-8, and would fail the whole group."""
-    return value and value.encode(errors="backslashreplace").decode()
-
-
-def _marks(turn: Turn) -> bytes | None:
-    """The marks of a turn's messages, one after another; None where one has none."""
-    marks = [message.mark for message in (*turn.asked, *([turn.echo] if turn.echo else []))]
-    return b"".join(marks) if all([len(mark) == MARK for mark in marks]) else None
-
-
-def _history(tip: int | None, rows: Iterable[Any]) -> History:
-    names: dict[int, str] = {}
-    turns = []
-    for id, parent, *row in rows:
-        turns.append(_turn(names.get(parent), row))
-        names[id] = turns[-1].id
-    return History(tuple(turns), None if tip is None else names.get(tip))
-
-
-def _turn(parent: str | None, row: Any) -> Turn:
-    name, state, system, asked, roles, reply, echo, model, finish_reason, usage, started, ended, *tree = row
-    layout, marks, form, request, resends, idempotency_key = tree
-    raws = [bytes(raw) for raw in elements(asked)]
-    each = [marks[at : at + MARK] for at in range(0, len(marks), MARK)] if marks else [b""] * (len(raws) + 1)
-    told = zip(loads(roles.encode()), raws, each, strict=False)
-    return Turn(
-        id=name,
-        system=system,
-        asked=tuple([Message(role, raw, mark) for role, raw, mark in told]),
-        reply=reply,
-        echo=Message("assistant", echo, each[-1]) if echo is not None else None,
-        parent=parent,
-        layout=None if layout is None else _layout(loads(layout.encode())),
-        state=TurnState(state),
-        form=form,
-        request=request,
-        resends=bool(resends),
-        idempotency_key=idempotency_key,
-        model=model,
-        finish_reason=finish_reason,
-        usage=usage,
-        started=started,
-        ended=ended,
-    )
-
-
-def _layout(parts: list[Any]) -> Layout:
-    return tuple([part if isinstance(part, int) else (part[0], part[1]) for part in parts])
 
 
 def _by_upstream(rows: Iterable[Any]) -> dict[str, frozenset[str]]:

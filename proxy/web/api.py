@@ -19,7 +19,7 @@ from proxy.core.model import SessionKey, SessionState, TurnState
 from proxy.errors import BadRequest, MethodNotAllowed, NotFound, SessionNotFound, TurnNotFound
 from proxy.web import caller
 from proxy.web.broadcast import replay
-from proxy.web.listener import Listener, given, while_there
+from proxy.web.listener import Listener, WhileThere, given
 from proxy.web.runtime import Runtime
 from proxy.web.turn import RecordedTurn
 
@@ -120,7 +120,7 @@ async def _stream(request: web.Request, runtime: Runtime, key: SessionKey) -> we
 async def _delete(request: web.Request, runtime: Runtime, key: SessionKey) -> web.StreamResponse:
     sessions = runtime.config.sessions
     await _stopped(runtime, key)
-    async with while_there(request):
+    async with WhileThere(request, lambda: None):
         place = await runtime.live.place(key, sessions.queue_limit, sessions.queue_timeout)
     try:
         await _stopped(runtime, key)  # those that began beside the line meanwhile

@@ -32,13 +32,20 @@ class Broadcast:
         self._pieces: list[bytes] | None = []
         self._size, self._limit = 0, limit
         self._news: asyncio.Future[None] | None = None
-        self._alone = asyncio.get_running_loop().create_future()  # done when `first` need not wait any more
+        self._alone: asyncio.Future[Listener | None] = (
+            asyncio.get_running_loop().create_future()
+        )  # done when `first` need not wait any more
 
     @property
     def deserted(self) -> bool:
         """Whether nobody listens."""
         first = self._first is not None and not self._first.left
         return not first and all([follower.left for follower in self._followers])
+
+    def look(self) -> None:
+        """Give up the first client where it takes nothing; see Listener."""
+        if self._first:
+            self._first.look()
 
     async def begin(self, status: int, headers: Pairs) -> None:
         self.status, self.headers = status, headers
@@ -103,27 +110,31 @@ class Broadcast:
 
     async def _follow(self, listener: Listener, taken: int, instead: Pairs = ()) -> None:  # type: ignore[assignment]
         try:
-            if listener.response is None:  # the first, too, where another came before the head
-                await self._head(listener, instead)
-            at = self._piece_at(taken)
-            while not listener.gone:
-                if self._pieces is None:
-                    listener.reset()
-                elif at < len(self._pieces):
-                    piece = self._pieces[at]
-                    await listener.write(piece)
-                    at += 1
-                    self._followers[listener] += len(piece)
-                    self._tell()
-                elif self.ended:
-                    await listener.end() if self.whole else listener.reset()
-                    self.delivered = self.delivered or (self.whole and not listener.gone)
-                    return
-                else:
-                    await self._changed()
+            async with listener.watched():
+                await self._give(listener, taken, instead)
         finally:
             del self._followers[listener]
             self._tell()
+
+    async def _give(self, listener: Listener, taken: int, instead: Pairs) -> None:
+        if listener.response is None:  # the first, too, where another came before the head
+            await self._head(listener, instead)
+        at = self._piece_at(taken)
+        while not listener.gone:
+            if self._pieces is None:
+                listener.reset()
+            elif at < len(self._pieces):
+                piece = self._pieces[at]
+                await listener.write(piece)
+                at += 1
+                self._followers[listener] += len(piece)
+                self._tell()
+            elif self.ended:
+                await listener.end() if self.whole else listener.reset()
+                self.delivered = self.delivered or (self.whole and not listener.gone)
+                return
+            else:
+                await self._changed()
 
     async def _head(self, listener: Listener, instead: Pairs) -> None:
         while not self.status and not self.ended:
@@ -168,7 +179,8 @@ async def replay(listener: Listener, turn: Turn, answer: Answer, ours: Pairs = (
     sent = [("Content-Type", answer.content_type)] if answer.content_type is not None else []
     sent += [("Content-Length", str(len(answer.body)))] if whole else []
     sent += [("x-session-state", "replayed"), ("x-session-turn", turn.id), *ours]
-    await listener.begin(answer.status, [*sent, ("x-session-injected", "0"), ("x-session-dropped", "0")])
-    for at in range(0, len(answer.body), _SLICE):  # a client may be slow, but has to take each in time
-        await listener.write(answer.body[at : at + _SLICE])
-    await listener.end() if whole else listener.reset()
+    async with listener.watched():
+        await listener.begin(answer.status, [*sent, ("x-session-injected", "0"), ("x-session-dropped", "0")])
+        for at in range(0, len(answer.body), _SLICE):  # a client may be slow, but has to take each in time
+            await listener.write(answer.body[at : at + _SLICE])
+        await listener.end() if whole else listener.reset()

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, Generic, Protocol, TypeVar
 
 from proxy.core.model import SessionKey
@@ -51,7 +52,7 @@ class Live(Generic[Turn]):
     def __init__(self) -> None:
         self.draining = False
         self._lines: dict[SessionKey, deque[asyncio.Future[None]]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._turns: dict[SessionKey, list[Turn]] = {}
         self._delivered: OrderedDict[SessionKey, tuple[str, bool]] = OrderedDict()
 
@@ -128,8 +129,19 @@ class Live(Generic[Turn]):
             raise
         return place
 
+    @contextmanager
+    def joined(self) -> Iterator[None]:
+        """The running task as one that a drain waits for or cuts."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            yield
+        finally:
+            self._tasks.discard(task)
+
     def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run a turn or a pass-through as a task of its own, which a drain waits for or cuts."""
+        """Run a turn as a task of its own, which a drain waits for or cuts."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -10,7 +10,7 @@ from aiohttp import web
 from proxy.core.headers import Pairs, end_to_end
 from proxy.errors import BadRequest, ProxyError, UpstreamUnreachable
 from proxy.web.caller import with_our_key
-from proxy.web.listener import Listener, while_there
+from proxy.web.listener import Listener, given
 from proxy.web.runtime import Runtime
 from proxy.web.target import Target
 
@@ -29,20 +29,20 @@ _HANDSHAKE = (
 async def forward(request: web.Request, runtime: Runtime, target: Target) -> web.StreamResponse:
     """One request and its answer, bodies streamed both ways with back-pressure.
 
-    A task that a drain waits for or cuts: aiohttp's own clean-up would close the connection
-    before the handler could reset it.
+    A drain waits for it or cuts it: aiohttp's own clean-up would close the connection before the
+    handler could reset it.
     """
     listener = Listener(request, runtime.config.limits.write_timeout)
-    await runtime.live.start(_hand_on(request, runtime, target, listener))
-    assert listener.response is not None
-    return listener.response
+    with runtime.live.joined():
+        await _hand_on(request, runtime, target, listener)
+    return given(listener)
 
 
 async def _hand_on(request: web.Request, runtime: Runtime, target: Target, listener: Listener) -> None:
     headers = with_our_key(target.upstream, end_to_end(request.headers.items(), _NOT_SENT))
     body = request.content if request.can_read_body else None
     async with (
-        while_there(request),
+        listener.watched(),
         runtime.client.open(request.method, target.url, headers, body, target.upstream) as answer,
     ):
         await listener.begin(answer.status, end_to_end(answer.headers))

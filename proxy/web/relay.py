@@ -19,7 +19,7 @@ from proxy.dialects import marks, sending
 from proxy.errors import IdempotencyKeyReused, SessionBusy, SessionNotFound, Stopped
 from proxy.web.broadcast import replay
 from proxy.web.call import Busy, Call, Wishes, read_call, wishes_of
-from proxy.web.listener import Listener, given, while_there
+from proxy.web.listener import Listener, WhileThere, given
 from proxy.web.live import Place
 from proxy.web.runtime import Runtime
 from proxy.web.target import Target
@@ -169,7 +169,7 @@ async def _place(request: web.Request, runtime: Runtime, call: Call, on_busy: Bu
                 turn.stop(Stopped("Another request of the session interrupted this one. Nothing was recorded."))
 
     look(on_busy is Busy.INTERRUPT)
-    async with while_there(request, look):
+    async with WhileThere(request, look):
         place: Place = await live.place(call.key, sessions.queue_limit, sessions.queue_timeout)
     return place
 

@@ -62,6 +62,7 @@ class RecordedTurn:
         self._stopped: ProxyError | None = None
         self._look_timer: asyncio.TimerHandle | None = None
         self._deadline: float | None = None
+        self._every = min(LOOK, runtime.config.limits.write_timeout)
 
     @property
     def parent(self) -> str | None:
@@ -83,7 +84,7 @@ class RecordedTurn:
         """Begin; the task ends when the answer has ended."""
         if self._recorded:
             self._runtime.live.enter(self.call.key, self)
-        self._look_timer = asyncio.get_running_loop().call_later(LOOK, self._look)
+        self._look_timer = asyncio.get_running_loop().call_later(self._every, self._look)
         self.task = self._runtime.live.start(self._run())
         self.task.add_done_callback(self._over)
         return self.task
@@ -137,7 +138,8 @@ class RecordedTurn:
     def _look(self) -> None:
         """Whether somebody listens: a client that leaves while nothing is written to it is told nowhere else."""
         loop = asyncio.get_running_loop()
-        self._look_timer = loop.call_later(LOOK, self._look)
+        self._look_timer = loop.call_later(self._every, self._look)
+        self.broadcast.look()
         if not self.broadcast.deserted:
             self._deadline = None
         elif self._settling or not self._recorded:

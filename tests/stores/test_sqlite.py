@@ -20,8 +20,9 @@ from proxy.core.history import fresh
 from proxy.core.model import Answer, Message, SessionKey, SessionState
 from proxy.errors import StoreLocked, StoreUnavailable
 from proxy.stores import sqlite as module
+from proxy.stores.migration import steps
 from proxy.stores.secret import load_secret
-from proxy.stores.sqlite import SQLiteStore, _steps
+from proxy.stores.sqlite import SQLiteStore
 from tests.fakes import eventually
 from tests.stores.conftest import TTL, A, B, answer, full_disk, session, turn, turns
 
@@ -172,7 +173,8 @@ async def test_answers_are_compressed(path: Path, sqlite: SQLiteStore) -> None:
     assert (kept, size < len(body) / 50) == (2, True)
 
 
-async def test_no_answer_outlives_its_use(path: Path, sqlite: SQLiteStore) -> None:
+@pytest.mark.parametrize("how", ["load", "sweep"])
+async def test_no_answer_outlives_its_use(path: Path, sqlite: SQLiteStore, how: str) -> None:
     async def kept() -> int:
         return int(look(path, "SELECT count(*) FROM answers")[0][0])
 
@@ -182,7 +184,7 @@ async def test_no_answer_outlives_its_use(path: Path, sqlite: SQLiteStore) -> No
         counts.append(await kept())
     await sqlite.append(A, [turn("none")], 0, ["turn_1"])
     counts.append(await kept())
-    await sqlite.sweep(TTL + 1, set(), 10)
+    await (sqlite.load(A, TTL + 1) if how == "load" else sqlite.sweep(TTL + 1, set(), 10))
     assert [*counts, await kept()] == [1, 2, 2, 2, 3, 1, 0]
 
 
@@ -289,17 +291,14 @@ async def test_a_reader_that_stays_makes_a_deletion_say_what_is_left(
     assert traces(path, *gone) == []
 
 
-async def test_a_log_that_cannot_be_emptied_fails_no_commit_beside_it(
-    path: Path, sqlite: SQLiteStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "TRUNCATIONS", 2)
-    large = turn("large", reply=b"x" * 300_000)
-    await sqlite.append(A, [turn("1", reply=b"x" * 900_000)], 0)
-    await sqlite.delete(B)  # now the log is empty, and the database as large as it has to be
-    with full_disk(path.stat().st_size + 50_000):  # the log has space, the database has not
-        done = await asyncio.gather(sqlite.append(A, [large], 0), sqlite.delete(B), return_exceptions=True)
-    assert [type(result) for result in done] == [type(None), StoreUnavailable]
-    assert await texts(sqlite, A) == ["1", "large"]
+async def test_a_log_that_cannot_be_emptied_fails_no_commit_beside_it(path: Path, sqlite: SQLiteStore) -> None:
+    one, two = turn("1", reply=b"x" * 900_000), turn("2", turn("1"), reply=b"x" * 300_000)
+    await sqlite.append(A, [one], 0)
+    await sqlite.delete(B)  # now the log is empty, and the database no larger than it has to be
+    with full_disk(path.stat().st_size + 50_000):  # there the log has space for more, and the database has not
+        _, emptied = await asyncio.gather(sqlite.append(A, [two], 0), sqlite._write([], truncate=True))
+        assert not emptied
+    assert await sqlite.load(A, 0) == session(one, two)
     await sqlite.delete(A)
     assert look(path, "PRAGMA integrity_check") == [("ok",)]
 
@@ -477,7 +476,7 @@ async def test_an_empty_file_becomes_a_database(tmp_path: Path) -> None:
     await (await SQLiteStore.open(path, TTL)).close()
     tables = look(path, "SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name")
     assert {"pulse", "refusals", "sessions", "turns"} <= {name for (name,) in tables}
-    assert look(path, "PRAGMA user_version") == [(len(_steps()),)]
+    assert look(path, "PRAGMA user_version") == [(len(steps()),)]
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -485,7 +484,7 @@ async def test_a_database_of_any_earlier_version_goes_on(tmp_path: Path, version
     """The first had turns by parent, without marks, layouts or forms; the second kept no answers."""
     path = tmp_path / "sessions.db"
     one, two = turns("1", "2")
-    for number, step in enumerate(_steps()[:version], 1):
+    for number, step in enumerate(steps()[:version], 1):
         change(path, f"{step} PRAGMA user_version={number};")
     change(
         path,
@@ -502,7 +501,7 @@ async def test_a_database_of_any_earlier_version_goes_on(tmp_path: Path, version
         two = turn("2", one, layout=((0, 1), 1), form="host gpt", request=b"r", resends=True)
         change(path, "UPDATE turns SET layout='[[0,1],1]', form='host gpt', request=x'72', resends=1 WHERE id=8")
     store = await SQLiteStore.open(path, TTL)
-    assert look(path, "PRAGMA user_version") == [(len(_steps()),)]
+    assert look(path, "PRAGMA user_version") == [(len(steps()),)]
     assert await store.load(A, 0) == session(one, two)
     assert await store.answer(A, two.id) is None
     three = turn("3", two, idempotency_key="k")
@@ -525,7 +524,7 @@ async def refused(path: Path, sentence: str) -> None:
 async def test_a_newer_schema_is_refused(path: Path) -> None:
     await (await SQLiteStore.open(path, TTL)).close()
     change(path, "PRAGMA user_version=7000")
-    await refused(path, f"The database has schema 7000; this program knows up to {len(_steps())}. Install a newer")
+    await refused(path, f"The database has schema 7000; this program knows up to {len(steps())}. Install a newer")
     assert look(path, "PRAGMA user_version") == [(7000,)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -34,6 +35,9 @@ class Ear(Listener):
     @property
     def left(self) -> bool:
         return self.gone or self.closed
+
+    def watched(self) -> Any:
+        return nullcontext()  # the test says when it has gone
 
     @property
     def data(self) -> bytes:

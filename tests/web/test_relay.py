@@ -443,6 +443,7 @@ async def test_a_client_that_stops_reading_is_gone_and_its_turn_is_recorded(serv
         async with RawClient(proxy.port) as client:
             await client.post("/v1/chat/completions", {"messages": [user("x")], "stream": True}, SESSION)
             await client.head()
+            await eventually(lambda: not proxy.runtime.live.in_flight)
             second: Any = await ask(proxy.port, user("y"))
         assert second.answer.status == 200
         assert len(upstream.requests[1].messages[1]["content"]) == 200 * 60000

@@ -1,0 +1,28 @@
+"""The road from one schema of the database to the next: numbered SQL files, applied in order, never edited."""
+
+from __future__ import annotations
+
+from importlib import resources
+
+import aiosqlite
+
+from proxy.errors import StoreUnavailable
+
+
+async def migrate(connection: aiosqlite.Connection) -> None:
+    """Bring a database to the newest schema, one numbered file per transaction; refuse a newer one."""
+    async with connection.execute("PRAGMA user_version") as cursor:
+        (version,) = await cursor.fetchone() or (0,)
+    road = steps()
+    if version > len(road):
+        raise StoreUnavailable(
+            f"The database has schema {version}; this program knows up to {len(road)}. Install a newer version."
+        )
+    for number in range(version + 1, len(road) + 1):
+        script = f"BEGIN IMMEDIATE;\n{road[number - 1]}\nPRAGMA user_version={number};\nCOMMIT;"
+        await connection.executescript(script)
+
+
+def steps() -> list[str]:
+    folder = resources.files("proxy.stores") / "schema" / "sqlite"
+    return [file.read_text() for file in sorted(folder.iterdir(), key=lambda file: file.name) if file.name[0].isdigit()]

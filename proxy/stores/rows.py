@@ -1,0 +1,115 @@
+"""Turns and answers as rows of the database, and back. Pure; the statements stand in `sqlite.py`."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable
+from typing import Any
+
+from proxy.core.history import History
+from proxy.core.members import dumps, elements, loads
+from proxy.core.model import Answer, Layout, Message, SessionKey, Turn, TurnState
+
+MARK = 16  # bytes of a message's mark
+SMALL = 2048  # bytes of an answer that compressing would gain nothing
+
+
+def row_of(id: int, key: SessionKey, turn: Turn, now: int) -> dict[str, Any]:
+    return {
+        "tenant": key.tenant,
+        "session": key.id,
+        "touched": now,
+        "turn": id,
+        "name": turn.id,
+        "state": turn.state,
+        "system": turn.system,
+        "asked": b"[" + b",".join([message.raw for message in turn.asked]) + b"]",
+        "roles": dumps([message.role for message in turn.asked]).decode(),
+        "reply": turn.reply,
+        "echo": turn.echo.raw if turn.echo else None,
+        "model": text(turn.model),
+        "finish_reason": text(turn.finish_reason),
+        "usage": turn.usage,
+        "started": turn.started,
+        "ended": turn.ended,
+        "parent": turn.parent,
+        "layout": None if turn.layout is None else dumps(turn.layout).decode(),
+        "marks": _marks(turn),
+        "form": turn.form,
+        "request": turn.request,
+        "resends": turn.resends,
+        "key": text(turn.idempotency_key),
+    }
+
+
+def answers_of(row: dict[str, Any], answer: Answer) -> list[dict[str, Any]]:
+    """The rows that keep an answer: for the last turn, and for good where it has a key."""
+    kept = {
+        "tenant": row["tenant"],
+        "session": row["session"],
+        "turn": row["turn"],
+        "status": answer.status,
+        "content_type": text(answer.content_type),
+        "body": answer.body,
+    }
+    return [{**kept, "slot": slot} for slot in ((0, row["turn"]) if row["key"] else (0,))]
+
+
+def history_of(tip: int | None, rows: Iterable[Any]) -> History:
+    names: dict[int, str] = {}
+    turns = []
+    for id, parent, *row in rows:
+        turns.append(_turn(names.get(parent), row))
+        names[id] = turns[-1].id
+    return History(tuple(turns), None if tip is None else names.get(tip))
+
+
+def _turn(parent: str | None, row: Any) -> Turn:
+    name, state, system, asked, roles, reply, echo, model, finish_reason, usage, started, ended, *tree = row
+    layout, marks, form, request, resends, idempotency_key = tree
+    raws = [bytes(raw) for raw in elements(asked)]
+    each = [marks[at : at + MARK] for at in range(0, len(marks), MARK)] if marks else [b""] * (len(raws) + 1)
+    told = zip(loads(roles.encode()), raws, each, strict=False)
+    return Turn(
+        id=name,
+        system=system,
+        asked=tuple([Message(role, raw, mark) for role, raw, mark in told]),
+        reply=reply,
+        echo=Message("assistant", echo, each[-1]) if echo is not None else None,
+        parent=parent,
+        layout=None if layout is None else _layout(loads(layout.encode())),
+        state=TurnState(state),
+        form=form,
+        request=request,
+        resends=bool(resends),
+        idempotency_key=idempotency_key,
+        model=model,
+        finish_reason=finish_reason,
+        usage=usage,
+        started=started,
+        ended=ended,
+    )
+
+
+def _layout(parts: list[Any]) -> Layout:
+    return tuple([part if isinstance(part, int) else (part[0], part[1]) for part in parts])
+
+
+def _marks(turn: Turn) -> bytes | None:
+    """The marks of a turn's messages, one after another; None where one has none."""
+    marks = [message.mark for message in (*turn.asked, *([turn.echo] if turn.echo else []))]
+    return b"".join(marks) if all([len(mark) == MARK for mark in marks]) else None
+
+
+def text(value: str | None) -> str | None:
+    """Text as SQLite takes it. A lone surrogate has no UTF-8, and would fail the whole group."""
+    return value and value.encode(errors="backslashreplace").decode()
+
+
+def packed(body: bytes) -> bytes:
+    """An answer's body as it is kept. Called on the database's thread."""
+    return zlib.compress(body, 1 if len(body) > SMALL else 0)
+
+
+def unpacked(body: bytes) -> bytes:
+    return zlib.decompress(body)
