@@ -86,8 +86,46 @@ def fold_stream(body: bytes) -> Reply:
     )
 
 
+class _Choice(msgspec.Struct):
+    index: Any = None
+    message: msgspec.Raw = msgspec.Raw()
+    finish_reason: Any = None
+    error: Any = None
+
+
+class _Completion(msgspec.Struct):
+    choices: list[_Choice] = []
+    model: Any = None
+    usage: msgspec.Raw = msgspec.Raw()
+    error: Any = None
+
+
+_COMPLETION = msgspec.json.Decoder(_Completion)
+
+
 def fold_body(body: bytes) -> Reply:
     """A finished JSON body. The message is kept as the bytes it came in."""
+    try:
+        body.isascii() or body.decode()  # msgspec does not look into what it leaves as bytes
+        document = _COMPLETION.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return _slow_fold(body)  # no completion; or one that only the standard library reads
+    choice = next((choice for choice in document.choices if not choice.index), None)
+    if document.error or choice is None:
+        return Reply(error=bool(document.error))
+    message, usage = bytes(choice.message), bytes(document.usage)
+    if choice.error or choice.finish_reason == "error" or not message.startswith(b"{"):
+        return Reply(error=True)
+    return Reply(
+        message=message,
+        model=_string(document.model),
+        finish_reason=_string(choice.finish_reason),
+        usage=usage if usage.startswith(b"{") else None,
+        finished=True,
+    )
+
+
+def _slow_fold(body: bytes) -> Reply:
     document = loads(body.strip())
     if not isinstance(document, dict) or document.get("error"):
         return Reply(error=True)

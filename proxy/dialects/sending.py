@@ -7,7 +7,8 @@ no session, and decides nothing about who sent what.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 from proxy.core.history import Entry, History
 from proxy.core.members import Malformed, dumps, elements, loads, members
@@ -23,7 +24,8 @@ from proxy.errors import BadRequest
 GO_ON = b'{"role":"user","content":"Go on."}'
 
 
-class Form(NamedTuple):
+@dataclass(frozen=True)
+class Form:
     """The habits under which messages are sent: the upstream's profile, where signatures hold (its host
     and the model's family), and the members that it was found to refuse."""
 
@@ -31,12 +33,17 @@ class Form(NamedTuple):
     origin: str
     refused: frozenset[str] = frozenset()
 
-    @property
+    @cached_property
     def key(self) -> str:
         """The name under which an echo is kept: equal names, equal bytes."""
         return " ".join([self.origin, self.profile.name, *sorted(self.refused)])
 
+    def binds(self, form: str) -> bool:
+        """Whether what was made under a form of that name comes from the same origin."""
+        return form == self.key or form.startswith(self.origin + " ")
 
+
+@lru_cache(1024)
 def form_of(setting: str, host: str, model: str | None, refused: frozenset[str] = frozenset()) -> Form:
     """The form for an upstream's `profile` setting, its host, and the model that a request names."""
     return Form(profiles.choose(setting, host), f"{host} {profiles.family(model)}", refused)
@@ -126,20 +133,27 @@ def _stored(entry: Entry, form: Form) -> bytes:
     if entry.ours:
         derived = echo(turn.reply, turn, form)
     else:
-        bound = turn.form.startswith(form.origin + " ")
+        bound = form.binds(turn.form)
         derived = forms.reply_form(forms.asked_form(message.raw), form.profile, bound=bound, without=form.refused)
     return derived if derived is not None else b'{"role":"assistant","content":""}'
 
 
 def echo(reply: bytes, turn: Turn, form: Form) -> bytes | None:
     """A turn's reply as it goes back upstream in this form; None where it says nothing."""
+    return echo_of(reply, form, bound=form.binds(turn.form), finish_reason=turn.finish_reason, state=turn.state)
+
+
+def echo_of(
+    reply: bytes, form: Form, *, bound: bool = True, finish_reason: str | None = "stop", state: TurnState
+) -> bytes | None:
+    """A reply as it goes back upstream in this form; None where it says nothing."""
     return forms.reply_form(
         reply,
         form.profile,
-        bound=turn.form.startswith(form.origin + " "),
+        bound=bound,
         without=form.refused,
-        finish_reason=turn.finish_reason,
-        cut=turn.state is TurnState.CUT,
+        finish_reason=finish_reason,
+        cut=state is TurnState.CUT,
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from proxy.core.model import Ask, Message, Reply, Turn, TurnState
 from proxy.core.reconcile import Plan
 from proxy.dialects.marks import mark
-from proxy.dialects.sending import Form, echo
+from proxy.dialects.sending import Form, echo_of
 
 
 def turns_of(
@@ -50,12 +50,14 @@ def turns_of(
                 ended=started,
             )
         )
+    raw = reply.message or b"null"
+    said = echo_of(raw, form, finish_reason=reply.finish_reason, state=state)
     turn = Turn(
         id=id,
         system=plan.system or b"" if not turns and plan.system != remembered else None,
         asked=marked(plan.asked),
-        reply=reply.message or b"null",
-        echo=None,
+        reply=raw,
+        echo=None if said is None else Message("assistant", said, mark(said)),
         parent=turns[-1].id if turns else plan.parent,
         layout=plan.layout,
         state=state,
@@ -69,8 +71,7 @@ def turns_of(
         started=started,
         ended=ended,
     )
-    said = echo(turn.reply, turn, form)
-    return [*turns, turn if said is None else replace(turn, echo=Message("assistant", said, mark(said)))]
+    return [*turns, turn]
 
 
 def marked(messages: Sequence[Message]) -> tuple[Message, ...]:

@@ -262,6 +262,28 @@ def test_a_body_that_is_no_json_is_malformed(body: bytes) -> None:
         chat.fold_body(body)
 
 
+SURROGATE = b'"model":"\\ud83d",'  # only the standard library reads it
+SAID = b'{"role":"assistant", "content":"a"}'
+
+
+@pytest.mark.parametrize(
+    ("body", "message", "failed"),
+    [
+        (b"{" + SURROGATE + b'"choices":[{"index":1},{"message":' + SAID + b'}],"usage":{"n":5}}', SAID, False),
+        (b'{"choices":[5,{"message":' + SAID + b"}]}", SAID, False),
+        (b"{" + SURROGATE + b'"model":"m","choices":[{"message":' + SAID + b"}]}", SAID.replace(b", ", b","), False),
+        (b"{" + SURROGATE + b'"choices":[]}', None, False),
+        (b"{" + SURROGATE + b'"error":{"code":502}}', None, True),
+        (b"{" + SURROGATE + b'"choices":[{"message":' + SAID + b',"finish_reason":"error"}]}', None, True),
+        (b"{" + SURROGATE + b'"choices":[{"message":5}]}', None, True),
+        (b"5", None, True),
+    ],
+)
+def test_an_odd_envelope_is_read_as_a_plain_one_is(body: bytes, message: bytes | None, failed: bool) -> None:
+    reply = chat.fold_body(body)
+    assert (reply.message, reply.error) == (message, failed)
+
+
 def test_a_reply_whose_envelope_names_a_member_twice_is_a_reply() -> None:
     reply = chat.fold_body(b'{"id":1,"id":2,"choices":[{"message":{"role":"assistant","content":"a"}}]}')
     assert reply.finished and reply.message == b'{"role":"assistant","content":"a"}'
