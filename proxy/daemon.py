@@ -140,7 +140,7 @@ async def _sweep(runtime: Runtime) -> None:
             log.exception("sweeping failed; it will be tried again")
 
 
-async def _listen(runner: web.AppRunner, listen: str) -> web.BaseSite:
+async def _listen(runner: web.ServerRunner, listen: str) -> web.BaseSite:
     address = configuration.address(listen)
     site = web.UnixSite(runner, address) if isinstance(address, str) else web.TCPSite(runner, *address)
     try:

@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 
 from proxy.errors import BadRequest, ConflictingSessionId, InvalidSessionId
 
@@ -47,12 +48,17 @@ MAX_KEY = 255
 def end_to_end(pairs: Iterable[tuple[str, str]], without: Iterable[str] = ()) -> Pairs:
     """The pairs that go on to the next hop: neither hop-by-hop by the standard, nor named by
     `Connection`, nor in `without` (lower case)."""
-    pairs = list(pairs)
-    drop = HOP_BY_HOP.union(without)
-    for name, value in pairs:
-        if name.lower() == "connection":
-            drop |= {token.strip().lower() for token in value.split(",")}
-    return [(name, value) for name, value in pairs if name.lower() not in drop]
+    lower = [(pair[0].lower(), pair) for pair in pairs]
+    drop = _dropped(frozenset(without))
+    for name, (_, value) in lower:
+        if name == "connection":
+            drop = drop.union([token.strip().lower() for token in value.split(",")])
+    return [pair for name, pair in lower if name not in drop]
+
+
+@lru_cache(64)
+def _dropped(without: frozenset[str]) -> frozenset[str]:
+    return HOP_BY_HOP | without
 
 
 def refuse_invalid_utf8(pairs: Iterable[tuple[str, str]]) -> None:
@@ -109,6 +115,7 @@ def client_name(credential: str | None, clients: Iterable[tuple[str, Iterable[st
     return None
 
 
+@lru_cache(1024)
 def tenant(kind: str, value: str | None, secret: bytes) -> bytes:
     """A tenant's opaque name: a keyed hash, so that the store holds no credential.
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
+from typing import NamedTuple
 
 Span = tuple[int, int]  # messages of a turn's parent, from start to before stop
 Layout = tuple[Span | int, ...]  # spans of the parent's messages, and in between how many of the turn's own
 
 
-@dataclass(frozen=True, slots=True)
-class SessionKey:
+class SessionKey(NamedTuple):
     """What names a session: two parts, never joined, so that no ID can reach across tenants.
 
     `tenant` is opaque bytes derived from the caller's credential, `id` the session ID

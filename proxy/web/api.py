@@ -26,10 +26,10 @@ from proxy.web.turn import RecordedTurn
 PAGE, MOST = 100, 1000  # messages in a page, and at most
 GRACE = 2.0  # seconds
 _NO_STORE = [("cache-control", "no-store")]
-Handler = Callable[[web.Request, Runtime, SessionKey], Awaitable[web.StreamResponse]]
+Handler = Callable[[web.BaseRequest, Runtime, SessionKey], Awaitable[web.StreamResponse]]
 
 
-async def answer(request: web.Request, runtime: Runtime) -> web.StreamResponse:
+async def answer(request: web.BaseRequest, runtime: Runtime) -> web.StreamResponse:
     """Any request below /sessions/."""
     _, _, id, *rest = request.raw_path.partition("?")[0].split("/")
     methods = _ROUTES.get("/".join(rest))
@@ -45,7 +45,7 @@ async def answer(request: web.Request, runtime: Runtime) -> web.StreamResponse:
     return await methods[request.method](request, runtime, SessionKey(tenant, name))
 
 
-async def _show(request: web.Request, runtime: Runtime, key: SessionKey) -> web.StreamResponse:
+async def _show(request: web.BaseRequest, runtime: Runtime, key: SessionKey) -> web.StreamResponse:
     history, turns = await _load(runtime, key)
     last = history.last
     branch = history.ancestors(history.tip)
@@ -64,7 +64,7 @@ async def _show(request: web.Request, runtime: Runtime, key: SessionKey) -> web.
     return _json(dumps(shown))
 
 
-async def _messages(request: web.Request, runtime: Runtime, key: SessionKey) -> web.StreamResponse:
+async def _messages(request: web.BaseRequest, runtime: Runtime, key: SessionKey) -> web.StreamResponse:
     history, _ = await _load(runtime, key)
     after, limit = _number(request, "after", 0), max(1, min(_number(request, "limit", PAGE), MOST))
     page = history.line[after : after + limit]
@@ -82,7 +82,7 @@ def _message(at: int, entry: Entry) -> bytes:
     return about[:-1] + b',"message":' + raw + b"}"
 
 
-async def _stop(request: web.Request, runtime: Runtime, key: SessionKey) -> web.StreamResponse:
+async def _stop(request: web.BaseRequest, runtime: Runtime, key: SessionKey) -> web.StreamResponse:
     stopped = await _stopped(runtime, key)
     if not stopped:
         raise TurnNotFound("This session has no turn in flight. There is nothing to stop.")
@@ -100,7 +100,7 @@ async def _stopped(runtime: Runtime, key: SessionKey) -> list[dict[str, Any]]:
     return [{"turn": turn.id, "recorded": turn.kept} for turn in turns]
 
 
-async def _stream(request: web.Request, runtime: Runtime, key: SessionKey) -> web.StreamResponse:
+async def _stream(request: web.BaseRequest, runtime: Runtime, key: SessionKey) -> web.StreamResponse:
     history, turns = await _load(runtime, key)
     listener = Listener(request, runtime.config.limits.write_timeout)
     if turns:
@@ -117,7 +117,7 @@ async def _stream(request: web.Request, runtime: Runtime, key: SessionKey) -> we
     return given(listener)
 
 
-async def _delete(request: web.Request, runtime: Runtime, key: SessionKey) -> web.StreamResponse:
+async def _delete(request: web.BaseRequest, runtime: Runtime, key: SessionKey) -> web.StreamResponse:
     sessions = runtime.config.sessions
     await _stopped(runtime, key)
     async with WhileThere(request, lambda: None):
@@ -147,7 +147,7 @@ async def _load(runtime: Runtime, key: SessionKey) -> tuple[History, list[Record
     return session.history, turns
 
 
-def _number(request: web.Request, name: str, default: int) -> int:
+def _number(request: web.BaseRequest, name: str, default: int) -> int:
     text = request.query.get(name, str(default))
     if not text.isascii() or not text.isdecimal() or len(text) > 9:
         raise BadRequest(f"{name} must be a whole number. Correct it, or leave it out.", param=name)

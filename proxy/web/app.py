@@ -5,9 +5,11 @@ Decides by path and headers alone: passed through, recorded, or ours. Knows noth
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from aiohttp import http_exceptions, web
 
@@ -15,34 +17,59 @@ from proxy.config import Config
 from proxy.core import headers
 from proxy.core.members import dumps
 from proxy.errors import Draining, NotFound, ProxyError
-from proxy.web import api, caller, passthrough, relay, target
+from proxy.web import api, caller, passthrough, relay
 from proxy.web.listener import EXACT
 from proxy.web.runtime import Runtime
 
 log = logging.getLogger("proxy.request")
-RUNTIME = web.AppKey("runtime", Runtime)
 _EXPOSED = "x-session-state, x-session-turn, x-session-decision, x-session-injected, x-session-dropped"
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
-def build_app(runtime: Runtime) -> web.Application:
-    app = web.Application(middlewares=[_answer])  # no routes: they would refuse a target that is no path in other words
-    app[RUNTIME] = runtime
-    app.on_response_prepare.append(_finish_headers)
-    return app
+class App:
+    """Answers requests. aiohttp's own Application would look for a route first, and there is none to find."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        if request.headers.get("Expect", "").lower() == "100-continue":
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0  # nothing of the answer itself
+        return await _answer(request, self._runtime)
+
+    def make_request(self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
+        """A request whose response's headers are finished by us."""
+        request = _Request(message, payload, protocol, writer, task, asyncio.get_running_loop())
+        request.runtime = self._runtime
+        return request
 
 
-def build_runner(app: web.Application, config: Config) -> web.AppRunner:
-    """The HTTP server, with what must differ from aiohttp's defaults."""
-    return web.AppRunner(
-        app,
+class _Request(web.BaseRequest):
+    runtime: Runtime
+
+    async def _prepare_hook(self, response: web.StreamResponse) -> None:
+        # What an Application has signals for; tests/web/test_untouched.py pins it.
+        _finish_headers(self, response, self.runtime)
+
+
+def build_app(runtime: Runtime) -> App:
+    return App(runtime)
+
+
+def build_runner(app: App, config: Config, handler: Handler | None = None) -> web.ServerRunner:
+    """The HTTP server, with what must differ from aiohttp's defaults. `handler` may stand in front of the app."""
+    server = web.Server(
+        handler or app,
+        request_factory=app.make_request,
+        handler_cancellation=False,
         access_log=None,
         logger=_http_log(),
         auto_decompress=False,
-        handler_cancellation=False,
         keepalive_timeout=config.limits.header_timeout,  # the one limit of an idle or half-sent head
         lingering_time=5.0,
-        shutdown_timeout=min(5.0, config.shutdown.drain),  # after the drain; aiohttp waits it twice
     )
+    return web.ServerRunner(server, shutdown_timeout=min(5.0, config.shutdown.drain))  # after the drain; waited twice
 
 
 def _http_log() -> logging.Logger:
@@ -61,14 +88,10 @@ def _without_bytes(record: logging.LogRecord) -> bool:
     return True
 
 
-@web.middleware
-async def _answer(
-    request: web.Request,
-    handler: Callable[[web.Request], Awaitable[web.StreamResponse]],  # there is none: see build_app
-) -> web.StreamResponse:
+async def _answer(request: web.BaseRequest, runtime: Runtime) -> web.StreamResponse:
     begun = time.monotonic()
     try:
-        response = await dispatch(request, request.app[RUNTIME])
+        response = await dispatch(request, runtime)
     except ProxyError as fault:
         response = _fault(request, fault)
     except ConnectionError:
@@ -76,19 +99,20 @@ async def _answer(
     except Exception:
         log.exception("a fault of the proxy's own")
         response = _fault(request, ProxyError("The proxy failed at this request. Its log says why."))
-    path = request.raw_path.partition("?")[0]  # a query may hold a key
-    log.info("%s %s %s %.1f ms", request.method, path, response.status, 1000 * (time.monotonic() - begun))
+    if log.isEnabledFor(logging.INFO):
+        path = request.raw_path.partition("?")[0]  # a query may hold a key
+        log.info("%s %s %s %.1f ms", request.method, path, response.status, 1000 * (time.monotonic() - begun))
     return response
 
 
-async def dispatch(request: web.Request, runtime: Runtime) -> web.StreamResponse:
+async def dispatch(request: web.BaseRequest, runtime: Runtime) -> web.StreamResponse:
     if request.path in ("/healthz", "/readyz"):
         return await _health(request.path, runtime)
     pairs = list(request.headers.items())
     headers.refuse_invalid_utf8(pairs)
     if request.raw_path.startswith("/sessions/"):
         return _preflight(request) if _is_preflight(request, runtime) else await api.answer(request, runtime)
-    found = target.find(request.raw_path, request.method, runtime.config.upstreams)
+    found = runtime.find(request.raw_path, request.method)
     if found is None:
         mounts = ", ".join(mount for upstream in runtime.config.upstreams for mount in upstream.mount)
         raise NotFound(f"Nothing is mounted at this path. Point the client's base URL at one of: {mounts}.")
@@ -112,7 +136,7 @@ async def _health(path: str, runtime: Runtime) -> web.Response:
     return web.Response(body=b'{"status":"ok"}', content_type="application/json")
 
 
-def _fault(request: web.Request, fault: ProxyError) -> web.Response:
+def _fault(request: web.BaseRequest, fault: ProxyError) -> web.Response:
     response = web.Response(status=fault.status, body=dumps(fault.body()), content_type="application/json")
     response.headers["Cache-Control"] = "no-store"
     if fault.retry_after is not None:
@@ -124,18 +148,19 @@ def _fault(request: web.Request, fault: ProxyError) -> web.Response:
     return response
 
 
-def _allowed_origin(request: web.Request) -> str | None:
-    allowed = request.app[RUNTIME].config.cors.allow_origins
+def _allowed_origin(request: web.BaseRequest, runtime: Runtime) -> str | None:
+    allowed = runtime.config.cors.allow_origins
     origin = request.headers.get("Origin")
     return origin if origin is not None and ("*" in allowed or origin in allowed) else None
 
 
-def _is_preflight(request: web.Request, runtime: Runtime) -> bool:
-    asked = "Access-Control-Request-Method" in request.headers
-    return request.method == "OPTIONS" and asked and _allowed_origin(request) is not None
+def _is_preflight(request: web.BaseRequest, runtime: Runtime) -> bool:
+    if request.method != "OPTIONS" or "Access-Control-Request-Method" not in request.headers:
+        return False
+    return _allowed_origin(request, runtime) is not None
 
 
-def _preflight(request: web.Request) -> web.Response:
+def _preflight(request: web.BaseRequest) -> web.Response:
     response = web.Response(status=204)
     response.headers["Access-Control-Allow-Methods"] = request.headers["Access-Control-Request-Method"]
     if wanted := request.headers.get("Access-Control-Request-Headers"):
@@ -144,18 +169,18 @@ def _preflight(request: web.Request) -> web.Response:
     return response
 
 
-async def _finish_headers(request: web.Request, response: web.StreamResponse) -> None:
+def _finish_headers(request: web.BaseRequest, response: web.StreamResponse, runtime: Runtime) -> None:
     """aiohttp adds Server, Date and Content-Type on its own; what an upstream did not send goes."""
     sent = response.get(EXACT, frozenset())
     for name in ("Server", "Date", "Content-Type"):
         if name.lower() not in sent and (EXACT in response or name == "Server"):
             response.headers.pop(name, None)
-    if not request.app[RUNTIME].config.cors.allow_origins:
+    if not runtime.config.cors.allow_origins:
         return
     for name in [name for name in response.headers if name.lower().startswith("access-control-")]:
         if EXACT in response:
             response.headers.popall(name, None)
-    if origin := _allowed_origin(request):
+    if origin := _allowed_origin(request, runtime):
         response.headers["Access-Control-Allow-Origin"] = origin
         response.headers["Access-Control-Expose-Headers"] = _EXPOSED
         response.headers.add("Vary", "Origin")

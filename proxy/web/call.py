@@ -57,7 +57,7 @@ class Call:
     finishes: bool = True  # a reply whose client has gone is read to its end
 
 
-def wishes_of(request: web.Request, runtime: Runtime) -> Wishes:
+def wishes_of(request: web.BaseRequest, runtime: Runtime) -> Wishes:
     sent, sessions = request.headers, runtime.config.sessions
     return Wishes(
         Mode(headers.choice(sent, "x-session-mode", [*Mode]) or sessions.mode),
@@ -68,7 +68,7 @@ def wishes_of(request: web.Request, runtime: Runtime) -> Wishes:
     )
 
 
-async def read_call(request: web.Request, runtime: Runtime, target: Target, session_id: str) -> Call:
+async def read_call(request: web.BaseRequest, runtime: Runtime, target: Target, session_id: str) -> Call:
     config, pairs = runtime.config, list(request.headers.items())
     key = SessionKey(caller.tenant(config, pairs, runtime.secret), session_id)
     recorded = headers.choice(request.headers, "x-session-store", ["no"]) is None
@@ -99,12 +99,17 @@ def _ask(body: bytes, runtime: Runtime, target: Target, key: SessionKey) -> Ask:
     return ask
 
 
-async def _body(request: web.Request, limit: int, timeout: float) -> bytes:
+async def _body(request: web.BaseRequest, limit: int, timeout: float) -> bytes:
     if request.headers.get("Content-Encoding", "identity").strip().lower() != "identity":
         raise UnsupportedEncoding("A compressed request body cannot be read. Send it without Content-Encoding.")
     too_large = RequestTooLarge(f"The request body is over {limit} bytes. Send a smaller one.")
     if (request.content_length or 0) > limit:
         raise too_large
+    if request.content.is_eof():  # it came with the head
+        body = request.content.read_nowait()
+        if len(body) > limit:
+            raise too_large
+        return body
     pieces, size = [], 0
     try:
         async with asyncio.timeout(timeout):

@@ -25,7 +25,7 @@ class Listener:
     `timeout` in seconds: a client that takes nothing for that long is gone, once `look` is called.
     """
 
-    def __init__(self, request: web.Request, timeout: float) -> None:
+    def __init__(self, request: web.BaseRequest, timeout: float) -> None:
         self.gone = False
         self.response: web.StreamResponse | None = None
         self._request = request
@@ -115,7 +115,7 @@ class WhileThere:
     only to a handler that reads or writes, and an upstream may think for minutes. Calls `look` each time that the
     client was still there."""
 
-    def __init__(self, request: web.Request, look: Callable[[], None], every: float = LOOK) -> None:
+    def __init__(self, request: web.BaseRequest, look: Callable[[], None], every: float = LOOK) -> None:
         self._request, self._look_too, self._every = request, look, every
         self._bound = asyncio.timeout(None)
 

@@ -26,7 +26,7 @@ _HANDSHAKE = (
 )
 
 
-async def forward(request: web.Request, runtime: Runtime, target: Target) -> web.StreamResponse:
+async def forward(request: web.BaseRequest, runtime: Runtime, target: Target) -> web.StreamResponse:
     """One request and its answer, bodies streamed both ways with back-pressure.
 
     A drain waits for it or cuts it: aiohttp's own clean-up would close the connection before the
@@ -38,7 +38,7 @@ async def forward(request: web.Request, runtime: Runtime, target: Target) -> web
     return given(listener)
 
 
-async def _hand_on(request: web.Request, runtime: Runtime, target: Target, listener: Listener) -> None:
+async def _hand_on(request: web.BaseRequest, runtime: Runtime, target: Target, listener: Listener) -> None:
     headers = with_our_key(target.upstream, end_to_end(request.headers.items(), _NOT_SENT))
     body = request.content if request.can_read_body else None
     async with (
@@ -58,7 +58,7 @@ async def _hand_on(request: web.Request, runtime: Runtime, target: Target, liste
                 raise
 
 
-async def websocket(request: web.Request, runtime: Runtime, target: Target) -> web.StreamResponse:
+async def websocket(request: web.BaseRequest, runtime: Runtime, target: Target) -> web.StreamResponse:
     """A WebSocket: messages, pings and close codes both ways, one message at a time."""
     headers = with_our_key(target.upstream, end_to_end(request.headers.items(), _HANDSHAKE))
     protocols = [name.strip() for name in request.headers.get("Sec-WebSocket-Protocol", "").split(",") if name.strip()]

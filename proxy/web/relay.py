@@ -45,7 +45,7 @@ class Reading:
         return self.attached is not None or self.answer is not None
 
 
-async def handle(request: web.Request, runtime: Runtime, target: Target, session_id: str) -> web.StreamResponse:
+async def handle(request: web.BaseRequest, runtime: Runtime, target: Target, session_id: str) -> web.StreamResponse:
     wishes, call = wishes_of(request, runtime), await read_call(request, runtime, target, session_id)
     listener = Listener(request, runtime.config.limits.write_timeout)
     reading = await _read(runtime, call, wishes)
@@ -155,7 +155,7 @@ def _reused() -> IdempotencyKeyReused:
     )
 
 
-async def _place(request: web.Request, runtime: Runtime, call: Call, on_busy: Busy) -> Place:
+async def _place(request: web.BaseRequest, runtime: Runtime, call: Call, on_busy: Busy) -> Place:
     """The place in a line that is not free now. Turns that nobody listens to any more are cut for it, but not
     one with the same body: its client may come back for it."""
     sessions, live = runtime.config.sessions, runtime.live

@@ -9,7 +9,10 @@ from typing import Any
 from proxy.config import Config
 from proxy.stores.base import Store
 from proxy.web.live import Live
+from proxy.web.target import Target, find
 from proxy.web.upstream import Client
+
+ROUTES = 1000  # request targets that are remembered
 
 
 @dataclass
@@ -23,3 +26,17 @@ class Runtime:
     now: Callable[[], int]
     turn_id: Callable[[], str]
     live: Live[Any] = field(default_factory=Live)  # of turn.RecordedTurn, which is made of a runtime
+    _routes: dict[tuple[str, str], Target | None] = field(default_factory=dict)
+    _routed: Config | None = None
+
+    def find(self, raw_target: str, method: str) -> Target | None:
+        """Where a request goes; see `target.find`. What was found is remembered as long as the configuration holds."""
+        if self._routed is not self.config:
+            self._routed, self._routes = self.config, {}
+        place = (raw_target, method)
+        if place in self._routes:
+            return self._routes[place]
+        found = find(raw_target, method, self.config.upstreams)
+        if len(self._routes) < ROUTES:
+            self._routes[place] = found
+        return found

@@ -19,11 +19,7 @@ class Target(NamedTuple):
     upstream: Upstream
     url: str
     is_chat: bool  # where a POST with a session ID is a recorded turn
-
-    @property
-    def host(self) -> str:
-        """The upstream's host and port: where signatures hold, and what was learned of it."""
-        return urlsplit(self.upstream.base_url).netloc.lower()
+    host: str  # the upstream's, with its port: where signatures hold, and what was learned of it
 
 
 def find(raw_target: str, method: str, upstreams: Iterable[Upstream]) -> Target | None:
@@ -44,7 +40,8 @@ def find(raw_target: str, method: str, upstreams: Iterable[Upstream]) -> Target 
     rest = path[len(mount.rstrip("/")) :]
     if method == "POST" and rest in ("", "/"):  # clients exist that post to the base URL
         rest = CHAT
-    return Target(upstream, upstream.base_url + rest + question + query, rest.endswith(CHAT))
+    host = urlsplit(upstream.base_url).netloc.lower()
+    return Target(upstream, upstream.base_url + rest + question + query, rest.endswith(CHAT), host)
 
 
 def _under(path: str, mount: str) -> bool:

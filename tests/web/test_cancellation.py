@@ -204,14 +204,12 @@ async def served(stack: AsyncExitStack, store: Store, plan: Plan) -> Struckable:
     runtime = Runtime(config, store, Client(), b"s" * 32, clock, turn_id, live)
     app = build_app(runtime)
 
-    @web.middleware
-    async def struck(request: web.Request, handler: Callable[[web.Request], Awaitable[Any]]) -> Any:
+    async def struck(request: web.BaseRequest) -> Any:
         task, at = asyncio.current_task(), plan.take("handler")
         assert task
-        return await (handler(request) if at is None else plan.drive(handler(request), at, task.cancel))
+        return await (app(request) if at is None else plan.drive(app(request), at, task.cancel))
 
-    app.middlewares.insert(0, struck)
-    runner = build_runner(app, config)
+    runner = build_runner(app, config, struck)
     await runner.setup()
     stack.push_async_callback(runtime.client.close)
     stack.push_async_callback(runner.cleanup)
