@@ -34,9 +34,10 @@ soak: .venv/test
 fuzz: .venv/test
 	PROFILE=fuzz $(BIN)/python -m pytest -q --timeout 3600 tests/core tests/dialects tests/stores tests/test_config.py
 
-# Prints figures; asserts nothing.
+# Prints a table (docs/performance.md); fails where an answer is wrong, never where it is slow. LONG=1: more rounds;
+# ARGS='--only unary', ARGS=--growth, ARGS=--soak.
 bench: .venv/test
-	$(BIN)/python -m tests.bench.start
+	$(BIN)/python -m tests.bench $(ARGS)
 
 format:
 	$(BIN)/ruff check --fix proxy tests

@@ -156,11 +156,12 @@ class _Reading:
             return self._followed(self._found.in_order(self._history.line), "the mode says so")
         if self._is_aside():
             return self._aside("another system prompt than the session's, and no reply of ours")
-        examples, same = self._history.preamble, self._found.run(self._history.line)
-        if 0 < examples < len(self._list) and len(same) >= examples:
-            if carries and self._resends:
+        if len(self._list) > 1 and 0 < (examples := self._history.preamble) < len(self._list):
+            same = self._found.run(self._history.line)
+            if len(same) >= examples and carries and self._resends:
                 return self._followed(same, "it departs from what the session adopted")
-            return self._append(examples, "behind the examples that each request brings")
+            if len(same) >= examples:
+                return self._append(examples, "behind the examples that each request brings")
         return self._append(0, "no reply of ours in it")
 
     def _first(self) -> Plan:

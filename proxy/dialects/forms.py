@@ -9,7 +9,9 @@ too deep) goes as it is, for the upstream to judge.
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Literal
+
+import msgspec
 
 from proxy.core.members import Malformed, dumps, elements, loads, members
 from proxy.dialects import deltas
@@ -28,6 +30,21 @@ _SUSPECT = re.compile(rb'cache_control|"tool_calls"|"annotations"|"prefix"|:\s*n
 _EMPTY = re.compile(rb"\[\s*\]")
 
 
+class _Plain(msgspec.Struct, forbid_unknown_fields=True):
+    """Most replies: text, and fillers that go back to nobody."""
+
+    role: Literal["assistant"]
+    content: msgspec.Raw
+    refusal: None = None
+    annotations: tuple[()] | None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: tuple[()] | None = None
+
+
+_PLAIN = msgspec.json.Decoder(_Plain)
+
+
 def reply_form(
     raw: bytes,
     profile: Profile,
@@ -43,6 +60,8 @@ def reply_form(
     `bound`: the reply came from this upstream and model family; else all that holds only there is left out.
     `without`: members that the upstream was seen to refuse. `cut`: the reply was broken off.
     """
+    if (plain := _plain(raw)) is not None:
+        return plain
     try:
         message = loads(raw)
         if not isinstance(message, dict):
@@ -59,6 +78,20 @@ def reply_form(
         return _written(raw, message, form) if _says(form) else None
     except Malformed:
         return raw
+
+
+def _plain(raw: bytes) -> bytes | None:
+    """The form of a reply that is text alone, the same for every upstream; None of any other."""
+    if not raw.startswith(b'{"role":"assistant","content":"'):
+        return None
+    try:
+        content = bytes(_PLAIN.decode(raw).content)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    if content == b'""':
+        return None
+    form = b'{"role":"assistant","content":' + content + b"}"
+    return raw if len(form) == len(raw) else form
 
 
 def speaks(raw: bytes) -> bool:

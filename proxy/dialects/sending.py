@@ -91,7 +91,7 @@ def sent_members(body: bytes) -> Collection[str]:
 
 
 def _refuse_orphan(repair: Repair, plan: Plan) -> None:
-    if plan.decision is not Decision.APPEND:
+    if plan.decision is not Decision.APPEND or not any([message.role in RESULTS for message in plan.tail]):
         return  # a list that carries its history is the upstream's to judge
     orphan = repair.orphan([(message.role, message.raw) for message in plan.tail])
     if orphan is not None:

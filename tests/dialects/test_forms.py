@@ -100,6 +100,20 @@ def test_fillers_do_not_go_back(message: Json, wanted: Json | None) -> None:
     assert form(message) == wanted
 
 
+@pytest.mark.parametrize(
+    ("raw", "wanted"),
+    [
+        (b'{"role":"assistant","content":"a"}', b'{"role":"assistant","content":"a"}'),
+        (b'{"role":"assistant","content":"a","refusal":null,"annotations":[]}', b'{"role":"assistant","content":"a"}'),
+        (b'{"role":"assistant","content":"a\\u0301", "tool_calls":null}', b'{"role":"assistant","content":"a\\u0301"}'),
+        (b'{"role":"assistant","content":"","refusal":null}', None),
+    ],
+)
+def test_a_reply_of_text_alone_is_the_same_for_everybody(raw: bytes, wanted: bytes | None) -> None:
+    for profile in PROFILES.values():
+        assert reply_form(raw, profile) == wanted
+
+
 @pytest.mark.parametrize("odd", [5, None, "x", [], [SAID], True])
 def test_what_is_no_object_is_no_reply(odd: Any) -> None:
     assert form(odd) is None

@@ -1,0 +1,76 @@
+"""`make bench`: the proxy beside nginx and beside nothing, in one run, as a table.
+
+    python -m tests.bench [--only SCENARIO,...]     the table; LONG=1 for more and longer rounds
+    python -m tests.bench --growth                  a database with a million messages against an empty one
+    python -m tests.bench --soak [TURNS]            memory and descriptors over many turns
+
+Prints figures and asserts nothing about time. Exit status 1: a target failed, lost messages or changed bytes; or a soak
+found a slope.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable
+
+from tests.bench import growth, setting, soak, table
+from tests.bench.bench import Bench
+from tests.bench.machine import CannotStart, Machine
+from tests.bench.scenarios import SCENARIOS
+
+LONG = os.environ.get("LONG", "") not in ("", "0")
+
+
+def main(arguments: list[str]) -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and so past the end of every process it started
+    try:
+        return benched(parsed(arguments), " ".join(["python -m tests.bench", *arguments]))
+    except CannotStart as why:
+        print(f"failed: {why}", file=sys.stderr)
+        return 1
+
+
+def benched(asked: argparse.Namespace, command: str) -> int:
+    with Machine() as machine:
+        print(setting.told(machine, f"LONG=1 {command}" if LONG else command), flush=True)
+        if asked.growth:
+            return growth.run(machine)
+        if asked.soak:
+            return soak.run(machine, asked.soak)
+        bench = Bench(machine, machine.proxy(), machine.nginx(), *((9, 3.0) if LONG else (3, 1.2)))
+        return run(bench, [SCENARIOS[name] for name in asked.only])
+
+
+def run(bench: Bench, scenarios: Iterable[Callable[[Bench], list[table.Row]]]) -> int:
+    """Print the table of some scenarios; the exit status."""
+    rows = []
+    for scenario in scenarios:
+        print(f"{scenario.__name__} ...", file=sys.stderr, flush=True)
+        rows += scenario(bench)
+    print(table.table(rows, bench.faults), flush=True)
+    print(f"\n{bench.noise}", flush=True)
+    return 1 if bench.faults else 0
+
+
+def parsed(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="The proxy's own benchmark.")
+    parser.add_argument("--only", type=scenarios, default=list(SCENARIOS), help=f"of {', '.join(SCENARIOS)}")
+    parser.add_argument("--growth", action="store_true", help="a million messages in 20,000 sessions against none")
+    parser.add_argument(
+        "--soak", type=int, nargs="?", const=200_000, metavar="TURNS", help="turns; 200,000 unless given"
+    )
+    return parser.parse_args(arguments)
+
+
+def scenarios(text: str) -> list[str]:
+    names = text.split(",")
+    if unknown := [name for name in names if name not in SCENARIOS]:
+        raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}; there are {', '.join(SCENARIOS)}")
+    return names
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
