@@ -75,7 +75,7 @@ class Session:
         counted: bool = False,
     ) -> Posted:
         """A request and its answer. `counted`: it says that it is a retry. Raises BadRequest."""
-        ask, request = chat.read(body), blake2b(body, digest_size=16).digest()
+        ask, request = chat.read(body, self.history.forms.get("seen")), blake2b(body, digest_size=16).digest()
         plan = self._decide(ask, request, mode, counted)
         form = sending.form_of(profile, f"{profile}.test", ask.model)
         sent, _ = sending.compose(ask, plan, self.history, form)
@@ -114,6 +114,9 @@ class Session:
         if cut and turns[-1].echo is None:
             return []
         grown = self.history.plus(*turns)
+        if not plan.injected and plan.layout is None and plan.parent == self.history.tip and turns[-1].echo:
+            news = sum([len(turn.asked) for turn in turns]) + len(turns) - 1
+            self.history.forms["seen"] = chat.seen_in(ask, len(self.history.line) + news)
         branches = turns[0].layout is not None or turns[0].parent != self.history.tip
         self.history = grown.without(grown.spare()) if branches else grown
         return turns

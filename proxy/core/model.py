@@ -6,6 +6,7 @@ where a value came from or where it goes: no dialect, no store, no clock.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -79,7 +80,8 @@ class Turn:
         is sent, and 768 for the objects around them."""
         raw = sum(len(message.raw) + 256 for message in self.asked)
         echo = len(self.echo.raw) if self.echo else 0
-        return 768 + 2 * raw + 2 * echo + len(self.reply) + len(self.system or b"")
+        copies = 3 if self.resends else 2  # of a client that resends its list is kept, too
+        return 768 + copies * (raw + echo) + len(self.reply) + len(self.system or b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,23 +93,46 @@ class Answer:
     body: bytes
 
 
+class Seen(NamedTuple):
+    """The list of the latest request that carried the history itself, so that the next one need not be taken
+    apart where it begins with the same bytes: those of its messages, joined, the system block among them, how
+    many messages follow that, and how many of the history's line they are."""
+
+    joined: bytes
+    system: bytes | None
+    size: int
+    covered: int
+
+
 @dataclass(frozen=True)
 class Ask:
     """A request as its dialect read it.
 
-    `system` is the leading system block (JSON objects joined by commas) or None, `messages`
-    what follows it. `body[start:end]` is the array that holds both. `tools` is the member as sent,
-    empty without one.
+    `system` is the leading system block (JSON objects joined by commas) or None. `body[start:end]` is the
+    array that holds it and the messages. `tail` is what follows the messages that were `seen` before; all
+    of them where none were. `tools` is the member as sent, empty without one.
     """
 
     body: bytes
     start: int
     end: int
     system: bytes | None
-    messages: tuple[Message, ...]
+    tail: tuple[Message, ...]
     model: str | None
     stream: bool
     tools: bytes = b""
+    seen: Seen | None = None
+    whole: Callable[[], tuple[Message, ...]] | None = None  # reads the messages that were seen, too
+
+    @cached_property
+    def messages(self) -> tuple[Message, ...]:
+        """What follows the system block."""
+        return self.whole() if self.whole else self.tail
+
+    @property
+    def count(self) -> int:
+        """How many messages follow the system block."""
+        return (self.seen.size if self.seen else 0) + len(self.tail)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,9 @@ from typing import NamedTuple
 from proxy.core.alignment import Alignment, Line, Marks, Pairs, has_ours, layout
 from proxy.core.history import Entry, History, laid_out
 from proxy.core.members import elements
-from proxy.core.model import Ask, Layout, Message, Turn
+from proxy.core.model import Ask, Layout, Message, Seen, Turn
+
+ALL = "all of the history, and then what is new"
 
 
 class Mode(StrEnum):
@@ -99,6 +101,8 @@ class Plan:
 
 def decide(ask: Ask, history: History, marks: Marks, mode: Mode = Mode.AUTO, flights: Sequence[Flight] = ()) -> Plan:
     """How a request is read, against the history and the turns in flight."""
+    if ask.seen and mode is not Mode.APPEND and not flights and (plan := _seen_again(ask, ask.seen, history, marks)):
+        return plan
     return _Reading(ask, history, marks, flights).plan(mode)
 
 
@@ -131,6 +135,27 @@ def retried(history: History, turn: Turn) -> Plan:
         layout=turn.layout,
         resends=turn.resends,
         alone=turn.resends,
+    )
+
+
+def _seen_again(ask: Ask, seen: Seen, history: History, marks: Marks) -> Plan | None:
+    """The plan of a list that begins as the latest one did: all of the history, and then what is new. Costs what
+    is new; None where it departs."""
+    line = history.line
+    pairs = Alignment(ask.tail, marks).run(line, 0, seen.covered)
+    if seen.covered + len(pairs) != len(line) or not has_ours(pairs, line):
+        return None
+    return Plan(
+        Decision.RESEND,
+        ALL,
+        parent=history.tip,
+        messages=ask.tail,
+        asked=ask.tail[pairs[-1][0] + 1 :],
+        system=ask.system,
+        line=line,
+        pairs=pairs,
+        resends=True,
+        alone=True,
     )
 
 
@@ -211,7 +236,7 @@ class _Reading:
         history, resends = self._history, self._resends
         line, tip, pairs = self._from_the_start()
         if pairs and tip == history.tip and pairs[-1][1] + 1 == len(line):
-            return self._followed(pairs, "all of the history, and then what is new", Decision.RESEND)
+            return self._followed(pairs, ALL, Decision.RESEND)
         if not (pairs and resends) and (end := self._found.window(history.line, to_the_tip=True)):
             reason = "the end of the history, and then what is new"
             reason += "; what precedes it was cut on purpose" if resends else ""

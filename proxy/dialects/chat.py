@@ -12,7 +12,7 @@ import msgspec
 
 from proxy.core import sse
 from proxy.core.members import Malformed, dumps, elements, loads, members
-from proxy.core.model import Ask, Message, Reply
+from proxy.core.model import Ask, Message, Reply, Seen
 from proxy.dialects import deltas
 from proxy.errors import BadRequest
 
@@ -26,33 +26,52 @@ class _Role(msgspec.Struct):
 _ROLE = msgspec.json.Decoder(_Role)
 
 
-def read(body: bytes) -> Ask:
+def read(body: bytes, seen: Seen | None = None) -> Ask:
+    """A request. `seen`: the list of an earlier one, whose messages need not be read again where this one's list
+    begins with the same bytes. Raises BadRequest."""
     try:
-        return _read(body)
+        return _read(body, seen)
     except Malformed as error:
         raise BadRequest(f"The request body must be one JSON object: {error}. Correct it and send it again.") from error
 
 
-def _read(body: bytes) -> Ask:
+def _read(body: bytes, seen: Seen | None) -> Ask:
     found = members(body)
     if "messages" not in found:
         raise BadRequest("The request has no `messages`. Send a list with the new message.", param="messages")
     array = found["messages"]
     if not array.raw.startswith(b"["):
         raise BadRequest("`messages` must be a list. Send a list with the new message.", param="messages")
-    messages = tuple(Message(_role(raw), raw) for raw in elements(array.raw))
-    head = next((n for n, message in enumerate(messages) if message.role not in SYSTEM_ROLES), len(messages))
     model = _scalar(found["model"].raw) if "model" in found else None
-    return Ask(
-        body=body,
-        start=array.start,
-        end=array.end,
-        system=b",".join([message.raw for message in messages[:head]]) or None,
-        messages=messages[head:],
-        model=model if isinstance(model, str) else None,
-        stream="stream" in found and found["stream"].raw == b"true",
-        tools=found["tools"].raw if "tools" in found else b"",
-    )
+    tools = found["tools"].raw if "tools" in found else b""
+    stream = "stream" in found and found["stream"].raw == b"true"
+    if seen and (tail := _behind(array.raw, seen)) is not None:
+        again = lambda: _messages(array.raw)[1]  # noqa: E731
+        return Ask(body, array.start, array.end, seen.system, tail, model, stream, tools, seen, again)
+    system, messages = _messages(array.raw)
+    return Ask(body, array.start, array.end, system, messages, model, stream, tools)
+
+
+def _messages(array: bytes) -> tuple[bytes | None, tuple[Message, ...]]:
+    """The leading system block, and what follows it."""
+    messages = tuple([Message(_role(raw), raw) for raw in elements(array)])
+    head = next((n for n, message in enumerate(messages) if message.role not in SYSTEM_ROLES), len(messages))
+    return b",".join([message.raw for message in messages[:head]]) or None, messages[head:]
+
+
+def _behind(array: bytes, seen: Seen) -> tuple[Message, ...] | None:
+    """What a list adds to one that was seen; None where it does not begin with the same bytes, or has cache marks,
+    which move about in what is the same otherwise."""
+    end = 1 + len(seen.joined)
+    if not array.startswith(seen.joined, 1) or array[end : end + 1] != b"," or b'"cache_control"' in array:
+        return None
+    return tuple([Message(_role(raw), raw) for raw in elements(b"[" + array[end + 1 :])])
+
+
+def seen_in(ask: Ask, covered: int) -> Seen:
+    """What to keep of a list that carries its history, so that the next one is read faster. `covered`: how many
+    messages of the history's line it is."""
+    return Seen(ask.body[ask.start + 1 : ask.end - 1].rstrip(), ask.system, ask.count, covered)
 
 
 def fold_stream(body: bytes) -> Reply:

@@ -80,7 +80,7 @@ def compose(ask: Ask, plan: Plan, history: History, form: Form) -> tuple[bytes, 
     array = b"[" + b",".join([block for block in (system, repair.finish()) if block]) + b"]"
     if not plan.line and array == b"[" + b",".join(elements(ask.body[ask.start : ask.end])) + b"]":
         return ask.body, 0  # nothing in it is ours: as it was spaced
-    own = len(ask.messages) + _count(ask.system)
+    own = ask.count + _count(ask.system)
     injected = max(0, repair.count + _count(system) - own)
     return ask.body[: ask.start] + array + ask.body[ask.end :], injected
 

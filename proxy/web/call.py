@@ -23,6 +23,8 @@ from proxy.web import caller
 from proxy.web.runtime import Runtime
 from proxy.web.target import Target
 
+SEEN = "seen"  # among what is kept beside a history
+
 
 class Busy(StrEnum):
     """What a turn does that would have to wait."""
@@ -78,7 +80,7 @@ async def read_call(request: web.BaseRequest, runtime: Runtime, target: Target, 
     return Call(
         target,
         key,
-        _ask(body, runtime, target, key),
+        await _ask(request, body, runtime, target, key),
         pairs,
         _digest(body),
         recorded,
@@ -92,11 +94,13 @@ def _digest(body: bytes) -> bytes:
     return blake2b(body, digest_size=16).digest()
 
 
-def _ask(body: bytes, runtime: Runtime, target: Target, key: SessionKey) -> Ask:
-    ask = chat.read(body)
+async def _ask(request: web.BaseRequest, body: bytes, runtime: Runtime, target: Target, key: SessionKey) -> Ask:
     if member := target.upstream.affinity.get("body"):
-        ask = chat.read(with_default(body, member, affinity(key, runtime.secret)))
-    return ask
+        return chat.read(with_default(body, member, affinity(key, runtime.secret)))
+    if "x-session-dry-run" in request.headers:
+        return chat.read(body)  # it tells of every message
+    session = await runtime.store.load(key, runtime.now(), in_use=bool(runtime.live.turns(key)))
+    return chat.read(body, session.history.forms.get(SEEN))
 
 
 async def _body(request: web.BaseRequest, limit: int, timeout: float) -> bytes:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import cast
 
 from proxy.core import headers
 from proxy.core.exchange import Dialect, Exchange, Outcome, Verdict
 from proxy.core.history import Session
-from proxy.core.model import Answer, TurnState
+from proxy.core.model import Answer, Turn, TurnState
 from proxy.core.reconcile import Decision, Flight, Plan
 from proxy.dialects import chat, profiles, sending
 from proxy.dialects.sending import Form
@@ -23,7 +23,7 @@ from proxy.dialects.turns import turns_of
 from proxy.errors import ProxyError, Stopped, StoreUnavailable
 from proxy.web import caller
 from proxy.web.broadcast import Broadcast
-from proxy.web.call import Call, affinity
+from proxy.web.call import SEEN, Call, affinity
 from proxy.web.listener import LOOK, Listener
 from proxy.web.live import Place
 from proxy.web.pieces import beginning, chained, inflating, plain
@@ -259,7 +259,7 @@ class RecordedTurn:
             self._form,
             id=self.id,
             new_id=runtime.turn_id,
-            remembered=self._session.history.system_of(self.plan.parent),
+            remembered=self._remembered(),
             request=self.call.request,
             idempotency_key=self.call.idempotency_key,
             state=TurnState.CUT if cut else TurnState.COMPLETE,
@@ -274,7 +274,21 @@ class RecordedTurn:
             drop = history.plus(*turns).spare(runtime.live.parents(key))
         answer = Answer(*self._said, self._exchange.answer)
         await runtime.store.append(key, turns, runtime.now(), drop, answer)
+        self._note_seen(turns)
         return True
+
+    def _remembered(self) -> bytes | None:
+        """The system block in force at the parent."""
+        history = self._session.history
+        return history.system if self.plan.parent == history.tip else history.system_of(self.plan.parent)
+
+    def _note_seen(self, turns: Sequence[Turn]) -> None:
+        """What of the list the next request of a client that resends need not bring to be read again."""
+        history, plan = self._session.history, self.plan
+        if plan.injected or plan.layout is not None or plan.parent != history.tip or turns[-1].echo is None:
+            return
+        news = sum([len(turn.asked) for turn in turns]) + len(turns) - 1
+        history.forms[SEEN] = chat.seen_in(self.call.ask, len(history.line) + news)
 
     def _leave(self) -> None:
         if self._place:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from proxy.core.model import Message, Turn
+from proxy.core.model import Ask, Message, Seen, Turn
 
 USER = Message("user", b'{"role":"user","content":"hi"}')
 REPLY = Message("assistant", b'{"role":"assistant","content":"ho"}')
@@ -29,3 +29,18 @@ def test_the_size_of_a_turn_grows_with_every_part() -> None:
 def test_many_small_messages_are_not_taken_for_nothing() -> None:
     """The objects around a message take more memory than a short text does."""
     assert turn(*[Message("user", b"1")] * 1000).size > 1000 * 200
+
+
+def test_a_request_reads_what_was_seen_before_only_when_asked() -> None:
+    one, two = Message("user", b"1"), Message("user", b"2")
+    plain = Ask(b"[1,2]", 0, 5, None, (one, two), None, False)
+    assert (plain.messages, plain.count) == ((one, two), 2)
+    read: list[int] = []
+
+    def whole() -> tuple[Message, ...]:
+        read.append(1)
+        return one, two
+
+    again = Ask(b"", 0, 0, None, (two,), None, False, seen=Seen(b"1", None, 1, 1), whole=whole)
+    assert again.count == 2 and read == []
+    assert again.messages == again.messages == (one, two) and read == [1]

@@ -30,7 +30,7 @@ from proxy.core.history import Entry, History
 from proxy.core.members import dumps, elements, loads
 from proxy.core.model import Ask, Message, Reply, Turn
 from proxy.core.reconcile import Decision, Flight, Mode, Plan, Sent, as_turns, decide, is_retry, retried
-from proxy.dialects import chat, marks
+from proxy.dialects import chat, marks, sending
 from proxy.dialects.sending import form_of
 from proxy.dialects.turns import turns_of
 
@@ -667,3 +667,37 @@ def test_a_turn_tried_again_is_read_as_the_first_try_was(case: Case) -> None:
     assert (again.system or b"", again.resends) == (plan.system or b"", plan.resends)
     grown = recorded(history, again, asked, "a97", "97")
     assert line_of(grown.line)[:-1] == line_of(grown.line_of(first.id))[:-1]
+
+
+@pytest.mark.parametrize(
+    ("then", "quick"),
+    [
+        ("u1 a1 u2 a2 u3", True),
+        ("u1 a1 u2 a2", True),
+        ("u1 a1 u2 a2 u3 n3", True),
+        ("u1 a1 u2 a9 u3", False),
+        ("u1 a1 u2 u3", False),
+        ("u1 a1 u2", False),
+        ("u9 a1 u2 a2 u3", False),
+    ],
+)
+@pytest.mark.parametrize("mode", [Mode.AUTO, Mode.RESEND, Mode.APPEND])
+@pytest.mark.parametrize("flight", ["", "u1 a1 u2 a2 u7"])
+def test_a_list_that_begins_as_the_latest_did_is_read_as_any_other(
+    then: str, quick: bool, mode: Mode, flight: str
+) -> None:
+    history = played("u1 > a1; u1 a1 u2 > a2")
+    known = chat.seen_in(ask("u1 a1 u2"), 3)
+    again = chat.read(ask(then).body, known)
+    flights = in_flight(history, flight)
+    plan, plain = [decide(each, history, marks, mode, flights) for each in (again, ask(then))]
+    assert (plan.decision, plan.reason, plan.parent) == (plain.decision, plain.reason, plain.parent)
+    assert (plan.asked, plan.layout, plan.resends, plan.alone) == (
+        plain.asked,
+        plain.layout,
+        plain.resends,
+        plain.alone,
+    )
+    assert (len(plan.messages) < again.count) is (quick and mode is not Mode.APPEND and not flight)
+    form = sending.form_of("echo", "h", "m")
+    assert sending.compose(again, plan, history, form) == sending.compose(ask(then), plain, history, form)

@@ -287,3 +287,43 @@ def test_an_odd_envelope_is_read_as_a_plain_one_is(body: bytes, message: bytes |
 def test_a_reply_whose_envelope_names_a_member_twice_is_a_reply() -> None:
     reply = chat.fold_body(b'{"id":1,"id":2,"choices":[{"message":{"role":"assistant","content":"a"}}]}')
     assert reply.finished and reply.message == b'{"role":"assistant","content":"a"}'
+
+
+# A list that was seen -----------------------------------------------------------------------
+
+S, U, A, V = (
+    b'{"role":"system","content":"s"}',
+    b'{"role":"user","content":"u"}',
+    REPLY,
+    b'{"role":"user","content":"v"}',
+)
+
+
+def listed(*messages: bytes, between: bytes = b",") -> bytes:
+    return b'{"messages":[' + between.join(messages) + b'],"model":"m"}'
+
+
+@pytest.mark.parametrize("head", [[], [S]])
+def test_of_a_list_that_was_seen_only_what_is_new_is_read(head: list[bytes]) -> None:
+    first = chat.read(listed(*head, U))
+    seen = chat.seen_in(first, 1)
+    ask, plain = chat.read(listed(*head, U, A, V), seen), chat.read(listed(*head, U, A, V))
+    assert [message.raw for message in ask.tail] == [A, V] and ask.seen == seen
+    assert (ask.system, ask.messages, ask.count) == (plain.system, plain.messages, plain.count)
+    further = chat.read(listed(*head, U, A, V, A, U), chat.seen_in(ask, 3))
+    assert [message.raw for message in further.tail] == [A, U] and further.count == 5
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        listed(U),  # no more than that
+        listed(V, A, U),
+        listed(U + b" ", A),
+        listed(U, A, V.replace(b"}", b',"cache_control":{}}')),  # marks move about in what is the same otherwise
+        listed(),
+    ],
+)
+def test_a_list_that_begins_otherwise_is_read_whole(body: bytes) -> None:
+    ask = chat.read(body, chat.seen_in(chat.read(listed(U)), 1))
+    assert ask.seen is None and ask == chat.read(body)
