@@ -1,4 +1,4 @@
-"""The way to an upstream: one HTTP client, its settings, and its errors in our words.
+"""The way to an upstream: requests and answers over connections that are kept, and WebSockets.
 
 The seam behind which the client may change. Knows nothing of sessions or of who called.
 """
@@ -6,25 +6,25 @@ The seam behind which the client may change. Knows nothing of sessions or of who
 from __future__ import annotations
 
 import asyncio
-import io
-import re
-from collections.abc import AsyncIterator, Iterator
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import Protocol
 
 import aiohttp
-from aiohttp import abc
-from aiohttp.client_reqrep import ConnectionKey
-from aiohttp.connector import Connection
-from aiohttp.tracing import Trace
+from aiohttp.http import RawResponseMessage
 from yarl import URL
 
 from proxy.core.headers import Pairs
 from proxy.errors import UpstreamTimeout, UpstreamUnreachable
+from proxy.web.connection import BROKEN, Connection
+from proxy.web.origin import AWAY, LATE, Origin, connect, secure, split
+from proxy.web.request import Request, written
 
+# Below what llama.cpp announces (5 s): a request that meets a connection just closed may have to be given up.
+_KEEP = 4.0  # seconds that a connection is kept without a request
 _AUTOMATIC = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
-_LOOK = 0.25  # seconds between two looks at a connection on which nothing comes
-_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
 class NoCookies(aiohttp.DummyCookieJar):
@@ -39,111 +39,144 @@ class Timeouts(Protocol):
     idle_timeout: float
 
 
-class _Connector(aiohttp.TCPConnector):
-    async def _get(self, key: ConnectionKey, traces: list[Trace]) -> Connection | None:
-        """Not one on which an answer lies that nobody asked for: aiohttp would give it to the next request."""
-        connection = await super()._get(key, traces)
-        while connection and connection.protocol and connection.protocol.should_close:
-            connection.close()
-            connection = await super()._get(key, traces)
-        return connection
-
-
 class Response:
-    """The head of an answer and the pieces of its body, unaltered."""
+    """The head of an answer and the pieces of its body, unaltered. To be closed, come what may."""
 
-    def __init__(self, response: aiohttp.ClientResponse, idle: float) -> None:
-        self._response = response
+    def __init__(
+        self, connection: Connection, message: RawResponseMessage, idle: float, done: Callable[[Connection], None]
+    ) -> None:
+        self._connection: Connection | None = connection
         self._idle = idle
-        self.status = response.status
-        self.headers: Pairs = [(_text(name), _text(value)) for name, value in response.raw_headers]
+        self._done = done
+        self.status = message.code
+        self.headers: Pairs = _decoded(message.raw_headers)
 
     def get(self, name: str) -> str | None:
+        """The first header of that name, which is in lower case."""
         return next((value for key, value in self.headers if key.lower() == name), None)
 
     @property
     def length(self) -> int | None:
         return int(value) if (value := self.get("content-length")) and value.isdecimal() else None
 
-    async def pieces(self) -> AsyncIterator[bytes]:
-        """Raises UpstreamUnreachable or UpstreamTimeout where the transfer breaks."""
-        try:
-            while piece := await self._next():
-                yield piece
-        except TimeoutError as error:
-            raise UpstreamTimeout("The upstream fell silent in the middle of its answer.") from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise UpstreamUnreachable("The upstream broke off its answer.") from error
+    async def piece(self) -> bytes:
+        """What has come of the body since the last piece, without a wait if something has; nothing at its clean
+        end. Raises UpstreamUnreachable or UpstreamTimeout where the transfer breaks, once all that came is given."""
+        if not self._connection:
+            raise UpstreamUnreachable(BROKEN)  # never a clean end; and it may be on another's answer by now
+        return await self._connection.piece(self._idle)
 
-    async def _next(self) -> bytes:
-        """aiohttp's parser, where it fails in the middle of a body, closes the connection and tells no reader."""
-        content, left = self._response.content, self._idle
-        while True:
-            try:
-                async with asyncio.timeout(min(_LOOK, left)):
-                    return await content.readany()
-            except TimeoutError:
-                left -= _LOOK
-                connection = self._response.connection
-                lost = connection is not None and connection.closed
-                if lost and (piece := content.read_nowait()):
-                    return piece
-                if lost or left <= 0:
-                    raise
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """As `piece`, up to the end."""
+        while data := await self.piece():
+            yield data
+
+    def close(self) -> None:
+        """No more is wanted. The connection is kept if it can carry another request."""
+        if connection := self._connection:
+            self._connection = None
+            self._done(connection)
 
 
 class Client:
-    """Opens requests; closed by `close`. `connections` bounds them, 0 is no bound."""
+    """Sends requests; closed by `close`. `connections` bounds how many are answered at a time, 0 is no bound."""
 
     def __init__(self, connections: int = 0) -> None:
-        # Keep-alive below what llama.cpp announces (5 s): a POST that meets a connection just
-        # closed cannot be sent again by itself.
-        connector = _Connector(limit=connections, keepalive_timeout=4)
-        self._session = aiohttp.ClientSession(
-            connector=connector,
-            cookie_jar=NoCookies(),
-            auto_decompress=False,
-            skip_auto_headers=_AUTOMATIC,
-            timeout=aiohttp.ClientTimeout(total=None),
-            max_line_size=64 * 1024,
-            max_field_size=64 * 1024,
-        )
+        self._room = asyncio.Semaphore(connections) if connections else None
+        self._kept: dict[Origin, dict[Connection, None]] = {}  # the last one kept is the first one used
+        self._all: set[Connection] = set()
+        self._tls: ssl.SSLContext | None = None
+        self._session: aiohttp.ClientSession | None = None
+        self._closed = False
+
+    async def ask(
+        self, method: str, url: str, headers: Pairs, body: bytes | aiohttp.StreamReader | None, times: Timeouts
+    ) -> Response:
+        """Send a request, with the headers as they are; gives the answer once its head is here, also while the body
+        is still on its way. Raises UpstreamUnreachable, UpstreamTimeout, and BadRequest where the body breaks off."""
+        origin, target = split(url)
+        request = written(method, origin.authority, target, headers, body)
+        if self._room:
+            await self._wait_for_room(self._room, times.response_timeout)
+        try:
+            connection, message = await self._exchange(origin, request, times)
+        except BaseException:
+            self._leave()
+            raise
+        return Response(connection, message, times.idle_timeout, partial(self._done, origin))
+
+    async def _wait_for_room(self, room: asyncio.Semaphore, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await room.acquire()
+        except TimeoutError as error:
+            raise UpstreamTimeout(LATE) from error
+
+    async def _exchange(
+        self, origin: Origin, request: Request, times: Timeouts
+    ) -> tuple[Connection, RawResponseMessage]:
+        """One that was kept may die while the request is on its way to it: unless a byte of an answer has come, or
+        some of the body is gone for good, the request is sent once more, on a new one."""
+        if connection := self._take_kept(origin):
+            try:
+                return connection, await connection.ask(request, times.response_timeout)
+            except UpstreamUnreachable:
+                if connection.answered or request.stream:
+                    raise
+        connection = await self._connect(origin, times.connect_timeout)
+        return connection, await connection.ask(request, times.response_timeout)
+
+    def _take_kept(self, origin: Origin) -> Connection | None:
+        kept = self._kept.get(origin)
+        while kept:
+            connection, _ = kept.popitem()
+            if connection.is_open:
+                return connection
+        return None
+
+    async def _connect(self, origin: Origin, seconds: float) -> Connection:
+        if origin.secure and self._tls is None:
+            self._tls = secure()
+        tls = self._tls if origin.secure else None
+        connection = await connect(origin, tls, seconds, Connection)
+        self._all.add(connection)
+        connection.lost.add_done_callback(partial(self._forget, origin, connection))
+        if self._closed:
+            connection.abort()
+        return connection
+
+    def _done(self, origin: Origin, connection: Connection) -> None:
+        self._leave()
+        if connection.rest(_KEEP):
+            self._kept.setdefault(origin, {})[connection] = None
+
+    def _leave(self) -> None:
+        if self._room:
+            self._room.release()
+
+    def _forget(self, origin: Origin, connection: Connection, _: object) -> None:
+        self._all.discard(connection)
+        self._kept.get(origin, {}).pop(connection, None)
 
     @asynccontextmanager
     async def open(
-        self,
-        method: str,
-        url: str,
-        headers: Pairs,
-        body: bytes | abc.AbstractStreamWriter | object,
-        times: Timeouts,
+        self, method: str, url: str, headers: Pairs, body: bytes | aiohttp.StreamReader | None, times: Timeouts
     ) -> AsyncIterator[Response]:
-        """Send a request; gives the answer once its head is here. On the way out the connection is
-        closed unless the body was read to its end. Raises UpstreamUnreachable, UpstreamTimeout."""
-        # No sock_read: aiohttp would let it bound the wait for the head, too.
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=times.connect_timeout)
-        with _in_our_words():
-            async with asyncio.timeout(times.response_timeout):
-                response = await self._session.request(
-                    method,
-                    _exact(url),
-                    headers=_one_case(headers),
-                    data=io.BytesIO(body) if isinstance(body, bytes) else body,  # bytes of over 1 MiB it warns of
-                    allow_redirects=False,
-                    timeout=timeout,
-                )
+        """`ask`, with the answer closed on the way out."""
+        answer = await self.ask(method, url, headers, body, times)
         try:
-            answer = Response(response, times.idle_timeout)
-            if answer.status < 200 or any(_CONTROL.search(value) for _, value in answer.headers):
-                raise UpstreamUnreachable("The upstream's answer is no valid HTTP. Look at what runs there.")
             yield answer
         finally:
-            response.close() if not response.content.at_eof() else response.release()
+            answer.close()
 
     async def websocket(
         self, url: str, headers: Pairs, protocols: list[str], times: Timeouts
     ) -> aiohttp.ClientWebSocketResponse:
-        """Raises aiohttp.WSServerHandshakeError where the upstream refuses, else as `open`."""
+        """Raises aiohttp.WSServerHandshakeError where the upstream refuses, else as `ask`."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                cookie_jar=NoCookies(), skip_auto_headers=_AUTOMATIC, timeout=aiohttp.ClientTimeout(total=None)
+            )
         with _in_our_words():
             async with asyncio.timeout(times.response_timeout):
                 return await self._session.ws_connect(
@@ -156,7 +189,17 @@ class Client:
                 )
 
     async def close(self) -> None:
-        await self._session.close()
+        """Close all connections, whatever is on its way."""
+        self._closed = True
+        for connection in self._all:
+            connection.abort()
+        if self._all:
+            await asyncio.wait([connection.lost for connection in self._all])
+        if self._session:
+            await self._session.close()
+
+
+# Words
 
 
 @contextmanager
@@ -166,9 +209,9 @@ def _in_our_words() -> Iterator[None]:
     except aiohttp.WSServerHandshakeError:
         raise
     except TimeoutError as error:
-        raise UpstreamTimeout("The upstream did not answer in time. Try again later.") from error
+        raise UpstreamTimeout(LATE) from error
     except (aiohttp.ClientError, OSError, ValueError) as error:
-        raise UpstreamUnreachable("The upstream cannot be reached. Try again later.") from error
+        raise UpstreamUnreachable(AWAY) from error
 
 
 def _exact(url: str) -> URL:
@@ -184,6 +227,13 @@ def _one_case(headers: Pairs) -> Pairs:
     """Equal names in one letter case: aiohttp keeps only the last of `X-A` and `x-a`, but both of `X-A` and `X-A`."""
     spelled: dict[str, str] = {}
     return [(spelled.setdefault(name.lower(), name), value) for name, value in headers]
+
+
+def _decoded(raw: tuple[tuple[bytes, bytes], ...]) -> Pairs:
+    try:
+        return [(name.decode(), value.decode()) for name, value in raw]
+    except UnicodeDecodeError:
+        return [(_text(name), _text(value)) for name, value in raw]
 
 
 def _text(raw: bytes) -> str:

@@ -1,0 +1,300 @@
+"""One connection to an upstream: a request goes out, its answer comes in, and then perhaps another one.
+
+What the bytes of an answer mean says aiohttp's parser. How long is waited, when a connection is broken and when it
+may carry another request is said here. Knows nothing of URLs, of headers to send, or of which connections there are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from contextlib import suppress
+from typing import cast
+
+from aiohttp import EMPTY_PAYLOAD, StreamReader
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.http import HttpResponseParser, HttpVersion10, HttpVersion11, RawResponseMessage
+
+from proxy.errors import BadRequest, ProxyError, UpstreamTimeout, UpstreamUnreachable
+from proxy.web.origin import AWAY, LATE
+from proxy.web.request import LAST, Request, chunk
+
+_HEAD = 64 * 1024  # bytes that a head may have
+_HIGH = 128 * 1024  # bytes of an answer that may lie unread before no more are taken
+_JOIN = 64 * 1024  # a body up to this size is written in one with its head
+_ENDLESS = 2**29  # the reader's own bound, beyond ours: it could not be held to it without its private parts
+_TICK = 0.001  # seconds by which a timer may come early
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+
+_NO_HTTP = "The upstream's answer is no valid HTTP. Look at what runs there."
+BROKEN = "The upstream broke off its answer."
+_SILENT = "The upstream fell silent in the middle of its answer."
+
+
+class _NeverPaused(BaseProtocol):
+    """What the parser's reader asks to pause: nothing, since reading is paused by what lies unread there."""
+
+    def pause_reading(self) -> None:
+        """Never asked for: the reader's bound is beyond ours."""
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Asked for after each read."""
+
+
+class Connection(asyncio.Protocol):
+    """`ask`, then `piece` until it gives no more, then `rest`; `abort` at any time. `lost` is done once it is."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.lost: asyncio.Future[None] = self._loop.create_future()
+        self.answered = False  # a byte has come since the last request
+        self._pausing = _NeverPaused(self._loop)
+        self._transport: asyncio.Transport | None = None
+        self._parser: HttpResponseParser | None = None  # while there is a request
+        self._message: RawResponseMessage | None = None
+        self._body: StreamReader = EMPTY_PAYLOAD
+        self._fault: ProxyError | None = None
+        self._head_size = self._taken = 0
+        self._paused = False
+        self._sending: asyncio.Task[None] | None = None  # until all of the request has gone
+        self._waiter: asyncio.Future[None] | None = None
+        self._room: asyncio.Future[None] | None = None  # while the upstream takes no more
+        self._due = self._look_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    # One exchange
+
+    async def ask(self, request: Request, seconds: float) -> RawResponseMessage:
+        """Send a request; the head of its answer, waited for so long. Raises UpstreamUnreachable, UpstreamTimeout, and
+        BadRequest where its body breaks off. Whatever is raised, a cancellation too, closes the connection."""
+        self._begin(request, seconds)
+        while self._message is None:
+            if self._fault:
+                raise self._fault
+            await self._wait()
+        return self._message
+
+    async def piece(self, idle: float) -> bytes:
+        """What has come of the body since the last piece, waited for `idle` seconds; nothing at its end. Raises as
+        `ask` does, once all that came has been given."""
+        waits = False
+        while not (data := self._body.read_nowait()):
+            if self._body.is_eof():
+                return data
+            if self._fault:
+                raise self._fault
+            if not waits:  # framing alone is no sign of life
+                self._expect(idle)
+            waits = True
+            await self._wait()
+        self._taken += len(data)
+        if self._paused:
+            self._paused = False
+            if transport := self._open:
+                transport.resume_reading()
+        return data
+
+    def rest(self, idle: float) -> bool:
+        """End an exchange. Whether the connection can carry another one; it then closes by itself after `idle`
+        seconds, or when something comes. Else it is closed."""
+        parser, self._parser = self._parser, None
+        whole = self._message and not self._message.should_close and self._body.at_eof() and not self._sending
+        if not (whole and parser and self.is_open) or _holds_more(parser):
+            self.abort()
+            return False
+        self._body = EMPTY_PAYLOAD
+        self._expect(idle)
+        return True
+
+    def abort(self) -> None:
+        """Close at once, whatever is on its way."""
+        self._stop()
+        if transport := self._transport:
+            self._transport = None  # what the loop still says of it is no end of an answer
+            transport.abort()
+
+    def _stop(self) -> None:
+        if self._sending:
+            self._sending.cancel()
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+
+    @property
+    def is_open(self) -> bool:
+        return self._open is not None
+
+    @property
+    def _open(self) -> asyncio.Transport | None:
+        transport = self._transport
+        return None if transport is None or transport.is_closing() else transport
+
+    # The request
+
+    def _begin(self, request: Request, seconds: float) -> None:
+        self._parser = HttpResponseParser(
+            self._pausing,
+            self._loop,
+            _ENDLESS,
+            max_line_size=_HEAD,
+            max_field_size=_HEAD,
+            response_with_body=not request.is_head,
+            read_until_eof=True,
+            auto_decompress=False,
+        )
+        self._message, self._fault = None, None
+        self._head_size = self._taken = 0
+        self.answered = False
+        transport = self._open
+        if not transport:
+            self._fault = UpstreamUnreachable(AWAY)
+            return
+        if len(request.body) <= _JOIN:
+            transport.write(request.head + request.body)
+        else:
+            transport.write(request.head)
+            transport.write(request.body)
+        self._expect(seconds)
+        if request.stream:
+            self._sending = self._loop.create_task(self._send(request.stream, request.length, seconds))
+
+    async def _send(self, stream: StreamReader, left: int | None, seconds: float) -> None:
+        """The rest of a body, as it comes and as fast as the upstream takes it."""
+        try:
+            while left != 0 and (data := await stream.readany()):
+                if left is not None and (left := left - len(data)) < 0:
+                    break
+                await self._write(chunk(data) if left is None else data, seconds)
+            if left:  # the upstream would wait for the rest, or read on in what is no body
+                raise ValueError("the body is not as long as was said")
+            if left is None:
+                await self._write(LAST, seconds)
+            self._sending = None
+        except Exception as error:
+            self._sending = None
+            self._fail(BadRequest("The body of the request broke off before its end. Send all of it."), error)
+
+    async def _write(self, data: bytes, seconds: float) -> None:
+        """Once it is written, the wait for the head begins anew."""
+        if transport := self._open:
+            transport.write(data)
+        if self._message is None:
+            self._expect(seconds)
+        if self._room:
+            await self._room
+
+    def pause_writing(self) -> None:
+        self._room = self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        if self._room and not self._room.done():
+            self._room.set_result(None)
+        self._room = None
+
+    # The answer
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        if not (self._parser and self._transport):  # nobody asked: it may not become the answer to what is asked next
+            self.abort()
+            return
+        self.answered = True
+        try:
+            messages, _, _ = self._parser.feed_data(data)
+            for message, body in messages:
+                self._take(message, body)
+        except Exception as error:
+            self._fail(UpstreamUnreachable(BROKEN if self._message else _NO_HTTP), error)
+            return
+        if self._message is None:
+            self._head_size += len(data)
+            if self._head_size > _HEAD:
+                self._fail(UpstreamUnreachable(_NO_HTTP))
+        elif self._body.total_bytes - self._taken > _HIGH and not self._paused and (transport := self._open):
+            self._paused = True
+            transport.pause_reading()
+        self._wake()
+
+    def _take(self, message: RawResponseMessage, body: StreamReader) -> None:
+        """Raises ValueError for what is no head of an answer to what was asked."""
+        if self._message or not _is_valid(message):
+            raise ValueError("not the head of an answer to what was asked")
+        if message.code >= 200:
+            self._message, self._body = message, body
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._transport and self._parser and error is None:
+            with suppress(Exception):  # where it was not the end, it is not
+                self._parser.feed_eof()
+        self._transport = None
+        self._stop()
+        self._fault = self._fault or UpstreamUnreachable(BROKEN if self._message else AWAY)
+        self._wake()
+        self.lost.set_result(None)
+
+    # Waiting
+
+    async def _wait(self) -> None:
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        except BaseException:
+            self.abort()
+            raise
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _fail(self, fault: ProxyError, cause: Exception | None = None) -> None:
+        fault.__cause__ = cause
+        self._fault = self._fault or fault
+        self.abort()
+        self._wake()
+
+    def _expect(self, seconds: float) -> None:
+        """Something is to come within that time. One timer that looks again when it is early serves all: each
+        piece of a stream would else make one and cancel it."""
+        self._due = self._loop.time() + seconds
+        if self._timer is None or self._due < self._look_at:
+            self._look_later()
+
+    def _look_later(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+        self._look_at = self._due
+        self._timer = self._loop.call_at(self._due, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._loop.time() < self._due - _TICK:
+            self._look_later()
+        elif self._parser is None:  # at rest
+            self.abort()
+        elif self._waiter:
+            self._fail(UpstreamTimeout(_SILENT if self._message else LATE))
+
+
+def _is_valid(message: RawResponseMessage) -> bool:
+    """What aiohttp's parser lets pass and must not be handed on. It gives bodies coded otherwise as they are, while
+    the header that says so ends at this hop."""
+    codings = [value.lower() for value in message.headers.getall("Transfer-Encoding", ())]
+    return (
+        message.version in (HttpVersion10, HttpVersion11)
+        and (not codings or (codings == ["chunked"] and message.version == HttpVersion11))
+        and message.code >= 100
+        and message.code != 101
+        and not _CONTROL.search(b"".join([value for _, value in message.raw_headers]))
+    )
+
+
+def _holds_more(parser: HttpResponseParser) -> bool:
+    """Whether more than an answer has come: at its end the parser gives what has begun of a message."""
+    try:
+        return parser.feed_eof() is not None
+    except Exception:
+        return True
