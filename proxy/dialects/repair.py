@@ -20,6 +20,9 @@ from proxy.dialects.groups import RESULTS, Group, calls, named, renamed
 BRIDGE: Final = b'{"role":"assistant","content":"OK."}'
 
 
+LOOSE: Final = 128  # parts that a list may have before they are joined
+
+
 class Rules(Protocol):
     """What an upstream insists on beside calls and results."""
 
@@ -81,9 +84,10 @@ class Repair:
         return self._count + len(self._joined_tail()) + (self._open.size if self._open else 0)
 
     def fork(self) -> Repair:
-        """A copy to go on with. Costs the open things and the set of ids (1000: some 10 us), and one
-        join of what was added since the last fork."""
-        self._join()
+        """A copy to go on with. Costs the open things and the set of ids (1000: some 10 us), and now and
+        then a join: joining each time would copy the whole history once more."""
+        if len(self._parts) - self._run > LOOSE:
+            self._join()
         twin = Repair(self._rules)
         twin._parts, twin._run, twin._count = self._parts[:], self._run, self._count
         twin._tail, twin._role = self._tail[:], self._role
@@ -112,13 +116,17 @@ class Repair:
                 return id
         return None
 
-    def finish(self) -> bytes:
-        """All messages joined by commas, every call answered. Changes nothing: more may be added."""
+    def pieces(self) -> list[bytes]:
+        """All messages, some of them joined by commas, every call answered. Changes nothing: more may be added."""
         pieces = [*self._parts, *self._joined_tail()]
         if self._open:
             group, missing = self._open.copy().close()
             pieces += [*group, *[stand_in.raw for stand_in in missing]]
-        return b",".join(pieces)
+        return pieces
+
+    def finish(self) -> bytes:
+        """All messages joined by commas; see `pieces`."""
+        return b",".join(self.pieces())
 
     def _place(self, role: str, id: str, raw: bytes) -> bool:
         """Puts a result where it belongs, if a call of this list asked for it: to the open group,

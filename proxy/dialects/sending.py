@@ -77,12 +77,14 @@ def compose(ask: Ask, plan: Plan, history: History, form: Form) -> tuple[bytes, 
     if late and form.profile.asked_last:
         repair.add("user", GO_ON)
     system = _system(ask, plan, form)
-    array = b"[" + b",".join([block for block in (system, repair.finish()) if block]) + b"]"
-    if not plan.line and array == b"[" + b",".join(elements(ask.body[ask.start : ask.end])) + b"]":
+    pieces = [*([system] if system else []), *repair.pieces()]
+    if not plan.line and b",".join(pieces) == b",".join(elements(ask.body[ask.start : ask.end])):
         return ask.body, 0  # nothing in it is ours: as it was spaced
     own = ask.count + _count(ask.system)
     injected = max(0, repair.count + _count(system) - own)
-    return ask.body[: ask.start] + array + ask.body[ask.end :], injected
+    # In one copy: a history may be megabytes.
+    between = [part for piece in pieces for part in (b",", piece)][1:]
+    return b"".join([ask.body[: ask.start], b"[", *between, b"]", ask.body[ask.end :]]), injected
 
 
 def sent_members(body: bytes) -> Collection[str]:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from proxy.core.members import dumps
 from proxy.dialects.groups import NO_RESULT
-from proxy.dialects.repair import BRIDGE, Repair
+from proxy.dialects.repair import BRIDGE, LOOSE, Repair
 
 NINE = "[a-zA-Z0-9]{9}"
 DEEP = b"[" * 5000 + b"]" * 5000
@@ -437,8 +437,11 @@ def test_what_a_fork_made_or_a_finish_closed_is_open_in_the_history() -> None:
 
 def test_a_long_history_is_few_parts() -> None:
     """What makes a fork cheap: only where a late result may come is the history not one run of bytes."""
-    repaired = repair(*[u(), a()] * 50, asks("a"), *[u(), a()] * 50)
+    repaired = repair(*[u(), a()] * 500, asks("a"), *[u(), a()] * 500)
     assert len(repaired.fork()._parts) == 3
+    for _ in range(LOOSE):
+        repaired.add("user", u())
+        assert len(repaired.fork()._parts) <= LOOSE + 3
 
 
 @given(LISTS, RULES, st.booleans())
