@@ -23,6 +23,7 @@ import aiosqlite
 from proxy.core.history import Session, fresh
 from proxy.core.model import Answer, SessionKey, SessionState, Turn
 from proxy.errors import StoreUnavailable
+from proxy.stores import statements as sql
 from proxy.stores.lock import Lock
 from proxy.stores.migration import migrate
 from proxy.stores.rows import answers_of, history_of, packed, row_of, unpacked
@@ -33,57 +34,10 @@ _PRAGMAS = (
     "PRAGMA synchronous=FULL",  # NORMAL loses acknowledged commits at a power cut
     "PRAGMA secure_delete=ON",
 )
+REWRITTEN = 16 << 20  # bytes up to which a database is written anew after a deletion: a fifth of a second
 TRUNCATIONS = 100  # tries to empty the log after a deletion, 50 ms apart
 BUSY = 5000  # ms a commit waits for a stranger who locks the database
-_SESSION = "SELECT id, tip, touched, emptied FROM sessions WHERE tenant = ? AND session = ?"
-_TURNS = """
-SELECT id, parent, name, state, system, asked, roles, reply, echo, model, finish_reason, usage, started, ended,
-       layout, marks, form, request, resends, idempotency_key
-FROM turns WHERE session = ? ORDER BY id
-"""
-_BEGIN = "INSERT OR IGNORE INTO sessions (tenant, session, touched) VALUES (:tenant, :session, :touched)"
-_APPEND = """
-INSERT INTO turns (id, session, parent, name, state, system, asked, roles, reply, echo, model, finish_reason,
-                   usage, started, ended, layout, marks, form, request, resends, idempotency_key)
-SELECT :turn, s.id, (SELECT id FROM turns WHERE session = s.id AND name = :parent), :name, :state, :system, :asked,
-       :roles, :reply, :echo, :model, :finish_reason, :usage, :started, :ended, :layout, :marks, :form, :request,
-       :resends, :key FROM sessions s WHERE s.tenant = :tenant AND s.session = :session
-"""
-_MOVE = "UPDATE sessions SET tip = :turn, touched = :touched, emptied = 0 WHERE tenant = :tenant AND session = :session"
-_DROP_ANSWERS = """
-DELETE FROM answers WHERE slot > 0 AND turn = (
-    SELECT t.id FROM turns t JOIN sessions s ON s.id = t.session WHERE t.name = ? AND s.tenant = ? AND s.session = ?
-)
-"""
-_DROP = "DELETE FROM turns WHERE name = ? AND session = (SELECT id FROM sessions WHERE tenant = ? AND session = ?)"
-_KEEP = """
-INSERT OR REPLACE INTO answers (session, slot, turn, status, content_type, body)
-SELECT id, :slot, :turn, :status, :content_type, packed(:body) FROM sessions
-WHERE tenant = :tenant AND session = :session
-"""
-_UNKEEP = """
-DELETE FROM answers WHERE slot = 0
-AND session = (SELECT id FROM sessions WHERE tenant = :tenant AND session = :session)
-"""
-_ANSWER = """
-SELECT a.status, a.content_type, a.body FROM answers a JOIN turns t ON t.id = a.turn
-WHERE t.name = ? AND a.session = (SELECT id FROM sessions WHERE tenant = ? AND session = ?)
-"""
-_DELETE = (
-    "DELETE FROM answers WHERE session = (SELECT id FROM sessions WHERE tenant = ? AND session = ?)",
-    "DELETE FROM turns WHERE session = (SELECT id FROM sessions WHERE tenant = ? AND session = ?)",
-    "DELETE FROM sessions WHERE tenant = ? AND session = ?",
-)
-_LEARN = "INSERT OR IGNORE INTO refusals (upstream, member) VALUES (?, ?)"
-_TOUCH = "UPDATE sessions SET touched = ? WHERE tenant = ? AND session = ? AND emptied = 0"
-# What was read before a write is waited for may have changed since: only the session that was seen goes.
-_EMPTY = "UPDATE sessions SET tip = NULL, emptied = 1 WHERE id = ? AND touched = ?"
-_WIPE = "DELETE FROM turns WHERE session IN (SELECT id FROM sessions WHERE id = ? AND touched = ? AND emptied = 1)"
-_WIPE_ANSWERS = _WIPE.replace("turns", "answers", 1)
-_STALE = "SELECT id, touched, tenant, session FROM sessions WHERE touched < ? AND emptied = 0 ORDER BY touched LIMIT ?"
-_FORGET = "DELETE FROM sessions WHERE emptied = 1 AND touched < ?"
 _GROUP = "a transaction of ours"  # no SQL: see _Grouping
-_BEAT = "UPDATE pulse SET beat = beat + 1"
 
 Statement = tuple[str, list[Any]]
 
@@ -94,6 +48,7 @@ class _Write:
 
     statements: list[Statement]
     done: asyncio.Future[bool]
+    rewrite: bool = False  # then the file is written anew, where that takes a moment only
     truncate: bool = False  # then the log is emptied, and `done` says whether it could be
 
 
@@ -154,17 +109,17 @@ class SQLiteStore:
         return self._refusals
 
     async def load(self, key: SessionKey, now: int, in_use: bool = False) -> Session:
-        found = await self._read(_SESSION, (key.tenant, key.id))
+        found = await self._read(sql.SESSION, (key.tenant, key.id))
         if not found:
             return fresh()
         id, tip, touched, emptied = found[0]
         touched = touched if emptied else self._touches.get(key, touched)
         state = state_at(touched if in_use else now, touched, bool(emptied), self._ttl)
         if state is SessionState.CONTINUED:
-            return Session(state, history_of(tip, await self._read(_TURNS, (id,))))
+            return Session(state, history_of(tip, await self._read(sql.TURNS, (id,))))
         if emptied:
             return fresh(state)
-        await self._write([(sql, [(id, touched)]) for sql in (_EMPTY, _WIPE, _WIPE_ANSWERS)])
+        await self._write([(each, [(id, touched)]) for each in (sql.EMPTY, sql.WIPE, sql.WIPE_ANSWERS)])
         return await self.load(key, now)
 
     async def append(
@@ -178,18 +133,19 @@ class SQLiteStore:
         rows = [row_of(self._turn_id + n, key, turn, now) for n, turn in enumerate(turns, 1)]
         self._turn_id += len(rows)
         gone = [(name, key.tenant, key.id) for name in drop]
-        statements: list[Statement] = [(_BEGIN, rows[:1]), (_APPEND, rows), (_MOVE, rows[-1:])]
+        statements: list[Statement] = [(sql.BEGIN, rows[:1]), (sql.APPEND, rows), (sql.MOVE, rows[-1:])]
         if gone:
-            statements += [(_DROP_ANSWERS, gone), (_DROP, gone)]
-        statements.append((_KEEP, answers_of(rows[-1], answer)) if answer else (_UNKEEP, rows[-1:]))
+            statements += [(sql.DROP_ANSWERS, gone), (sql.DROP, gone)]
+        statements.append((sql.KEEP, answers_of(rows[-1], answer)) if answer else (sql.UNKEEP, rows[-1:]))
         await self._write(statements)
 
     async def answer(self, key: SessionKey, turn: str) -> Answer | None:
-        found = await self._read(_ANSWER, (turn, key.tenant, key.id))
+        found = await self._read(sql.ANSWER, (turn, key.tenant, key.id))
         return Answer(found[0][0], found[0][1], unpacked(found[0][2])) if found else None
 
     async def delete(self, key: SessionKey) -> None:
-        await self._write([(sql, [(key.tenant, key.id)]) for sql in _DELETE])
+        await self._write([(each, [(key.tenant, key.id)]) for each in sql.DELETE])
+        await self._write([], rewrite=True)
         for _ in range(TRUNCATIONS):  # the log holds the content, too, until no reader is in the way
             if await self._write([], truncate=True):
                 return
@@ -198,22 +154,23 @@ class SQLiteStore:
 
     async def learn(self, upstream: str, member: str) -> None:
         self._refusals = {**self._refusals, upstream: self._refusals.get(upstream, frozenset()) | {member}}
-        self._enqueue([(_LEARN, [(upstream, member)])])
+        self._enqueue([(sql.LEARN, [(upstream, member)])])
 
     async def touch(self, key: SessionKey, now: int) -> None:
         self._touches[key] = now  # with the next commit: a transaction of its own would cost as much as the turn's
 
     async def sweep(self, now: int, in_use: AbstractSet[SessionKey], limit: int) -> int:
-        stale = await self._read(_STALE, (now - self._ttl, limit + len(in_use)))
+        stale = await self._read(sql.STALE, (now - self._ttl, limit + len(in_use)))
         used = in_use | self._touches.keys()
         gone = [(id, touched) for id, touched, *key in stale if SessionKey(*key) not in used][:limit]
+        forgotten = now - self._ttl - EXPIRED_KEPT
         await self._write(
-            [(_EMPTY, gone), (_WIPE, gone), (_WIPE_ANSWERS, gone), (_FORGET, [(now - self._ttl - EXPIRED_KEPT,)])]
+            [*[(each, gone) for each in (sql.EMPTY, sql.WIPE, sql.WIPE_ANSWERS)], (sql.FORGET, [(forgotten,)])]
         )
         return len(gone)
 
     async def ping(self) -> None:
-        await self._write([(_BEAT, [()])])
+        await self._write([(sql.BEAT, [()])])
 
     async def close(self) -> None:
         """Commit what waits, then close."""
@@ -224,24 +181,24 @@ class SQLiteStore:
         await self._task
         await self._opened.aclose()
 
-    async def _read(self, sql: str, parameters: Any) -> list[Any]:
+    async def _read(self, statement: str, parameters: Any) -> list[Any]:
         try:
             # In one step: a cursor left open by a cancelled caller would hold all later reads at its snapshot.
-            return list(await self._reader.execute_fetchall(sql, parameters))
+            return list(await self._reader.execute_fetchall(statement, parameters))
         except sqlite3.Error as error:
             raise _unavailable(error) from error
 
-    def _enqueue(self, statements: list[Statement], truncate: bool = False) -> asyncio.Future[bool]:
+    def _enqueue(self, statements: list[Statement], **more: bool) -> asyncio.Future[bool]:
         if self._closed:
             raise StoreUnavailable("The store is closed.")
-        write = _Write(statements, asyncio.get_running_loop().create_future(), truncate)
+        write = _Write(statements, asyncio.get_running_loop().create_future(), **more)
         write.done.add_done_callback(_retrieved)
         self._queue.put_nowait(write)
         return write.done
 
-    async def _write(self, statements: list[Statement], truncate: bool = False) -> bool:
+    async def _write(self, statements: list[Statement], **more: bool) -> bool:
         """Whether it is written is settled on return, also where the caller is cancelled."""
-        done = self._enqueue(statements, truncate)
+        done = self._enqueue(statements, **more)
         try:
             return await asyncio.shield(done)
         except asyncio.CancelledError:
@@ -261,6 +218,8 @@ class SQLiteStore:
         touches, self._touches = self._touches, {}
         try:
             await self._writer.executemany(_GROUP, _merged(group, touches))
+            if any([write.rewrite for write in group]):
+                await self._rewritten()
             truncated = any([write.truncate for write in group]) and await self._emptied()
         except Exception as error:
             self._touches = {**touches, **self._touches}
@@ -269,6 +228,14 @@ class SQLiteStore:
         else:
             for write in group:
                 write.done.set_result(truncated)
+
+    async def _rewritten(self) -> None:
+        """SQLite leaves copies behind where it moves rows between pages, `secure_delete` or not. Only a new file is
+        without them; in a large database everybody would wait too long for it."""
+        (pages,), (size,) = [await _one(self._writer, f"PRAGMA {name}") for name in ("page_count", "page_size")]
+        if pages * size <= REWRITTEN:
+            with suppress(sqlite3.Error):  # what is committed stands
+                await self._writer.execute("VACUUM")
 
     async def _emptied(self) -> bool:
         """Whether the log could be emptied. Waits for no reader: every commit would wait with it."""
@@ -280,8 +247,8 @@ class SQLiteStore:
         return not busy
 
 
-async def _one(connection: aiosqlite.Connection, sql: str) -> Any:
-    async with connection.execute(sql) as cursor:
+async def _one(connection: aiosqlite.Connection, statement: str) -> Any:
+    async with connection.execute(statement) as cursor:
         return await cursor.fetchone()
 
 
@@ -306,10 +273,10 @@ def _merged(group: Iterable[_Write], touches: Mapping[SessionKey, int]) -> list[
     """Equal statements of a group as one, signs of life before all others."""
     merged: dict[str, list[Any]] = {}
     if touches:
-        merged[_TOUCH] = [(now, key.tenant, key.id) for key, now in touches.items()]
+        merged[sql.TOUCH] = [(now, key.tenant, key.id) for key, now in touches.items()]
     for write in group:
-        for sql, rows in write.statements:
-            merged.setdefault(sql, []).extend(rows)
+        for each, rows in write.statements:
+            merged.setdefault(each, []).extend(rows)
     return list(merged.items())
 
 

@@ -246,7 +246,6 @@ async def test_what_a_deleted_session_said_is_in_no_file(path: Path, sqlite: SQL
         assert look(path, f"SELECT count(*) FROM {table} WHERE session NOT IN (SELECT id FROM sessions)") == [(0,)]
 
 
-@pytest.mark.xfail(reason="SQLite leaves copies behind in pages whose cells it moves, secure_delete or not")
 async def test_nor_after_many_other_sessions_came_and_went(path: Path, sqlite: SQLiteStore) -> None:
     chance = random.Random(10)
     said: dict[SessionKey, list[bytes]] = {}
