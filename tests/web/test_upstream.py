@@ -111,7 +111,7 @@ class Upstream:
                 await self.play(answer.steps, reader, writer)
                 if answer.unread:
                     await reader.read()
-        except (EOFError, OSError):
+        except (EOFError, OSError, RuntimeError):  # the last one is what uvloop says of a transport that was closed
             pass
         finally:
             self.open -= 1
