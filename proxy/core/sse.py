@@ -58,6 +58,9 @@ class Terminator:
         self._at_line_start = True  # of the first byte of `held`
 
     def feed(self, piece: bytes) -> bytes:
+        if not self.held and not self.seen and piece.endswith(b"\n") and b"[DONE]" not in piece:
+            self._at_line_start = True
+            return piece  # whole lines, as nearly every piece is
         if self.seen:
             self.held += piece
             return b""

@@ -8,6 +8,7 @@ Knows nothing of sessions or of what the bytes mean.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 
 from proxy.core.headers import Pairs
 from proxy.core.model import Answer, Turn, TurnState
@@ -53,18 +54,16 @@ class Broadcast:
         if self._first:
             await self._first.begin(status, headers)
 
-    async def write(self, piece: bytes) -> None:
+    def write(self, piece: bytes) -> Awaitable[None]:
         if self._pieces is not None:
             self._size += len(piece)
             if self._size > self._limit:
                 self._pieces = None
             else:
                 self._pieces.append(piece)
-        self._tell()
-        if self._first:
-            await self._first.write(piece)
-        else:
-            await self._room()
+        if self._news is not None:
+            self._tell()
+        return self._first.write(piece) if self._first else self._room()
 
     async def end(self) -> None:
         """All has been written, and the client may see it."""

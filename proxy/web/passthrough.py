@@ -47,7 +47,7 @@ async def _hand_on(request: web.BaseRequest, runtime: Runtime, target: Target, l
     ):
         await listener.begin(answer.status, end_to_end(answer.headers))
         try:
-            async for piece in answer.pieces():
+            while piece := await answer.piece():
                 await listener.write(piece)
                 if listener.gone:
                     break

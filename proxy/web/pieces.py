@@ -1,43 +1,51 @@
-"""The pieces of an upstream's answer on their way: undone encodings, and a beginning that is looked at first."""
+"""The body of an upstream's answer on its way: a beginning that is looked at first, an undone encoding."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
 
 from proxy.core.inflate import Inflate, inflater
 from proxy.errors import UpstreamUnreachable
 from proxy.web.upstream import Response
 
 
-def inflating(answer: Response) -> Inflate | None:
-    """How to undo the answer's encoding: we asked for none, and cannot record what we cannot read."""
-    try:
-        return inflater(answer.get("content-encoding"))
-    except ValueError as error:
-        raise UpstreamUnreachable(
-            f"The upstream compressed its answer as {error} although asked not to. Turn that off there."
-        ) from error
+class Body:
+    """`beginning` if need be, then `piece` until it gives nothing. An encoding is undone once `undo` was called."""
 
+    def __init__(self, answer: Response) -> None:
+        self._answer = answer
+        self._looked_at: list[bytes] = []
+        self._encoding: Inflate | None = None
+        self._parts: Iterator[bytes] = iter(())
 
-async def plain(pieces: AsyncIterator[bytes], encoding: Inflate | None) -> AsyncIterator[bytes]:
-    async for piece in pieces:
-        if encoding is None:
-            yield piece
-            continue
-        for part in encoding.feed(piece):
-            yield part
+    async def beginning(self, limit: int) -> bytes:
+        """The first pieces, up to `limit` bytes or the end; they come again. A break is left for who reads on."""
+        while sum(map(len, self._looked_at)) < limit and (piece := await self._answer.piece()):
+            self._looked_at.append(piece)
+        return b"".join(self._looked_at)
 
+    def undo(self) -> bool:
+        """Undo the answer's encoding, where it has one: we asked for none, and cannot record what we cannot read."""
+        try:
+            self._encoding = inflater(self._answer.get("content-encoding"))
+        except ValueError as error:
+            raise UpstreamUnreachable(
+                f"The upstream compressed its answer as {error} although asked not to. Turn that off there."
+            ) from error
+        return self._encoding is not None
 
-async def beginning(pieces: AsyncIterator[bytes], limit: int) -> list[bytes]:
-    """The first pieces of a body, up to `limit` bytes or its end. A break is left for who reads on."""
-    seen: list[bytes] = []
-    while sum(map(len, seen)) < limit and (piece := await anext(pieces, None)) is not None:
-        seen.append(piece)
-    return seen
+    @property
+    def is_whole(self) -> bool:
+        """Whether the encoding came to its end."""
+        return self._encoding is None or self._encoding.eof
 
-
-async def chained(seen: list[bytes], pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    for piece in seen:
-        yield piece
-    async for piece in pieces:
-        yield piece
+    async def piece(self) -> bytes:
+        """The next piece; empty at the end. Raises as `Response.piece`, and zlib.error."""
+        if self._encoding is None:
+            return self._looked_at.pop(0) if self._looked_at else await self._answer.piece()
+        while not (part := next(self._parts, b"")):
+            raw = self._looked_at.pop(0) if self._looked_at else await self._answer.piece()
+            if not raw:
+                return b""
+            self._parts = self._encoding.feed(raw)
+        return part

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import zlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 from proxy.core import headers
@@ -26,7 +26,7 @@ from proxy.web.broadcast import Broadcast
 from proxy.web.call import SEEN, Call, affinity
 from proxy.web.listener import LOOK, Listener
 from proxy.web.live import Place
-from proxy.web.pieces import beginning, chained, inflating, plain
+from proxy.web.pieces import Body
 from proxy.web.runtime import Runtime
 from proxy.web.upstream import Response
 
@@ -160,16 +160,14 @@ class RecordedTurn:
         upstream, target = self.call.target.upstream, self.call.target
         opened = self._runtime.client.open("POST", target.url, self._upstream_headers(), self._body, upstream)
         async with opened as answer:
-            pieces = answer.pieces()
+            body = Body(answer)
             if answer.status in (400, 422) and (members := sending.sent_members(self._body)):
-                seen = await beginning(pieces, _ERROR_SIZE)
-                if self._strip(profiles.refused(answer.status, b"".join(seen), members)):
+                if self._strip(profiles.refused(answer.status, await body.beginning(_ERROR_SIZE), members)):
                     return True
-                pieces = chained(seen, pieces)
             elif 200 <= answer.status < 300:
                 for member in self._form.refused - self._known_refusals():
                     await self._runtime.store.learn(target.host, member)
-            await self._relay(answer, pieces)
+            await self._relay(answer, body)
         return False
 
     def _known_refusals(self) -> frozenset[str]:
@@ -187,13 +185,12 @@ class RecordedTurn:
         target = self.call.target
         return sending.form_of(target.upstream.profile, target.host, self.call.ask.model, refused)
 
-    async def _relay(self, answer: Response, pieces: AsyncIterator[bytes]) -> None:
-        encoding = inflating(answer) if 200 <= answer.status < 300 else None
-        length = None if encoding else answer.length
-        self._exchange.begin(answer.status, answer.get("content-type"), length)
+    async def _relay(self, answer: Response, body: Body) -> None:
+        inflated = 200 <= answer.status < 300 and body.undo()
+        self._exchange.begin(answer.status, answer.get("content-type"), None if inflated else answer.length)
         self._said = answer.status, answer.get("content-type")
-        await self.broadcast.begin(answer.status, self._client_headers(answer, encoding is not None))
-        clean = await self._pieces(plain(pieces, encoding)) and (encoding is None or encoding.eof)
+        await self.broadcast.begin(answer.status, self._client_headers(answer, inflated))
+        clean = await self._pieces(body) and body.is_whole
         if not self._settling:
             await self._settle(clean)
         if clean and not self.broadcast.ended:
@@ -202,20 +199,21 @@ class RecordedTurn:
         else:
             self.broadcast.fail()
 
-    async def _pieces(self, pieces: AsyncIterator[bytes]) -> bool:
+    async def _pieces(self, body: Body) -> bool:
         """Hand pieces on until the end of the transfer; whether it ended as HTTP says."""
+        exchange, broadcast = self._exchange, self.broadcast
         try:
-            async for piece in pieces:
-                if out := self._exchange.receive(piece):
-                    await self.broadcast.write(out)
-                if self._exchange.terminated and not self._settling:
+            while piece := await body.piece():
+                if out := exchange.receive(piece):
+                    await broadcast.write(out)
+                if exchange.terminated and not self._settling:
                     await self._settle(True)
-                if self.broadcast.ended:
+                if broadcast.ended:
                     return False  # its end is not to be released
-                if self._settling and self.broadcast.deserted:
+                if self._settling and broadcast.deserted:
                     return True  # nobody waits for what follows the end; who comes now gets what there is, whole
         except (ProxyError, zlib.error):
-            return self.kept and self._exchange.ends_itself  # all that counts was given
+            return self.kept and exchange.ends_itself  # all that counts was given
         return True
 
     async def _settle(self, clean: bool) -> None:

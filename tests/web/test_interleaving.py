@@ -180,8 +180,8 @@ class Playing(Response):
         self.status, self._pieces = status, pieces
         self.headers = [("Content-Type", "text/event-stream" if status == 200 else "application/json")]
 
-    def pieces(self) -> AsyncIterator[bytes]:
-        return self._pieces
+    async def piece(self) -> bytes:
+        return await anext(self._pieces, b"")
 
 
 @dataclass

@@ -1220,7 +1220,7 @@ async def test_a_break_under_tls_is_a_break(trust: ssl.SSLContext, steps: list[S
 @on_both_loops
 async def test_an_address_that_leads_nowhere_does_not_hold_up_the_next() -> None:
     async with silent_port(full=True) as nowhere, talk() as it:
-        kind = (socket.AF_INET, socket.SOCK_STREAM, 0, "")
+        tasks, kind = len(asyncio.all_tasks()), (socket.AF_INET, socket.SOCK_STREAM, 0, "")
         refused, full, good = [(*kind, ("127.0.0.1", port)) for port in (1, nowhere, it.upstream.port)]
         for addresses, least in (
             ([refused, good], 0.0),
@@ -1232,6 +1232,7 @@ async def test_an_address_that_leads_nowhere_does_not_hold_up_the_next() -> None
             with await origin.reach(addresses) as sock:
                 assert sock.getpeername()[1] == it.upstream.port
             assert least <= time.monotonic() - start < least + 0.2
+            await eventually(lambda: len(asyncio.all_tasks()) == tasks, 0.5)  # the others have been given up
         with pytest.raises(ConnectionRefusedError):
             await origin.reach([refused, refused])
 
