@@ -8,7 +8,8 @@ Knows nothing of sessions or of what the bytes mean.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Coroutine
+from typing import Any
 
 from proxy.core.headers import Pairs
 from proxy.core.model import Answer, Turn, TurnState
@@ -54,7 +55,7 @@ class Broadcast:
         if self._first:
             await self._first.begin(status, headers)
 
-    def write(self, piece: bytes) -> Awaitable[None]:
+    def write(self, piece: bytes) -> Coroutine[Any, Any, None]:
         if self._pieces is not None:
             self._size += len(piece)
             if self._size > self._limit:
