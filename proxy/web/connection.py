@@ -97,9 +97,10 @@ class Connection(asyncio.Protocol):
     def rest(self, idle: float) -> bool:
         """End an exchange. Whether the connection can carry another one; it then closes by itself after `idle`
         seconds, or when something comes. Else it is closed."""
-        parser, self._parser = self._parser, None
-        whole = self._message and not self._message.should_close and self._body.at_eof() and not self._sending
-        if not (whole and parser and self.is_open) or _holds_more(parser):
+        parser, transport, self._parser = self._parser, self._open, None
+        whole = self._message and not self._message.should_close and self._body.at_eof()
+        sent = transport and not self._sending and not transport.get_write_buffer_size()
+        if not (whole and sent and parser) or _holds_more(parser):
             self.abort()
             return False
         self._body = EMPTY_PAYLOAD
@@ -275,7 +276,7 @@ class Connection(asyncio.Protocol):
             self._look_later()
         elif self._parser is None:  # at rest
             self.abort()
-        elif self._waiter:
+        elif self._waiter and not self._waiter.done():
             self._fail(UpstreamTimeout(_SILENT if self._message else LATE))
 
 

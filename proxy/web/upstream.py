@@ -82,6 +82,7 @@ class Client:
     """Sends requests; closed by `close`. `connections` bounds how many are answered at a time, 0 is no bound."""
 
     def __init__(self, connections: int = 0) -> None:
+        self._connections = connections
         self._room = asyncio.Semaphore(connections) if connections else None
         self._kept: dict[Origin, dict[Connection, None]] = {}  # the last one kept is the first one used
         self._all: set[Connection] = set()
@@ -175,7 +176,12 @@ class Client:
         """Raises aiohttp.WSServerHandshakeError where the upstream refuses, else as `ask`."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                cookie_jar=NoCookies(), skip_auto_headers=_AUTOMATIC, timeout=aiohttp.ClientTimeout(total=None)
+                connector=aiohttp.TCPConnector(limit=self._connections),
+                cookie_jar=NoCookies(),
+                skip_auto_headers=_AUTOMATIC,
+                timeout=aiohttp.ClientTimeout(total=None),
+                max_line_size=64 * 1024,
+                max_field_size=64 * 1024,
             )
         with _in_our_words():
             async with asyncio.timeout(times.response_timeout):

@@ -1021,6 +1021,24 @@ async def test_what_the_upstream_does_not_take_is_not_read_from_the_client() -> 
 EARLY = v1(LENGTH, b"large", status=b"413 Content Too Large")
 
 
+@on_both_loops
+async def test_a_connection_that_has_not_taken_all_of_a_body_takes_no_other() -> None:
+    async def sip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(EARLY)
+        await done.wait()
+        writer.transport.abort()
+
+    done = asyncio.Event()
+    server = await asyncio.start_server(sip, "127.0.0.1", 0, limit=2**10)
+    async with talk() as it, server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        for _ in range(2):
+            assert await it.get("POST", url, [], b"x" * 2**24, response_timeout=1) == (413, b"large")
+        done.set()
+        await it.client.close()
+
+
 @pytest.mark.parametrize("end", ["fin", 0.0])
 @on_both_loops
 async def test_an_answer_may_come_before_the_body_has_gone(end: Step) -> None:
