@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import random
 import sqlite3
 import time
 from contextlib import closing
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.fakes import RawClient, Received, Reply, ScriptedUpstream, completion, sse
+from tests.acceptance.acknowledged import Client, at_work, said, script
+from tests.fakes import RawClient, ScriptedUpstream
 from tests.process import Proxy
 
 ROUNDS = 100 if os.environ.get("SOAK") else 10
@@ -27,61 +25,6 @@ WITH RECURSIVE line (id, parent) AS (
 )
 SELECT asked, reply FROM turns WHERE id IN (SELECT id FROM line) ORDER BY id
 """
-
-
-def script(request: Received) -> Reply:
-    """An answer that says which turn it answers, framed in one way after another."""
-    text = request.messages[-1]["content"]
-    if request.json.get("stream"):
-        return sse("re ", text)
-    return completion("re " + text, framing="chunked" if text.endswith("2") else "length")
-
-
-@dataclass
-class Client:
-    """One at work in a session of its own: request after request, until the proxy is gone."""
-
-    session: str
-    sent: list[str] = field(default_factory=list)
-    acknowledged: list[str] = field(default_factory=list)
-    began: asyncio.Event = field(default_factory=asyncio.Event)
-
-    async def work(self, port: int) -> None:
-        try:
-            async with RawClient(port) as client:
-                while True:
-                    await self._turn(client)
-        except ConnectionError:
-            pass
-
-    async def _turn(self, client: RawClient) -> None:
-        n = len(self.sent)
-        self.sent.append(text := f"{self.session} turn {n}")
-        body = {"model": "m", "stream": n % 2 == 0, "messages": [{"role": "user", "content": text}]}
-        await client.post("/v1/chat/completions", body, [("sessionId", self.session)])
-        self.began.set()
-        head = await client.head()
-        assert head.status == 200, f"{head.status} {await client.body()!r}"
-        answer = await client.body()
-        # `[DONE]` alone is the promise already, whatever becomes of the connection behind it
-        if b"data: [DONE]" in answer if body["stream"] else client.ended == "complete":
-            self.acknowledged.append(text)
-        if client.ended != "complete":
-            raise ConnectionError
-
-    def lost(self, stored: list[str]) -> set[str]:
-        """The acknowledged turns that are not stored; what is must be what was sent, in order, nothing twice."""
-        assert stored == [text for text in self.sent if text in set(stored)]
-        assert len(stored) <= len(self.acknowledged) + 1  # the one in flight may be kept or not
-        return set(self.acknowledged) - set(stored)
-
-
-def said(messages: list[dict[str, Any]]) -> list[str]:
-    """The user's texts of a history in which each is followed by the answer to it."""
-    asked, answers = messages[::2], messages[1::2]
-    assert [m["role"] for m in messages] == ["user", "assistant"] * len(asked)
-    assert [m["content"] for m in answers] == ["re " + m["content"] for m in asked]
-    return [m["content"] for m in asked]
 
 
 async def remembered(port: int, session: str) -> list[str]:
@@ -108,12 +51,7 @@ def lost_on_disk(database: Path, clients: list[Client]) -> set[str]:
 async def one_round(proxy: Proxy, number: int, moment: float) -> list[Client]:
     """Clients at work, a kill, a restart."""
     clients = [Client(f"round {number} client {n}") for n in range(CLIENTS)]
-    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
-        for client in clients:
-            group.create_task(client.work(proxy.port))
-        for client in clients:
-            await client.began.wait()
-        await asyncio.sleep(moment)
+    async with at_work(clients, proxy.port, moment):
         await proxy.kill()
     await proxy.start()
     return clients
