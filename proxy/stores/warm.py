@@ -49,24 +49,30 @@ class WarmStore:
         await self._inner.learn(upstream, member)
 
     async def load(self, key: SessionKey, now: int, in_use: bool = False) -> Session:
-        entry = self._entries.get(key)
-        if entry and (in_use or entry.is_live(now, self._ttl)):
-            self._entries.move_to_end(key)
-            return entry.session
-        self._drop(key)
+        """With every turn whose append has returned, also while the session was read."""
+        while True:
+            entry = self._entries.get(key)
+            if entry and (in_use or entry.is_live(now, self._ttl)):
+                self._entries.move_to_end(key)
+                return entry.session
+            self._drop(key)
+            session, current = await self._read(key, now, in_use)
+            if current:
+                self._keep(key, session, None)
+                return session
+
+    async def _read(self, key: SessionKey, now: int, in_use: bool) -> tuple[Session, bool]:
+        """A session of the inner store; and whether nothing was appended meanwhile, which the read may have missed."""
         read = object()
         self._reads.setdefault(key, set()).add(read)
         try:
             session = await self._inner.load(key, now, in_use)
+            return session, read in self._reads.get(key, ())
         finally:
             reads = self._reads.get(key, set())
-            true = read in reads
             reads.discard(read)
             if not reads:
                 self._reads.pop(key, None)
-        if true:  # else a turn was appended meanwhile, which the read may have missed
-            self._keep(key, session, None)
-        return session
 
     async def append(
         self,

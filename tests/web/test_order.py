@@ -9,6 +9,9 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from proxy.core.history import Session
+from proxy.core.model import SessionKey
+from proxy.stores.memory import MemoryStore
 from proxy.stores.sqlite import SQLiteStore
 from proxy.stores.warm import WarmStore
 from tests.fakes import ScriptedUpstream
@@ -98,3 +101,42 @@ async def kept(client: aiohttp.ClientSession, url: str, session: str, turns: int
         page = await answer.json()
     assert [entry["message"]["role"] for entry in page["data"]] == ["user", "assistant"] * turns
     return [entry["message"]["content"] for entry in page["data"][::2]]
+
+
+class SlowReads(MemoryStore):
+    """A store that tells what it read when the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__(TTL)
+        self.slow = False
+        self.read: asyncio.Queue[asyncio.Event] = asyncio.Queue()
+
+    async def load(self, key: SessionKey, now: int, in_use: bool = False) -> Session:
+        session = await super().load(key, now, in_use)
+        if self.slow:
+            told = asyncio.Event()
+            self.read.put_nowait(told)
+            await told.wait()
+        return session
+
+
+@pytest.mark.parametrize("number", [1, 2])
+async def test_turns_that_begin_and_end_while_a_request_reads_the_session_come_before_it(
+    serve: Serve, number: int
+) -> None:
+    store = SlowReads()
+    async with ScriptedUpstream() as upstream, aiohttp.ClientSession() as client:
+        proxy = await serve(upstream.base_url, store=WarmStore(store, TTL, 16 << 20))
+        store.slow = True
+        late = asyncio.create_task(one(client, proxy.url, "s", 9))
+        reads = [await store.read.get()]
+        if number == 2:
+            reads.pop().set()
+            reads.append(await store.read.get())
+        store.slow = False
+        for earlier in range(3):
+            await one(client, proxy.url, "s", earlier)
+        reads.pop().set()
+        await late
+        assert sent_by_session(upstream)["s"][-1] == ["s:0", "s:1", "s:2", "s:9"]
+        assert await kept(client, proxy.url, "s", 4) == ["s:0", "s:1", "s:2", "s:9"]
