@@ -101,7 +101,9 @@ async def _read(runtime: Runtime, call: Call, wishes: Wishes) -> Reading:
         if again := _tried_before(runtime, call, history, wishes.counted):
             whole = again.state is TurnState.COMPLETE
             answer = await runtime.store.answer(call.key, again.id) if whole and not wishes.dry_run else None
-            return Reading(session, retried(history, again), again=again, answer=answer)
+            if answer or (turns, session) == await _standing(runtime, call):
+                return Reading(session, retried(history, again), again=again, answer=answer)
+            return await _read(runtime, call, wishes)  # the session moved on while its answer was looked for
     log.debug("%s: %s", plan.decision, plan.reason)
     return Reading(session, plan)
 

@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 
 from proxy.core.history import Session
-from proxy.core.model import SessionKey
+from proxy.core.model import Answer, SessionKey
 from proxy.stores.memory import MemoryStore
 from proxy.stores.sqlite import SQLiteStore
 from proxy.stores.warm import WarmStore
@@ -88,10 +88,11 @@ async def test_requests_at_once_are_a_serial_order_of_turns(
     await store.close()
 
 
-async def one(client: aiohttp.ClientSession, url: str, session: str, number: int) -> None:
+async def one(client: aiohttp.ClientSession, url: str, session: str, number: int, retry: int = 0) -> None:
     """One turn, whose answer is read to its end."""
     body = {"messages": [{"role": "user", "content": f"{session}:{number}"}], "stream": number % 3 == 0}
-    async with client.post(f"{url}/v1/chat/completions", json=body, headers={"sessionId": session}) as answer:
+    sent = {"sessionId": session, "x-stainless-retry-count": str(retry)}
+    async with client.post(f"{url}/v1/chat/completions", json=body, headers=sent) as answer:
         assert answer.status == 200 and await answer.read()
 
 
@@ -114,10 +115,18 @@ class SlowReads(MemoryStore):
     async def load(self, key: SessionKey, now: int, in_use: bool = False) -> Session:
         session = await super().load(key, now, in_use)
         if self.slow:
-            told = asyncio.Event()
-            self.read.put_nowait(told)
-            await told.wait()
+            await self._told()
         return session
+
+    async def answer(self, key: SessionKey, turn: str) -> Answer | None:
+        if self.slow:
+            await self._told()
+        return await super().answer(key, turn)
+
+    async def _told(self) -> None:
+        told = asyncio.Event()
+        self.read.put_nowait(told)
+        await told.wait()
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -140,3 +149,21 @@ async def test_turns_that_begin_and_end_while_a_request_reads_the_session_come_b
         await late
         assert sent_by_session(upstream)["s"][-1] == ["s:0", "s:1", "s:2", "s:9"]
         assert await kept(client, proxy.url, "s", 4) == ["s:0", "s:1", "s:2", "s:9"]
+
+
+async def test_a_turn_that_is_kept_while_a_retry_looks_for_its_answer_stays_in_the_line(serve: Serve) -> None:
+    store = SlowReads()
+    async with ScriptedUpstream() as upstream, aiohttp.ClientSession() as client:
+        await one(client, (await serve(upstream.base_url, store=store)).url, "s", 0)
+        proxy = await serve(upstream.base_url, store=WarmStore(store, TTL, 16 << 20))  # knows of no delivery
+        proxy.runtime.turn_id()  # the other proxy's
+        store.slow = True
+        late = asyncio.create_task(one(client, proxy.url, "s", 0, retry=1))
+        for _ in range(2):
+            (await store.read.get()).set()
+        looking = await store.read.get()  # for the answer
+        store.slow = False
+        await one(client, proxy.url, "s", 1)
+        looking.set()
+        await late
+        assert await kept(client, proxy.url, "s", 3) == ["s:0", "s:1", "s:0"]
