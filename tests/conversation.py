@@ -13,7 +13,8 @@ from proxy.core.exchange import Dialect, Exchange, Outcome, Verdict
 from proxy.core.history import History
 from proxy.core.members import dumps, elements
 from proxy.core.model import Ask, Turn, TurnState
-from proxy.core.reconcile import Decision, Mode, Plan, decide, is_retry, retried
+from proxy.core.plan import Decision, Mode, Plan
+from proxy.core.reconcile import decide, is_retry, retried
 from proxy.dialects import chat, marks, sending
 from proxy.dialects.turns import turns_of
 

@@ -20,8 +20,8 @@ class Proxy:
     """`async with Proxy(upstream.base_url, tmp_path) as proxy`: serves until the block ends.
 
     All it keeps lies in `folder`, so that a second Proxy there goes on where the first ended.
-    `settings` are further keys of the configuration, `arguments` of the command. `start` after `kill` or `stop` is a
-    restart, on another port.
+    `settings` are further keys of the configuration, `arguments` of the command, `program` the module that runs.
+    `start` after `kill` or `stop` is a restart, on another port.
     """
 
     def __init__(
@@ -31,8 +31,10 @@ class Proxy:
         settings: Mapping[str, Any] | None = None,
         *,
         arguments: Sequence[str] = (),
+        program: str = "proxy",
     ) -> None:
         self.port = 0
+        self._program = program
         self._arguments = arguments
         self.folder = folder
         self.database = folder / "session-proxy" / "sessions.db"
@@ -72,6 +74,7 @@ class Proxy:
                 *("serve", "--config", str(self._config), "--listen", f"127.0.0.1:{self.port}"),
                 *self._arguments,
                 folder=self.folder,
+                program=self._program,
                 stdout=log,
                 stderr=log,
             )
@@ -110,12 +113,12 @@ class Proxy:
         return b" 200 " in answer.partition(b"\r\n")[0]
 
 
-async def command(*arguments: str, folder: Path, **streams: Any) -> asyncio.subprocess.Process:
+async def command(*arguments: str, folder: Path, program: str = "proxy", **streams: Any) -> asyncio.subprocess.Process:
     """`session-proxy ARGUMENTS` as a process whose state is in `folder`."""
     environ = {**os.environ, "XDG_STATE_HOME": str(folder)}
     environ.pop("STATE_DIRECTORY", None)
     return await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "proxy", *arguments, cwd=ROOT, env=environ, **streams
+        sys.executable, "-m", program, *arguments, cwd=ROOT, env=environ, **streams
     )
 
 

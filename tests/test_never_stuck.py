@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.core.members import dumps
-from proxy.core.reconcile import Decision
+from proxy.core.plan import Decision
 from proxy.dialects.profiles import PROFILES
 from tests import strict
 from tests.conversation import Answer, Session

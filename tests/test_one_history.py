@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from proxy.core.history import Entry
 from proxy.core.members import dumps
 from proxy.core.model import Turn
-from proxy.core.reconcile import Decision, Mode
+from proxy.core.plan import Decision, Mode
 from tests.conversation import Answer, Posted, Session
 
 Json = dict[str, Any]

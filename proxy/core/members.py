@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -68,6 +69,11 @@ def elements(raw: bytes) -> list[bytes]:
         return [bytes(element) for element in _ARRAY.decode(raw)]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return _slow_elements(raw)
+
+
+def joined(raws: Mapping[str, bytes]) -> bytes:
+    """The object of these members; the values are JSON already."""
+    return b"{" + b",".join([dumps(name) + b":" + value for name, value in raws.items()]) + b"}"
 
 
 def with_default(body: bytes, name: str, value: str) -> bytes:

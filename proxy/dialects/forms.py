@@ -1,19 +1,17 @@
-"""The form in which one stored message goes upstream.
+"""The form in which one stored reply goes back upstream.
 
 A reply is kept as it came; what of it goes back depends on the upstream's profile and on whether it came from
-there. A client's message loses only what its client places anew in each request (cache marks). Pure, bytes to
-bytes, message by message: the order of messages is not known here. What cannot be read (no JSON object, nested
-too deep) goes as it is, for the upstream to judge.
+there. Pure, bytes to bytes, message by message: the order of messages is not known here, and what a client asked
+stands in `asked`. What cannot be read (no JSON object, nested too deep) goes as it is, for the upstream to judge.
 """
 
 from __future__ import annotations
 
-import re
 from typing import Any, Literal
 
 import msgspec
 
-from proxy.core.members import Malformed, dumps, elements, loads, members
+from proxy.core.members import Malformed, dumps, joined, loads, members
 from proxy.dialects import deltas
 from proxy.dialects.profiles import Profile
 
@@ -24,10 +22,6 @@ _UNBOUND = frozenset(("name", "function_call"))  # mean the same to every upstre
 _TORN = ("", "length", "max_tokens", "content_filter", "sensitive", "insufficient_system_resource")
 _THOUGHTS = ("thinking", "redacted_thinking", "reasoning")
 _CLAUDE = "anthropic-claude-v1"  # what OpenRouter takes a detail without a format for
-
-_MARK = "cache_control"
-_SUSPECT = re.compile(rb'cache_control|"tool_calls"|"annotations"|"prefix"|:\s*null')
-_EMPTY = re.compile(rb"\[\s*\]")
 
 
 class _Plain(msgspec.Struct, forbid_unknown_fields=True):
@@ -92,16 +86,6 @@ def _plain(raw: bytes) -> bytes | None:
         return None
     form = b'{"role":"assistant","content":' + content + b"}"
     return raw if len(form) == len(raw) else form
-
-
-def speaks(raw: bytes) -> bool:
-    """Whether an assistant message has content, calls, a refusal or audio. One without is refused by several
-    upstreams and must not be sent on. What cannot be read speaks."""
-    try:
-        message = loads(raw)
-    except Malformed:
-        return True
-    return isinstance(message, dict) and _says(message)
 
 
 def _kept(message: Json, names: frozenset[str]) -> Json:
@@ -235,90 +219,7 @@ def _written(raw: bytes, message: Json, form: Json) -> bytes:
     except Malformed:  # a member that occurs twice; the last counted
         return dumps(form)
     same = {name: found[name].raw for name in form if name in message and form[name] == message[name]}
-    return _object({name: same.get(name) or dumps(value) for name, value in form.items()})
-
-
-def asked_form(raw: bytes) -> bytes:
-    """A client's message as it goes upstream from the store: without its cache marks, which would add up to more
-    than Anthropic takes, and an assistant's without fillers. `raw` itself where it has neither."""
-    if not _SUSPECT.search(raw):
-        return raw
-    try:
-        found = _raws(raw)
-        fillers = loads(found.get("role", b"null")) == "assistant"
-        form = {name: value for name, value in found.items() if not (fillers and _is_filler(name, value))}
-        form.pop(_MARK, None)
-        for name in ("content", "tool_calls"):
-            if form.get(name, b"").startswith(b"["):
-                parts = elements(form[name])
-                new = [_unmarked(part) for part in parts]
-                form[name] = form[name] if new == parts else _array(new)
-        return raw if form == found else _object(form)
-    except Malformed:
-        return raw
-
-
-def with_marks(ours: bytes, theirs: bytes) -> bytes:
-    """Our copy of a message with cache marks where the client's present copy has them: on the message, and on the
-    same parts, counted from the end (thoughts and what else a client drops stand in front)."""
-    if _MARK.encode() not in theirs:
-        return ours
-    try:
-        found, wanted = _raws(ours), _raws(theirs)
-        form = dict(found)
-        for name in ("content", "tool_calls"):
-            if name in found and wanted.get(name, b"").startswith(b"["):
-                form[name] = _marked(found[name], elements(wanted[name]))
-        if (mark := wanted.get(_MARK, b"null")) != b"null":
-            form[_MARK] = mark
-        return ours if form == found else _object(form)
-    except Malformed:
-        return ours
-
-
-def _is_filler(name: str, value: bytes) -> bool:
-    """What an assistant's message does without: what says nothing, and `prefix`, which is said of a last one only."""
-    if name == "prefix":
-        return True
-    empty = name in ("tool_calls", "annotations") and _EMPTY.fullmatch(value)
-    return bool(empty) or (value == b"null" and name != "content")
-
-
-def _unmarked(part: bytes) -> bytes:
-    found = _raws(part) if _MARK.encode() in part and part.startswith(b"{") else {}
-    return _object({name: value for name, value in found.items() if name != _MARK}) if _MARK in found else part
-
-
-def _marked(ours: bytes, theirs: list[bytes]) -> bytes:
-    """Our parts with the marks of theirs; a text becomes a list of one part where its part is marked."""
-    text = [b'{"type":"text","text":' + ours + b"}"] if ours.startswith(b'"') and ours != b'""' else []
-    parts = elements(ours) if ours.startswith(b"[") else text
-    new = list(parts)
-    for distance, part in enumerate(reversed(theirs), 1):
-        marked = _raws(part) if _MARK.encode() in part and part.startswith(b"{") else {}
-        place = _place(parts, distance, marked.get("type")) if marked.get(_MARK, b"null") != b"null" else None
-        if place is not None:
-            new[place] = _object(_raws(parts[place]) | {_MARK: marked[_MARK]})
-    return ours if new == parts else _array(new)
-
-
-def _place(parts: list[bytes], distance: int, kind: bytes | None) -> int | None:
-    """Where the part is that stands so far from the end; if that is of another type, the last that is of this."""
-    places = [n for n, part in enumerate(parts) if part.startswith(b"{") and _raws(part).get("type") == kind]
-    same = len(parts) - distance
-    return same if same in places else places[-1] if places else None
-
-
-def _raws(raw: bytes) -> dict[str, bytes]:
-    return {name: member.raw for name, member in members(raw).items()}
-
-
-def _object(raws: dict[str, bytes]) -> bytes:
-    return b"{" + b",".join([dumps(name) + b":" + value for name, value in raws.items()]) + b"}"
-
-
-def _array(parts: list[bytes]) -> bytes:
-    return b"[" + b",".join(parts) + b"]"
+    return joined({name: same.get(name) or dumps(value) for name, value in form.items()})
 
 
 def _is(value: Any, name: str, wanted: str) -> bool:

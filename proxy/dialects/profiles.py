@@ -1,7 +1,7 @@
 """Profiles: what each upstream wants back of its own messages, and what it refuses, as data.
 
 A profile is looked up by name or by the host of an upstream. The functions here read names, hosts and
-error bodies; no message is made or changed here (`forms.py` and the repair of a history do that).
+error bodies; no message is made or changed here (`forms.py`, `asked.py` and the repair of a history do that).
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ class Profile:
     developer: bool = False  # the role is known; else it is refused by name
 
 
-_NONE: frozenset[str] = frozenset()
 # What OpenAI's own schema of an assistant message has beside role, content and tool_calls.
 _SPOKEN = frozenset(("name", "function_call", "refusal", "audio"))
 _TEXT = frozenset(("reasoning_content",))

@@ -13,8 +13,9 @@ from functools import cached_property, lru_cache
 from proxy.core.history import Entry, History
 from proxy.core.members import Malformed, dumps, elements, loads, members
 from proxy.core.model import Ask, Message, Turn, TurnState
-from proxy.core.reconcile import Decision, Plan
+from proxy.core.plan import Decision, Plan
 from proxy.dialects import forms, profiles
+from proxy.dialects.asked import asked_form, with_marks
 from proxy.dialects.groups import RESULTS
 from proxy.dialects.profiles import Profile
 from proxy.dialects.repair import Repair
@@ -68,7 +69,7 @@ def compose(ask: Ask, plan: Plan, history: History, form: Form) -> tuple[bytes, 
         for entry, theirs in plan.sent:
             if entry:
                 raw = _stored(entry, form)
-                raw = forms.with_marks(raw, theirs.raw) if theirs else raw
+                raw = with_marks(raw, theirs.raw) if theirs else raw
                 repair.add(entry.message.role, raw, stored=True)
             else:
                 assert theirs is not None  # one of the two is there
@@ -128,15 +129,15 @@ def _stored(entry: Entry, form: Form) -> bytes:
     """A stored message as it goes upstream."""
     message, turn = entry.message, entry.turn
     if message.role != "assistant":
-        raw = forms.asked_form(message.raw)
+        raw = asked_form(message.raw)
         return raw if form.profile.developer or message.role != "developer" else _renamed(raw)
     if turn.form == form.key:
-        return message.raw if entry.ours else forms.asked_form(message.raw)
+        return message.raw if entry.ours else asked_form(message.raw)
     if entry.ours:
         derived = echo(turn.reply, turn, form)
     else:
         bound = form.binds(turn.form)
-        derived = forms.reply_form(forms.asked_form(message.raw), form.profile, bound=bound, without=form.refused)
+        derived = forms.reply_form(asked_form(message.raw), form.profile, bound=bound, without=form.refused)
     return derived if derived is not None else b'{"role":"assistant","content":""}'
 
 
@@ -175,7 +176,7 @@ def _system(ask: Ask, plan: Plan, form: Form) -> bytes | None:
         return _merged(blocks) if form.profile.one_system and len(blocks) > 1 else ask.system
     if plan.system is None:
         return None
-    blocks = [forms.asked_form(raw) for raw in elements(b"[" + plan.system + b"]")]
+    blocks = [asked_form(raw) for raw in elements(b"[" + plan.system + b"]")]
     blocks = blocks if form.profile.developer else [_renamed(raw) for raw in blocks]
     return _merged(blocks) if form.profile.one_system and len(blocks) > 1 else b",".join(blocks)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from proxy.core.model import Ask, Message, Reply, Turn, TurnState
-from proxy.core.reconcile import Plan
+from proxy.core.plan import Plan
 from proxy.dialects.marks import mark
 from proxy.dialects.sending import Form, echo_of
 

@@ -1,4 +1,5 @@
-"""A request for a recorded turn, as it comes: its body within its limits, and what it asks of us.
+"""A request for a recorded turn, as it comes: its body within its limits, what it asks of us, and what of its
+headers goes on.
 
 Decides nothing and knows no history.
 """
@@ -16,13 +17,14 @@ from aiohttp import web
 from proxy.core import headers
 from proxy.core.members import with_default
 from proxy.core.model import Ask, SessionKey
-from proxy.core.reconcile import Mode
+from proxy.core.plan import Mode
 from proxy.dialects import chat
 from proxy.errors import BadRequest, RequestTimeout, RequestTooLarge, UnsupportedEncoding
 from proxy.web import caller
 from proxy.web.runtime import Runtime
 from proxy.web.target import Target
 
+_NOT_SENT = ("host", "expect", "content-length", "content-encoding", "accept-encoding", *sorted(headers.OURS))
 SEEN = "seen"  # among what is kept beside a history
 
 
@@ -126,6 +128,16 @@ async def _body(request: web.BaseRequest, limit: int, timeout: float) -> bytes:
     except (web.RequestPayloadError, ConnectionError) as error:
         raise BadRequest("The request was cut short. Send it again.") from error
     return b"".join(pieces)
+
+
+def upstream_headers(call: Call, runtime: Runtime) -> headers.Pairs:
+    """What goes upstream with the call; the answer is to come as it is, to be read on its way."""
+    upstream, names = call.target.upstream, runtime.config.sessions.headers
+    without = _NOT_SENT if upstream.forward else (*_NOT_SENT, *[name.lower() for name in names])
+    sent = caller.with_our_key(upstream, headers.end_to_end(call.pairs, without))
+    if header := upstream.affinity.get("header"):
+        sent.append((header, affinity(call.key, runtime.secret)))
+    return [*sent, ("Accept-Encoding", "identity")]
 
 
 def affinity(key: SessionKey, secret: bytes) -> str:

@@ -287,8 +287,7 @@ def _is_valid(message: RawResponseMessage) -> bool:
     return (
         message.version in (HttpVersion10, HttpVersion11)
         and (not codings or (codings == ["chunked"] and message.version == HttpVersion11))
-        and message.code >= 100
-        and message.code != 101
+        and (message.code == 100 or message.code > 101)
         and not _CONTROL.search(b"".join([value for _, value in message.raw_headers]))
     )
 

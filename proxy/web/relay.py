@@ -14,7 +14,8 @@ from aiohttp import web
 from proxy.core.history import History, Session
 from proxy.core.members import dumps
 from proxy.core.model import Answer, SessionState, Turn, TurnState
-from proxy.core.reconcile import Decision, Plan, decide, is_retry, retried
+from proxy.core.plan import Decision, Plan
+from proxy.core.reconcile import decide, is_retry, retried
 from proxy.dialects import marks, sending
 from proxy.errors import IdempotencyKeyReused, SessionBusy, SessionNotFound, Stopped
 from proxy.web.broadcast import replay

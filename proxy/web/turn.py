@@ -16,14 +16,13 @@ from proxy.core import headers
 from proxy.core.exchange import Dialect, Exchange, Outcome, Verdict
 from proxy.core.history import Session
 from proxy.core.model import Answer, Turn, TurnState
-from proxy.core.reconcile import Decision, Flight, Plan
+from proxy.core.plan import Decision, Flight, Plan
 from proxy.dialects import chat, profiles, sending
 from proxy.dialects.sending import Form
 from proxy.dialects.turns import turns_of
 from proxy.errors import ProxyError, Stopped, StoreUnavailable
-from proxy.web import caller
 from proxy.web.broadcast import Broadcast
-from proxy.web.call import SEEN, Call, affinity
+from proxy.web.call import SEEN, Call, upstream_headers
 from proxy.web.listener import LOOK, Listener
 from proxy.web.live import Place
 from proxy.web.pieces import Body
@@ -31,7 +30,6 @@ from proxy.web.runtime import Runtime
 from proxy.web.upstream import Response
 
 log = logging.getLogger("proxy.turn")
-_NOT_SENT = ("host", "expect", "content-length", "content-encoding", "accept-encoding", *sorted(headers.OURS))
 _REFUSALS = 3  # members that a request is stripped of, one after another
 _ERROR_SIZE = 64 * 1024  # bytes of an error that are looked at
 
@@ -157,16 +155,16 @@ class RecordedTurn:
 
     async def _try(self) -> bool:
         """Ask the upstream once; whether to ask again, without what it refused."""
-        upstream, target = self.call.target.upstream, self.call.target
-        opened = self._runtime.client.open("POST", target.url, self._upstream_headers(), self._body, upstream)
-        async with opened as answer:
+        runtime, target = self._runtime, self.call.target
+        sent = upstream_headers(self.call, runtime)
+        async with runtime.client.open("POST", target.url, sent, self._body, target.upstream) as answer:
             body = Body(answer)
             if answer.status in (400, 422) and (members := sending.sent_members(self._body)):
                 if self._strip(profiles.refused(answer.status, await body.beginning(_ERROR_SIZE), members)):
                     return True
             elif 200 <= answer.status < 300:
                 for member in self._form.refused - self._known_refusals():
-                    await self._runtime.store.learn(target.host, member)
+                    await runtime.store.learn(target.host, member)
             await self._relay(answer, body)
         return False
 
@@ -249,6 +247,7 @@ class RecordedTurn:
     async def _keep(self, outcome: Outcome) -> bool:
         """Record the turn, unless it was cut before it said anything."""
         runtime, key = self._runtime, self.call.key
+        history, parent = self._session.history, self.plan.parent
         cut = outcome.verdict is Verdict.CUT
         turns = turns_of(
             self.call.ask,
@@ -257,7 +256,7 @@ class RecordedTurn:
             self._form,
             id=self.id,
             new_id=runtime.turn_id,
-            remembered=self._remembered(),
+            remembered=history.system if parent == history.tip else history.system_of(parent),
             request=self.call.request,
             idempotency_key=self.call.idempotency_key,
             state=TurnState.CUT if cut else TurnState.COMPLETE,
@@ -267,18 +266,13 @@ class RecordedTurn:
         if cut and turns[-1].echo is None:
             return False
         drop: list[str] = []
-        if turns[0].layout is not None or turns[0].parent != self._session.history.tip:
-            history = (await runtime.store.load(key, runtime.now(), in_use=True)).history
-            drop = history.plus(*turns).spare(runtime.live.parents(key))
+        if turns[0].layout is not None or turns[0].parent != history.tip:
+            latest = (await runtime.store.load(key, runtime.now(), in_use=True)).history
+            drop = latest.plus(*turns).spare(runtime.live.parents(key))
         answer = Answer(*self._said, self._exchange.answer)
         await runtime.store.append(key, turns, runtime.now(), drop, answer)
         self._note_seen(turns)
         return True
-
-    def _remembered(self) -> bytes | None:
-        """The system block in force at the parent."""
-        history = self._session.history
-        return history.system if self.plan.parent == history.tip else history.system_of(self.plan.parent)
 
     def _note_seen(self, turns: Sequence[Turn]) -> None:
         """What of the list the next request of a client that resends need not bring to be read again."""
@@ -291,14 +285,6 @@ class RecordedTurn:
     def _leave(self) -> None:
         if self._place:
             self._place.leave()
-
-    def _upstream_headers(self) -> headers.Pairs:
-        upstream, names = self.call.target.upstream, self._runtime.config.sessions.headers
-        without = _NOT_SENT if upstream.forward else (*_NOT_SENT, *[name.lower() for name in names])
-        sent = caller.with_our_key(upstream, headers.end_to_end(self.call.pairs, without))
-        if header := upstream.affinity.get("header"):
-            sent.append((header, affinity(self.call.key, self._runtime.secret)))
-        return [*sent, ("Accept-Encoding", "identity")]
 
     def _client_headers(self, answer: Response, inflated: bool) -> headers.Pairs:
         sent = headers.end_to_end(answer.headers, ("content-encoding", "content-length") if inflated else ())

@@ -66,11 +66,6 @@ class Response:
             raise UpstreamUnreachable(BROKEN)  # never a clean end; and it may be on another's answer by now
         return await self._connection.piece(self._idle)
 
-    async def pieces(self) -> AsyncIterator[bytes]:
-        """As `piece`, up to the end."""
-        while data := await self.piece():
-            yield data
-
     def close(self) -> None:
         """No more is wanted. The connection is kept if it can carry another request."""
         if connection := self._connection:

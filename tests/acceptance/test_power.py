@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import random
 import sqlite3
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests import process
 from tests.acceptance import acknowledged
 from tests.acceptance.acknowledged import Client, at_work
 from tests.acceptance.disk import Disk, Unavailable
@@ -26,6 +22,7 @@ SOAK = bool(os.environ.get("SOAK"))
 CUTS = 30 if SOAK else 3  # of each file system
 CONTROL_CUTS = 40 if SOAK else 3  # of each, at most
 CLIENTS = 8
+CARELESS = "tests.acceptance.careless"  # the proxy, but it does not sync its commits
 
 
 @pytest.fixture(params=["ext4", "xfs"])
@@ -38,24 +35,13 @@ def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
         yield disk
 
 
-@pytest.fixture
-def careless(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The proxies of a test do not sync their commits."""
-
-    async def command(*arguments: str, folder: Path, **streams: Any) -> asyncio.subprocess.Process:
-        program = [sys.executable, "-m", "tests.acceptance.careless", *arguments]
-        return await asyncio.create_subprocess_exec(*program, cwd=process.ROOT, **streams)
-
-    monkeypatch.setattr(process, "command", command)
-
-
 def database(disk: Disk) -> Path:
     return disk.folder / "state" / "sessions.db"
 
 
-def proxy_on(disk: Disk, upstream: ScriptedUpstream) -> Proxy:
+def proxy_on(disk: Disk, upstream: ScriptedUpstream, program: str = "proxy") -> Proxy:
     """A proxy that has all but its store off the disk; even the store's folder is its own to make."""
-    return Proxy(upstream.base_url, disk.folder.parent, {"store": {"path": str(database(disk))}})
+    return Proxy(upstream.base_url, disk.folder.parent, {"store": {"path": str(database(disk))}}, program=program)
 
 
 async def one_cut(disk: Disk, proxy: Proxy, number: int) -> list[Client]:
@@ -105,11 +91,10 @@ async def test_what_a_client_saw_end_is_kept(disk: Disk, capsys: pytest.CaptureF
 
 
 @pytest.mark.timeout(60 + CONTROL_CUTS * 10)
-@pytest.mark.usefixtures("careless")
 async def test_it_would_see_a_loss(disk: Disk, capsys: pytest.CaptureFixture[str]) -> None:
     """The same with a store that does not sync, until a cut takes something."""
     lost: set[str] = set()
-    async with ScriptedUpstream(acknowledged.script) as upstream, proxy_on(disk, upstream) as proxy:
+    async with ScriptedUpstream(acknowledged.script) as upstream, proxy_on(disk, upstream, CARELESS) as proxy:
         for number in range(CONTROL_CUTS):
             clients = await one_cut(disk, proxy, number)
             before_cut = seen(clients)

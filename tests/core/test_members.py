@@ -15,6 +15,7 @@ from proxy.core.members import (
     _slow_members,
     dumps,
     elements,
+    joined,
     loads,
     members,
     with_default,
@@ -97,6 +98,14 @@ def test_both_ways_to_read_accept_and_refuse_the_same(body: bytes) -> None:
     assert answer(members) == answer(_slow_members)
     if answer(members) is not Malformed:
         assert list(members(body)) == list(plain(body))
+
+
+@given(objects())
+@example(b'{"\\ud83d" : 1.0, "" : [ ]}')
+def test_what_is_joined_has_the_members_it_was_made_of(body: bytes) -> None:
+    raws = {name: member.raw for name, member in members(body).items()}
+    found = members(joined(raws))
+    assert [(name, member.raw) for name, member in found.items()] == list(raws.items())
 
 
 @pytest.mark.parametrize("value", NUMBERS + SURROGATES + ['"\\/\\u00e9"', "[ 1 ,2 ]", '{"a":1,"a":2}'])

@@ -29,7 +29,8 @@ from hypothesis import strategies as st
 from proxy.core.history import Entry, History
 from proxy.core.members import dumps, elements, loads
 from proxy.core.model import Ask, Message, Reply, Turn
-from proxy.core.reconcile import Decision, Flight, Mode, Plan, Sent, as_turns, decide, is_retry, retried
+from proxy.core.plan import Decision, Flight, Mode, Plan, Sent
+from proxy.core.reconcile import as_turns, decide, is_retry, retried
 from proxy.dialects import chat, marks, sending
 from proxy.dialects.sending import form_of
 from proxy.dialects.turns import turns_of

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from proxy.core.history import Entry, History
 from proxy.core.members import dumps, loads, members
 from proxy.core.model import Message, Turn, TurnState
-from proxy.core.reconcile import Decision, Mode, Plan, decide
+from proxy.core.plan import Decision, Mode, Plan
+from proxy.core.reconcile import decide
 from proxy.dialects import chat, marks, profiles
 from proxy.dialects.groups import NO_RESULT
 from proxy.dialects.sending import GO_ON, Form, compose, echo, form_of, sent_members

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from proxy.core.history import History
 from proxy.core.members import dumps
 from proxy.core.model import Message, Reply, Turn, TurnState
-from proxy.core.reconcile import Decision, Mode, decide
+from proxy.core.plan import Decision, Mode
+from proxy.core.reconcile import decide
 from proxy.dialects import chat, marks
 from proxy.dialects.sending import Form, form_of
 from proxy.dialects.turns import marked, turns_of

@@ -187,7 +187,10 @@ class Talk:
 
 
 async def read(answer: Response) -> bytes:
-    return b"".join([piece async for piece in answer.pieces()])
+    pieces: list[bytes] = []
+    while piece := await answer.piece():
+        pieces.append(piece)
+    return b"".join(pieces)
 
 
 @asynccontextmanager

@@ -1,0 +1,95 @@
+"""What is decided of a request: how its list is read, what goes upstream, and what is recorded.
+
+Values alone. Knows nothing of how it is decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from typing import NamedTuple
+
+from proxy.core.alignment import Line
+from proxy.core.history import Entry
+from proxy.core.model import Layout, Message
+
+
+class Mode(StrEnum):
+    AUTO = "auto"
+    APPEND = "append"
+    RESEND = "resend"
+
+
+class Decision(StrEnum):
+    APPEND = "append"
+    ADOPT = "adopt"
+    RESEND = "resend"
+    REWRITE = "rewrite"
+    RETRY = "retry"
+    ASIDE = "aside"
+
+
+class Flight(NamedTuple):
+    """A turn in flight, as far as another request is decided by it."""
+
+    asked: Sequence[Message]
+    system: bytes | None
+    tools: bytes
+    resends: bool = False  # its list carries the history itself
+
+
+class Sent(NamedTuple):
+    """A place in what goes upstream: a stored message, a message of the client's, or, where both are
+    there, ours in the place of the client's copy."""
+
+    entry: Entry | None
+    theirs: Message | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What becomes of a request: how it is read, what goes upstream, and what is recorded of it.
+
+    The turn will follow `parent` by `layout` and add `asked`; `system` is the block in force, None for
+    none. `messages` go upstream behind the first `injected` of `line`; `pairs` says which of them are
+    in the line, ours to be sent in their place. `alone` tells that the list carries its history itself
+    and needs nothing of a turn in flight. `adopted` are the turns that the list brings along.
+    """
+
+    decision: Decision
+    reason: str
+    parent: str | None
+    messages: Sequence[Message]
+    asked: tuple[Message, ...]
+    system: bytes | None
+    line: Line = ()
+    pairs: Sequence[tuple[int, int]] = ()
+    injected: int = 0
+    layout: Layout | None = None
+    adopted: tuple[tuple[Message, ...], ...] = ()
+    resends: bool = False
+    alone: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of `line` goes upstream, and then `tail`."""
+        return self.layout is None
+
+    @property
+    def tail(self) -> Sequence[Message]:
+        """The messages behind the last that is in the line."""
+        return self.messages[self.pairs[-1][0] + 1 :] if self.pairs else self.messages
+
+    @cached_property
+    def sent(self) -> list[Sent]:
+        """All that goes upstream, in order."""
+        found: dict[int, list[Entry]] = {}
+        for n, at in self.pairs:
+            found.setdefault(n, []).append(self.line[at])
+        made = [Sent(entry, None) for entry in self.line[: self.injected]]
+        for n, message in enumerate(self.messages):
+            stored = found.get(n, [])
+            made += [Sent(entry, message if len(stored) == 1 else None) for entry in stored] or [Sent(None, message)]
+        return made
