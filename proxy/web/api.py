@@ -19,17 +19,17 @@ from proxy.core.model import SessionKey, SessionState, TurnState
 from proxy.errors import BadRequest, MethodNotAllowed, NotFound, SessionNotFound, TurnNotFound
 from proxy.web import caller
 from proxy.web.broadcast import replay
-from proxy.web.listener import Listener, WhileThere, given
+from proxy.web.listener import Answered, Listener, WhileThere
 from proxy.web.runtime import Runtime
 from proxy.web.turn import RecordedTurn
 
 PAGE, MOST = 100, 1000  # messages in a page, and at most
 GRACE = 2.0  # seconds
 _NO_STORE = [("cache-control", "no-store")]
-Handler = Callable[[web.BaseRequest, Runtime, SessionKey], Awaitable[web.StreamResponse]]
+Handler = Callable[[web.BaseRequest, Runtime, SessionKey], Awaitable[Answered]]
 
 
-async def answer(request: web.BaseRequest, runtime: Runtime) -> web.StreamResponse:
+async def answer(request: web.BaseRequest, runtime: Runtime) -> Answered:
     """Any request below /sessions/."""
     _, _, id, *rest = request.raw_path.partition("?")[0].split("/")
     methods = _ROUTES.get("/".join(rest))
@@ -45,7 +45,7 @@ async def answer(request: web.BaseRequest, runtime: Runtime) -> web.StreamRespon
     return await methods[request.method](request, runtime, SessionKey(tenant, name))
 
 
-async def _show(request: web.BaseRequest, runtime: Runtime, key: SessionKey) -> web.StreamResponse:
+async def _show(request: web.BaseRequest, runtime: Runtime, key: SessionKey) -> Answered:
     history, turns = await _load(runtime, key)
     last = history.last
     branch = history.ancestors(history.tip)
@@ -64,7 +64,7 @@ async def _show(request: web.BaseRequest, runtime: Runtime, key: SessionKey) -> 
     return _json(dumps(shown))
 
 
-async def _messages(request: web.BaseRequest, runtime: Runtime, key: SessionKey) -> web.StreamResponse:
+async def _messages(request: web.BaseRequest, runtime: Runtime, key: SessionKey) -> Answered:
     history, _ = await _load(runtime, key)
     after, limit = _number(request, "after", 0), max(1, min(_number(request, "limit", PAGE), MOST))
     page = history.line[after : after + limit]
@@ -82,7 +82,7 @@ def _message(at: int, entry: Entry) -> bytes:
     return about[:-1] + b',"message":' + raw + b"}"
 
 
-async def _stop(request: web.BaseRequest, runtime: Runtime, key: SessionKey) -> web.StreamResponse:
+async def _stop(request: web.BaseRequest, runtime: Runtime, key: SessionKey) -> Answered:
     stopped = await _stopped(runtime, key)
     if not stopped:
         raise TurnNotFound("This session has no turn in flight. There is nothing to stop.")
@@ -100,13 +100,13 @@ async def _stopped(runtime: Runtime, key: SessionKey) -> list[dict[str, Any]]:
     return [{"turn": turn.id, "recorded": turn.kept} for turn in turns]
 
 
-async def _stream(request: web.BaseRequest, runtime: Runtime, key: SessionKey) -> web.StreamResponse:
+async def _stream(request: web.BaseRequest, runtime: Runtime, key: SessionKey) -> Answered:
     history, turns = await _load(runtime, key)
-    listener = Listener(request, runtime.config.limits.write_timeout)
+    listener = Listener(request, runtime.config)
     if turns:
         await turns[-1].broadcast.follow(listener, _NO_STORE)
         turns[-1].note_delivery()
-        return given(listener)
+        return listener
     last = history.last
     kept = await runtime.store.answer(key, last.id) if last else None
     if last is None or kept is None:
@@ -114,10 +114,10 @@ async def _stream(request: web.BaseRequest, runtime: Runtime, key: SessionKey) -
     await replay(listener, last, kept, _NO_STORE)
     if last.state is TurnState.COMPLETE and not listener.gone:
         runtime.live.delivered(key, last.id, True)
-    return given(listener)
+    return listener
 
 
-async def _delete(request: web.BaseRequest, runtime: Runtime, key: SessionKey) -> web.StreamResponse:
+async def _delete(request: web.BaseRequest, runtime: Runtime, key: SessionKey) -> Answered:
     sessions = runtime.config.sessions
     await _stopped(runtime, key)
     async with WhileThere(request, lambda: None):

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 from aiohttp import http_exceptions, web
 
@@ -17,13 +17,12 @@ from proxy.config import Config
 from proxy.core import headers
 from proxy.core.members import dumps
 from proxy.errors import Draining, NotFound, ProxyError
-from proxy.web import api, caller, passthrough, relay
-from proxy.web.listener import EXACT
+from proxy.web import api, caller, cors, passthrough, relay
+from proxy.web.listener import Answered
 from proxy.web.runtime import Runtime
 
 log = logging.getLogger("proxy.request")
-_EXPOSED = "x-session-state, x-session-turn, x-session-decision, x-session-injected, x-session-dropped"
-Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+Handler = Callable[[web.BaseRequest], Awaitable[Answered]]
 
 
 class App:
@@ -32,7 +31,7 @@ class App:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
 
-    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def __call__(self, request: web.BaseRequest) -> Answered:
         if request.headers.get("Expect", "").lower() == "100-continue":
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             request.writer.output_size = 0  # nothing of the answer itself
@@ -49,8 +48,10 @@ class _Request(web.BaseRequest):
     runtime: Runtime
 
     async def _prepare_hook(self, response: web.StreamResponse) -> None:
-        # What an Application has signals for; tests/web/test_untouched.py pins it.
-        _finish_headers(self, response, self.runtime)
+        """For answers of our own. What an Application has signals for; tests/web/test_untouched.py pins it."""
+        response.headers.pop("Server", None)
+        for name, value in cors.ours(self, self.runtime.config):
+            response.headers.add(name, value)
 
 
 def build_app(runtime: Runtime) -> App:
@@ -60,7 +61,7 @@ def build_app(runtime: Runtime) -> App:
 def build_runner(app: App, config: Config, handler: Handler | None = None) -> web.ServerRunner:
     """The HTTP server, with what must differ from aiohttp's defaults. `handler` may stand in front of the app."""
     server = web.Server(
-        handler or app,
+        cast(Any, handler or app),  # a listener is all that aiohttp asks of a response
         request_factory=app.make_request,
         handler_cancellation=False,
         access_log=None,
@@ -88,10 +89,10 @@ def _without_bytes(record: logging.LogRecord) -> bool:
     return True
 
 
-async def _answer(request: web.BaseRequest, runtime: Runtime) -> web.StreamResponse:
+async def _answer(request: web.BaseRequest, runtime: Runtime) -> Answered:
     begun = time.monotonic()
     try:
-        response = await dispatch(request, runtime)
+        response: Answered = await dispatch(request, runtime)
     except ProxyError as fault:
         response = _fault(request, fault)
     except ConnectionError:
@@ -105,19 +106,23 @@ async def _answer(request: web.BaseRequest, runtime: Runtime) -> web.StreamRespo
     return response
 
 
-async def dispatch(request: web.BaseRequest, runtime: Runtime) -> web.StreamResponse:
+async def dispatch(request: web.BaseRequest, runtime: Runtime) -> Answered:
     if request.path in ("/healthz", "/readyz"):
         return await _health(request.path, runtime)
     pairs = list(request.headers.items())
     headers.refuse_invalid_utf8(pairs)
     if request.raw_path.startswith("/sessions/"):
-        return _preflight(request) if _is_preflight(request, runtime) else await api.answer(request, runtime)
+        return (
+            cors.preflight(request)
+            if cors.is_preflight(request, runtime.config)
+            else await api.answer(request, runtime)
+        )
     found = runtime.find(request.raw_path, request.method)
     if found is None:
         mounts = ", ".join(mount for upstream in runtime.config.upstreams for mount in upstream.mount)
         raise NotFound(f"Nothing is mounted at this path. Point the client's base URL at one of: {mounts}.")
-    if _is_preflight(request, runtime):
-        return _preflight(request)
+    if cors.is_preflight(request, runtime.config):
+        return cors.preflight(request)
     caller.admit(runtime.config, found.upstream, pairs)
     if request.method == "GET" and request.headers.get("Upgrade", "").lower() == "websocket":
         return await passthrough.websocket(request, runtime, found)
@@ -146,41 +151,3 @@ def _fault(request: web.BaseRequest, fault: ProxyError) -> web.Response:
     if not request.content.is_eof():
         response.force_close()  # what is left of the body would be read as the next request
     return response
-
-
-def _allowed_origin(request: web.BaseRequest, runtime: Runtime) -> str | None:
-    allowed = runtime.config.cors.allow_origins
-    origin = request.headers.get("Origin")
-    return origin if origin is not None and ("*" in allowed or origin in allowed) else None
-
-
-def _is_preflight(request: web.BaseRequest, runtime: Runtime) -> bool:
-    if request.method != "OPTIONS" or "Access-Control-Request-Method" not in request.headers:
-        return False
-    return _allowed_origin(request, runtime) is not None
-
-
-def _preflight(request: web.BaseRequest) -> web.Response:
-    response = web.Response(status=204)
-    response.headers["Access-Control-Allow-Methods"] = request.headers["Access-Control-Request-Method"]
-    if wanted := request.headers.get("Access-Control-Request-Headers"):
-        response.headers["Access-Control-Allow-Headers"] = wanted
-    response.headers["Access-Control-Max-Age"] = "600"
-    return response
-
-
-def _finish_headers(request: web.BaseRequest, response: web.StreamResponse, runtime: Runtime) -> None:
-    """aiohttp adds Server, Date and Content-Type on its own; what an upstream did not send goes."""
-    sent = response.get(EXACT, frozenset())
-    for name in ("Server", "Date", "Content-Type"):
-        if name.lower() not in sent and (EXACT in response or name == "Server"):
-            response.headers.pop(name, None)
-    if not runtime.config.cors.allow_origins:
-        return
-    for name in [name for name in response.headers if name.lower().startswith("access-control-")]:
-        if EXACT in response:
-            response.headers.popall(name, None)
-    if origin := _allowed_origin(request, runtime):
-        response.headers["Access-Control-Allow-Origin"] = origin
-        response.headers["Access-Control-Expose-Headers"] = _EXPOSED
-        response.headers.add("Vary", "Origin")

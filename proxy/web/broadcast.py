@@ -8,8 +8,6 @@ Knows nothing of sessions or of what the bytes mean.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any
 
 from proxy.core.headers import Pairs
 from proxy.core.model import Answer, Turn, TurnState
@@ -21,8 +19,8 @@ AHEAD = 256 * 1024  # bytes that may be kept ahead of the listener that has take
 
 
 class Broadcast:
-    """Written by a turn: `begin`, `write` per piece, then `end`, or `fail` at any time. `limit` bounds the
-    bytes that are kept for listeners who come later; beyond it there can be none."""
+    """Written by a turn: `begin`, `put` per piece and `room` where that says so, then `end`, or `fail` at any time.
+    `limit` bounds the bytes that are kept for listeners who come later; beyond it there can be none."""
 
     def __init__(self, first: Listener, limit: int) -> None:
         self.status, self.headers = 0, Pairs()
@@ -49,13 +47,14 @@ class Broadcast:
         if self._first:
             self._first.look()
 
-    async def begin(self, status: int, headers: Pairs) -> None:
+    def begin(self, status: int, headers: Pairs) -> None:
         self.status, self.headers = status, headers
         self._tell()
         if self._first:
-            await self._first.begin(status, headers)
+            self._first.begin(status, headers)
 
-    def write(self, piece: bytes) -> Coroutine[Any, Any, None]:
+    def put(self, piece: bytes) -> bool:
+        """Write without waiting; whether more may come at once."""
         if self._pieces is not None:
             self._size += len(piece)
             if self._size > self._limit:
@@ -64,7 +63,24 @@ class Broadcast:
                 self._pieces.append(piece)
         if self._news is not None:
             self._tell()
-        return self._first.write(piece) if self._first else self._room()
+        return self._first.put(piece) if self._first else self._has_room
+
+    async def room(self) -> None:
+        """Wait until more may come."""
+        if self._first:
+            await self._first.room()
+        while not self._first and not self._has_room:
+            await self._changed()
+
+    async def write(self, piece: bytes) -> None:
+        """`put`, and `room` where need be."""
+        if not self.put(piece):
+            await self.room()
+
+    @property
+    def _has_room(self) -> bool:
+        """Whether some listener there is keeps up."""
+        return not self._followers or self._size - max(self._followers.values()) <= AHEAD
 
     async def end(self) -> None:
         """All has been written, and the client may see it."""
@@ -117,7 +133,7 @@ class Broadcast:
             self._tell()
 
     async def _give(self, listener: Listener, taken: int, instead: Pairs) -> None:
-        if listener.response is None:  # the first, too, where another came before the head
+        if not listener.status:  # the first, too, where another came before the head
             await self._head(listener, instead)
         at = self._piece_at(taken)
         while not listener.gone:
@@ -142,7 +158,7 @@ class Broadcast:
         if self.status:
             names = {name for name, _ in instead}
             kept = [pair for pair in self.headers if pair[0].lower() not in names]
-            await listener.begin(self.status, [*kept, *instead])
+            listener.begin(self.status, [*kept, *instead])
         elif self.fault:
             raise self.fault
 
@@ -152,11 +168,6 @@ class Broadcast:
             size += len(self._pieces[at])
             at += 1
         return at
-
-    async def _room(self) -> None:
-        """Wait while every listener there is lies far behind."""
-        while self._followers and self._size - max(self._followers.values()) > AHEAD:
-            await self._changed()
 
     async def _changed(self) -> None:
         if self._news is None:
@@ -180,7 +191,7 @@ async def replay(listener: Listener, turn: Turn, answer: Answer, ours: Pairs = (
     sent += [("Content-Length", str(len(answer.body)))] if whole else []
     sent += [("x-session-state", "replayed"), ("x-session-turn", turn.id), *ours]
     async with listener.watched():
-        await listener.begin(answer.status, [*sent, ("x-session-injected", "0"), ("x-session-dropped", "0")])
+        listener.begin(answer.status, [*sent, ("x-session-injected", "0"), ("x-session-dropped", "0")])
         for at in range(0, len(answer.body), _SLICE):  # a client may be slow, but has to take each in time
             await listener.write(answer.body[at : at + _SLICE])
         await listener.end() if whole else listener.reset()

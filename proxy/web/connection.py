@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from typing import cast
 
@@ -24,6 +25,7 @@ _HIGH = 128 * 1024  # bytes of an answer that may lie unread before no more are 
 _JOIN = 64 * 1024  # a body up to this size is written in one with its head
 _ENDLESS = 2**29  # the reader's own bound, beyond ours: it could not be held to it without its private parts
 _TICK = 0.001  # seconds by which a timer may come early
+Take = Callable[[bytes], bool]  # whether more is wanted
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 _NO_HTTP = "The upstream's answer is no valid HTTP. Look at what runs there."
@@ -55,7 +57,9 @@ class Connection(asyncio.Protocol):
         self._body: StreamReader = EMPTY_PAYLOAD
         self._fault: ProxyError | None = None
         self._head_size = self._taken = 0
-        self._paused = False
+        self._paused = self._stopped = False
+        self._sink: Take | None = None  # while a piece may go on at once
+        self._idle = 0.0
         self._sending: asyncio.Task[None] | None = None  # until all of the request has gone
         self._waiter: asyncio.Future[None] | None = None
         self._room: asyncio.Future[None] | None = None  # while the upstream takes no more
@@ -77,22 +81,51 @@ class Connection(asyncio.Protocol):
     async def piece(self, idle: float) -> bytes:
         """What has come of the body since the last piece, waited for `idle` seconds; nothing at its end. Raises as
         `ask` does, once all that came has been given."""
+        pieces: list[bytes] = []
+
+        def take(piece: bytes) -> bool:
+            pieces.append(piece)
+            return False
+
+        await self.flow(idle, take)
+        return b"".join(pieces)
+
+    async def flow(self, idle: float, take: Take) -> bool:
+        """Give what comes of the body to `take`, each piece within `idle` seconds, until that returns False; or return
+        False at the end. Raises as `ask` does, once all that came has been given.
+
+        While nothing is in the way a piece goes from the socket to `take` in one step: to wake a task for each would
+        cost a third of what there is to do for it."""
         waits = False
-        while not (data := self._body.read_nowait()):
-            if self._body.is_eof():
-                return data
-            if self._fault:
+        while True:
+            if data := self._body.read_nowait():
+                waits = False
+                if not self._given(data, take):
+                    return True
+            elif self._body.is_eof():
+                return False
+            elif self._fault:
                 raise self._fault
-            if not waits:  # framing alone is no sign of life
-                self._expect(idle)
-            waits = True
-            await self._wait()
+            else:
+                self._idle, self._sink = idle, take
+                if not waits:  # framing alone is no sign of life
+                    self._expect(idle)
+                waits = True
+                try:
+                    await self._wait()
+                finally:
+                    self._sink, stopped, self._stopped = None, self._stopped, False
+                if stopped:
+                    return True
+
+    def _given(self, data: bytes, take: Take) -> bool:
+        """Give a piece; whether more is wanted."""
         self._taken += len(data)
         if self._paused:
             self._paused = False
             if transport := self._open:
                 transport.resume_reading()
-        return data
+        return take(data)
 
     def rest(self, idle: float) -> bool:
         """End an exchange. Whether the connection can carry another one; it then closes by itself after `idle`
@@ -216,7 +249,21 @@ class Connection(asyncio.Protocol):
         elif self._body.total_bytes - self._taken > _HIGH and not self._paused and (transport := self._open):
             self._paused = True
             transport.pause_reading()
-        self._wake()
+        if not (self._sink and self._pushed(self._sink)):
+            self._wake()
+
+    def _pushed(self, take: Take) -> bool:
+        """Give what has come to who waits for it; whether that may sleep on."""
+        data = self._body.read_nowait()
+        if not data:
+            return False
+        self._expect(self._idle)
+        try:
+            self._stopped = not self._given(data, take)
+        except Exception as error:
+            if self._waiter and not self._waiter.done():
+                self._waiter.set_exception(error)
+        return not (self._stopped or self._body.is_eof())
 
     def _take(self, message: RawResponseMessage, body: StreamReader) -> None:
         """Raises ValueError for what is no head of an answer to what was asked."""

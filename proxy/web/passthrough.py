@@ -10,7 +10,7 @@ from aiohttp import web
 from proxy.core.headers import Pairs, end_to_end
 from proxy.errors import BadRequest, ProxyError, UpstreamUnreachable
 from proxy.web.caller import with_our_key
-from proxy.web.listener import Listener, given
+from proxy.web.listener import Answered, Listener
 from proxy.web.runtime import Runtime
 from proxy.web.target import Target
 
@@ -26,16 +26,16 @@ _HANDSHAKE = (
 )
 
 
-async def forward(request: web.BaseRequest, runtime: Runtime, target: Target) -> web.StreamResponse:
+async def forward(request: web.BaseRequest, runtime: Runtime, target: Target) -> Answered:
     """One request and its answer, bodies streamed both ways with back-pressure.
 
     A drain waits for it or cuts it: aiohttp's own clean-up would close the connection before the
     handler could reset it.
     """
-    listener = Listener(request, runtime.config.limits.write_timeout)
+    listener = Listener(request, runtime.config)
     with runtime.live.joined():
         await _hand_on(request, runtime, target, listener)
-    return given(listener)
+    return listener
 
 
 async def _hand_on(request: web.BaseRequest, runtime: Runtime, target: Target, listener: Listener) -> None:
@@ -45,10 +45,10 @@ async def _hand_on(request: web.BaseRequest, runtime: Runtime, target: Target, l
         listener.watched(),
         runtime.client.open(request.method, target.url, headers, body, target.upstream) as answer,
     ):
-        await listener.begin(answer.status, end_to_end(answer.headers))
+        listener.begin(answer.status, end_to_end(answer.headers))
         try:
-            while piece := await answer.piece():
-                await listener.write(piece)
+            while await answer.flow(listener.put):
+                await listener.room()
                 if listener.gone:
                     break
             await listener.end()

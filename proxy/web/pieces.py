@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from proxy.core.inflate import Inflate, inflater
 from proxy.errors import UpstreamUnreachable
@@ -10,7 +10,7 @@ from proxy.web.upstream import Response
 
 
 class Body:
-    """`beginning` if need be, then `piece` until it gives nothing. An encoding is undone once `undo` was called."""
+    """`beginning` if need be, then `flow` until there is no more. An encoding is undone once `undo` was called."""
 
     def __init__(self, answer: Response) -> None:
         self._answer = answer
@@ -39,8 +39,8 @@ class Body:
         """Whether the encoding came to its end."""
         return self._encoding is None or self._encoding.eof
 
-    async def piece(self) -> bytes:
-        """The next piece; empty at the end. Raises as `Response.piece`, and zlib.error."""
+    async def _piece(self) -> bytes:
+        """The next piece; empty at the end."""
         if self._encoding is None:
             return self._looked_at.pop(0) if self._looked_at else await self._answer.piece()
         while not (part := next(self._parts, b"")):
@@ -49,3 +49,13 @@ class Body:
                 return b""
             self._parts = self._encoding.feed(raw)
         return part
+
+    async def flow(self, take: Callable[[bytes], bool]) -> bool:
+        """Give pieces to `take`, as `Response.flow`, which may as well raise zlib.error."""
+        while self._looked_at or self._encoding:
+            piece = await self._piece()
+            if not piece:
+                return False
+            if not take(piece):
+                return True
+        return await self._answer.flow(take)

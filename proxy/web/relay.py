@@ -20,7 +20,7 @@ from proxy.dialects import marks, sending
 from proxy.errors import IdempotencyKeyReused, SessionBusy, SessionNotFound, Stopped
 from proxy.web.broadcast import replay
 from proxy.web.call import Busy, Call, Wishes, read_call, wishes_of
-from proxy.web.listener import Listener, WhileThere, given
+from proxy.web.listener import Answered, Listener, WhileThere
 from proxy.web.live import Place
 from proxy.web.runtime import Runtime
 from proxy.web.target import Target
@@ -46,9 +46,9 @@ class Reading:
         return self.attached is not None or self.answer is not None
 
 
-async def handle(request: web.BaseRequest, runtime: Runtime, target: Target, session_id: str) -> web.StreamResponse:
+async def handle(request: web.BaseRequest, runtime: Runtime, target: Target, session_id: str) -> Answered:
     wishes, call = wishes_of(request, runtime), await read_call(request, runtime, target, session_id)
-    listener = Listener(request, runtime.config.limits.write_timeout)
+    listener = Listener(request, runtime.config)
     reading = await _read(runtime, call, wishes)
     if wishes.must_exist and reading.session.state is not SessionState.CONTINUED:
         raise SessionNotFound("There is no such session. Leave x-session-must-exist out to begin one.")
@@ -74,10 +74,10 @@ async def handle(request: web.BaseRequest, runtime: Runtime, target: Target, ses
     turn.start()
     await turn.broadcast.attend()
     turn.note_delivery()
-    return given(listener)
+    return listener
 
 
-async def _again(runtime: Runtime, call: Call, listener: Listener, reading: Reading) -> web.StreamResponse:
+async def _again(runtime: Runtime, call: Call, listener: Listener, reading: Reading) -> Answered:
     decision = ("x-session-decision", Decision.RETRY.value)
     if reading.attached:
         await reading.attached.broadcast.follow(listener, [decision])
@@ -87,7 +87,7 @@ async def _again(runtime: Runtime, call: Call, listener: Listener, reading: Read
         undelivered = runtime.live.was_delivered(call.key, reading.again.id) is False
         if undelivered and not listener.gone:
             runtime.live.delivered(call.key, reading.again.id, True)
-    return given(listener)
+    return listener
 
 
 async def _read(runtime: Runtime, call: Call, wishes: Wishes) -> Reading:

@@ -187,7 +187,7 @@ class RecordedTurn:
         inflated = 200 <= answer.status < 300 and body.undo()
         self._exchange.begin(answer.status, answer.get("content-type"), None if inflated else answer.length)
         self._said = answer.status, answer.get("content-type")
-        await self.broadcast.begin(answer.status, self._client_headers(answer, inflated))
+        self.broadcast.begin(answer.status, self._client_headers(answer, inflated))
         clean = await self._pieces(body) and body.is_whole
         if not self._settling:
             await self._settle(clean)
@@ -201,18 +201,24 @@ class RecordedTurn:
         """Hand pieces on until the end of the transfer; whether it ended as HTTP says."""
         exchange, broadcast = self._exchange, self.broadcast
         try:
-            while piece := await body.piece():
-                if out := exchange.receive(piece):
-                    await broadcast.write(out)
+            while await body.flow(self._hand_on):
                 if exchange.terminated and not self._settling:
                     await self._settle(True)
                 if broadcast.ended:
                     return False  # its end is not to be released
                 if self._settling and broadcast.deserted:
                     return True  # nobody waits for what follows the end; who comes now gets what there is, whole
+                await broadcast.room()
         except (ProxyError, zlib.error):
             return self.kept and exchange.ends_itself  # all that counts was given
         return True
+
+    def _hand_on(self, piece: bytes) -> bool:
+        """Whether the next piece may come without a look at what else is to be done."""
+        broadcast = self.broadcast
+        out = self._exchange.receive(piece)
+        goes_on = broadcast.put(out) if out else True
+        return goes_on and not (self._settling or broadcast.ended or self._exchange.terminated)
 
     async def _settle(self, clean: bool) -> None:
         """The end of the answer is here: keep the turn, then let the end go; or break it off."""

@@ -66,6 +66,13 @@ class Response:
             raise UpstreamUnreachable(BROKEN)  # never a clean end; and it may be on another's answer by now
         return await self._connection.piece(self._idle)
 
+    async def flow(self, take: Callable[[bytes], bool]) -> bool:
+        """Give each piece to `take` as it comes, until that returns False: then there may be more, and `flow` may be
+        called again. Returns False at the clean end, and raises as `piece`."""
+        if not self._connection:
+            raise UpstreamUnreachable(BROKEN)
+        return await self._connection.flow(self._idle, take)
+
     def close(self) -> None:
         """No more is wanted. The connection is kept if it can carry another request."""
         if connection := self._connection:

@@ -8,7 +8,6 @@ from contextlib import nullcontext
 from typing import Any
 
 import pytest
-from aiohttp.web import StreamResponse
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,7 +26,7 @@ class Ear(Listener):
         self.gone = self.closed = False
         self.stalled = stalled
         self.head: tuple[int, Pairs] | None = None
-        self.response = None
+        self.status = 0
         self.pieces: list[bytes] = []
         self.ended = ""
         self._waits: asyncio.Future[None] | None = None
@@ -43,15 +42,17 @@ class Ear(Listener):
     def data(self) -> bytes:
         return b"".join(self.pieces)
 
-    async def begin(self, status: int, headers: Pairs) -> None:
+    def begin(self, status: int, headers: Pairs) -> None:
         assert self.head is None
-        self.head, self.response = (status, headers), StreamResponse()
+        self.head, self.status = (status, headers), status
 
-    async def write(self, data: bytes) -> None:
-        if self.gone or self.head is None:
-            return
-        self.pieces.append(data)
-        if self.stalled:
+    def put(self, data: bytes) -> bool:
+        if not self.gone and self.head is not None:
+            self.pieces.append(data)
+        return self.gone or not self.stalled
+
+    async def room(self) -> None:
+        if self.stalled and not self.gone:
             self._waits = asyncio.get_running_loop().create_future()
             await self._waits
 
@@ -96,7 +97,7 @@ async def begun(first: Ear, limit: int = 1 << 20) -> tuple[Broadcast, asyncio.Ta
     """A broadcast whose head is out, and the first listener's handler."""
     broadcast = Broadcast(first, limit)
     handler = await started(broadcast.attend())
-    await broadcast.begin(200, HEADERS)
+    broadcast.begin(200, HEADERS)
     return broadcast, handler
 
 
@@ -198,7 +199,7 @@ async def test_one_who_comes_before_the_head_waits_for_it() -> None:
     broadcast = Broadcast(first, 100)
     handler, following = await started(broadcast.attend()), await started(broadcast.follow(early))
     assert early.head is None
-    await broadcast.begin(200, HEADERS)
+    broadcast.begin(200, HEADERS)
     await broadcast.write(b"a")
     await broadcast.end()
     await asyncio.gather(handler, following)

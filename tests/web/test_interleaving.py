@@ -11,7 +11,7 @@ import asyncio
 import itertools
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -180,8 +180,11 @@ class Playing(Response):
         self.status, self._pieces = status, pieces
         self.headers = [("Content-Type", "text/event-stream" if status == 200 else "application/json")]
 
-    async def piece(self) -> bytes:
-        return await anext(self._pieces, b"")
+    async def flow(self, take: Callable[[bytes], bool]) -> bool:
+        while piece := await anext(self._pieces, b""):
+            if not take(piece):
+                return True
+        return False
 
 
 @dataclass
