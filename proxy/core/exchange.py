@@ -78,7 +78,9 @@ class Exchange:
         self._keep(piece)
         out = piece if self._kind in (Kind.JSON, Kind.OTHER) else self._terminator.feed(piece)
         if self.size == self._length and out and not self._terminator.held:
-            out, self._last = out[:-1], out[-1:]
+            # Of a stream all but a byte; of a body, of which the beginning is no use, the whole piece in one write.
+            kept = len(out) if self._kind is Kind.JSON else 1
+            out, self._last = out[:-kept], out[-kept:]
         return out
 
     @property

@@ -41,6 +41,8 @@ OURS = frozenset(
         "idempotency-key",
     ]
 )
+CREDENTIALS = ("authorization", "api-key", "x-api-key")
+_LENGTHS = frozenset(map(len, CREDENTIALS))
 MAX_ID = 256
 MAX_KEY = 255
 
@@ -74,13 +76,18 @@ def session_id(pairs: Iterable[tuple[str, str]], names: Iterable[str]) -> str | 
     Raises InvalidSessionId (empty, over 256 characters, control characters, not UTF-8) and
     ConflictingSessionId (several that differ).
     """
-    wanted = {name.lower() for name in names}
+    wanted = _lower(tuple(names))
     found = {value.strip(" \t") for name, value in pairs if name.lower() in wanted}
     if not found:
         return None
     if len(found) > 1:
         raise ConflictingSessionId("The session ID headers disagree. Send one of them, or the same ID in each.")
     return valid_id(found.pop())
+
+
+@lru_cache(16)
+def _lower(names: tuple[str, ...]) -> frozenset[str]:
+    return frozenset([name.lower() for name in names])
 
 
 def valid_id(value: str) -> str:
@@ -94,8 +101,11 @@ def valid_id(value: str) -> str:
 
 def credential(pairs: Iterable[tuple[str, str]]) -> str | None:
     """The caller's credential: `Authorization`, else `api-key`, else `x-api-key`."""
-    found = {name.lower(): value for name, value in reversed(list(pairs))}
-    return next((found[name] for name in ("authorization", "api-key", "x-api-key") if found.get(name)), None)
+    found: dict[str, str] = {}
+    for name, value in pairs:
+        if len(name) in _LENGTHS and (lower := name.lower()) in CREDENTIALS:
+            found.setdefault(lower, value)
+    return next((found[name] for name in CREDENTIALS if found.get(name)), None)
 
 
 def bare_key(credential: str) -> str:
@@ -104,9 +114,9 @@ def bare_key(credential: str) -> str:
     return key.strip() if scheme.lower() == "bearer" and key else credential
 
 
-def client_name(credential: str | None, clients: Iterable[tuple[str, Iterable[str]]]) -> str | None:
+def client_name(credential: str | None, clients: Sequence[tuple[str, Iterable[str]]]) -> str | None:
     """The name of the client whose list holds the SHA-256 of the caller's key, else None."""
-    if credential is None:
+    if credential is None or not clients:
         return None
     digest = hashlib.sha256(bare_key(credential).encode(errors="surrogateescape")).hexdigest()
     for name, hashes in clients:

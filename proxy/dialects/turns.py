@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from proxy.core.model import Ask, Message, Reply, Turn, TurnState
 from proxy.core.plan import Plan
@@ -76,4 +75,4 @@ def turns_of(
 
 def marked(messages: Sequence[Message]) -> tuple[Message, ...]:
     """Messages with their marks, by which a client's later copies are recognised."""
-    return tuple([message if message.mark else replace(message, mark=mark(message.raw)) for message in messages])
+    return tuple([one if one.mark else Message(one.role, one.raw, mark(one.raw)) for one in messages])

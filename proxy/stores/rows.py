@@ -1,9 +1,9 @@
-"""Turns and answers as rows of the database, and back. Pure; the statements stand in `sqlite.py`."""
+"""Turns and answers as rows of the database, and back. Pure; the statements stand in `statements.py`."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from proxy.core.history import History
@@ -14,45 +14,36 @@ MARK = 16  # bytes of a message's mark
 SMALL = 2048  # bytes of an answer that compressing would gain nothing
 
 
-def row_of(id: int, key: SessionKey, turn: Turn, now: int) -> dict[str, Any]:
-    return {
-        "tenant": key.tenant,
-        "session": key.id,
-        "touched": now,
-        "turn": id,
-        "name": turn.id,
-        "state": turn.state,
-        "system": turn.system,
-        "asked": b"[" + b",".join([message.raw for message in turn.asked]) + b"]",
-        "roles": dumps([message.role for message in turn.asked]).decode(),
-        "reply": turn.reply,
-        "echo": turn.echo.raw if turn.echo else None,
-        "model": text(turn.model),
-        "finish_reason": text(turn.finish_reason),
-        "usage": turn.usage,
-        "started": turn.started,
-        "ended": turn.ended,
-        "parent": turn.parent,
-        "layout": None if turn.layout is None else dumps(turn.layout).decode(),
-        "marks": _marks(turn),
-        "form": turn.form,
-        "request": turn.request,
-        "resends": turn.resends,
-        "key": text(turn.idempotency_key),
-    }
+Row = tuple[Any, ...]  # in the order of `statements.COLUMNS`
 
 
-def answers_of(row: dict[str, Any], answer: Answer) -> list[dict[str, Any]]:
-    """The rows that keep an answer: for the last turn, and for good where it has a key."""
-    kept = {
-        "tenant": row["tenant"],
-        "session": row["session"],
-        "turn": row["turn"],
-        "status": answer.status,
-        "content_type": text(answer.content_type),
-        "body": answer.body,
-    }
-    return [{**kept, "slot": slot} for slot in ((0, row["turn"]) if row["key"] else (0,))]
+def row_of(id: int, key: SessionKey, turn: Turn, now: int, answer: Answer | None = None) -> Row:
+    return (
+        id,
+        key.tenant,
+        key.id,
+        now,
+        turn.parent,
+        turn.id,
+        turn.state.value,
+        turn.system,
+        b"[" + b",".join([message.raw for message in turn.asked]) + b"]",
+        dumps([message.role for message in turn.asked]).decode(),
+        turn.reply,
+        turn.echo.raw if turn.echo else None,
+        text(turn.model),
+        text(turn.finish_reason),
+        turn.usage,
+        turn.started,
+        turn.ended,
+        None if turn.layout is None else dumps(turn.layout).decode(),
+        _marks(turn),
+        turn.form,
+        turn.request,
+        turn.resends,
+        text(turn.idempotency_key),
+        *((answer.status, text(answer.content_type), answer.body) if answer else (None, None, None)),
+    )
 
 
 def history_of(tip: int | None, rows: Iterable[Any]) -> History:
@@ -106,8 +97,12 @@ def text(value: str | None) -> str | None:
     return value and value.encode(errors="backslashreplace").decode()
 
 
-def packed(body: bytes) -> bytes:
-    """An answer's body as it is kept. Called on the database's thread."""
+def packed(rows: Sequence[Row]) -> list[Any]:
+    """The values of several rows, with their answers' bodies as they are kept. Takes its time: not for the loop."""
+    return [value for row in rows for value in (*row[:-1], None if row[-1] is None else _packed(row[-1]))]
+
+
+def _packed(body: bytes) -> bytes:
     return zlib.compress(body, 1 if len(body) > SMALL else 0)
 
 

@@ -6,30 +6,42 @@ SELECT id, parent, name, state, system, asked, roles, reply, echo, model, finish
        layout, marks, form, request, resends, idempotency_key
 FROM turns WHERE session = ? ORDER BY id
 """
-BEGIN = "INSERT OR IGNORE INTO sessions (tenant, session, touched) VALUES (:tenant, :session, :touched)"
-APPEND = """
-INSERT INTO turns (id, session, parent, name, state, system, asked, roles, reply, echo, model, finish_reason,
-                   usage, started, ended, layout, marks, form, request, resends, idempotency_key)
-SELECT :turn, s.id, (SELECT id FROM turns WHERE session = s.id AND name = :parent), :name, :state, :system, :asked,
-       :roles, :reply, :echo, :model, :finish_reason, :usage, :started, :ended, :layout, :marks, :form, :request,
-       :resends, :key FROM sessions s WHERE s.tenant = :tenant AND s.session = :session
+# A turn as it arrives: all that is to be done for it in one statement, and for many turns in one step. Each step of a
+# statement gives up Python's lock, and gets it back when it can.
+COLUMNS = (
+    "turn, tenant, session, touched, parent, name, state, system, asked, roles, reply, echo, model, finish_reason, "
+    "usage, started, ended, layout, marks, form, request, resends, idempotency_key, status, content_type, body"
+)
+ARRIVE = f"INSERT INTO arriving ({COLUMNS}) VALUES "  # noqa: S608
+_SESSION = "(SELECT id FROM sessions WHERE tenant = NEW.tenant AND session = NEW.session)"
+_ANSWER = """
+    INSERT OR REPLACE INTO answers (session, slot, turn, status, content_type, body)
+    SELECT id, {slot}, NEW.turn, NEW.status, NEW.content_type, NEW.body FROM sessions
+    WHERE tenant = NEW.tenant AND session = NEW.session AND {wanted};
 """
-MOVE = "UPDATE sessions SET tip = :turn, touched = :touched, emptied = 0 WHERE tenant = :tenant AND session = :session"
+ARRIVALS = (
+    f"CREATE TEMP VIEW arriving ({COLUMNS}) AS SELECT {', '.join(['NULL'] * len(COLUMNS.split(',')))}",
+    f"""
+CREATE TEMP TRIGGER arrival INSTEAD OF INSERT ON arriving BEGIN
+    INSERT INTO sessions (tenant, session, touched, tip) VALUES (NEW.tenant, NEW.session, NEW.touched, NEW.turn)
+    ON CONFLICT (tenant, session) DO UPDATE SET tip = excluded.tip, touched = excluded.touched, emptied = 0;
+    INSERT INTO turns (id, session, parent, name, state, system, asked, roles, reply, echo, model, finish_reason, usage,
+                       started, ended, layout, marks, form, request, resends, idempotency_key)
+    SELECT NEW.turn, s.id, (SELECT id FROM turns WHERE session = s.id AND name = NEW.parent), NEW.name, NEW.state,
+           NEW.system, NEW.asked, NEW.roles, NEW.reply, NEW.echo, NEW.model, NEW.finish_reason, NEW.usage, NEW.started,
+           NEW.ended, NEW.layout, NEW.marks, NEW.form, NEW.request, NEW.resends, NEW.idempotency_key
+    FROM sessions s WHERE s.tenant = NEW.tenant AND s.session = NEW.session;
+    DELETE FROM answers WHERE slot = 0 AND NEW.status IS NULL AND session = {_SESSION};
+    {_ANSWER.format(slot="0", wanted="NEW.status IS NOT NULL")}
+    {_ANSWER.format(slot="NEW.turn", wanted="NEW.status IS NOT NULL AND NEW.idempotency_key IS NOT NULL")}
+END""",  # noqa: S608
+)
 DROP_ANSWERS = """
 DELETE FROM answers WHERE slot > 0 AND turn = (
     SELECT t.id FROM turns t JOIN sessions s ON s.id = t.session WHERE t.name = ? AND s.tenant = ? AND s.session = ?
 )
 """
 DROP = "DELETE FROM turns WHERE name = ? AND session = (SELECT id FROM sessions WHERE tenant = ? AND session = ?)"
-KEEP = """
-INSERT OR REPLACE INTO answers (session, slot, turn, status, content_type, body)
-SELECT id, :slot, :turn, :status, :content_type, packed(:body) FROM sessions
-WHERE tenant = :tenant AND session = :session
-"""
-UNKEEP = """
-DELETE FROM answers WHERE slot = 0
-AND session = (SELECT id FROM sessions WHERE tenant = :tenant AND session = :session)
-"""
 ANSWER = """
 SELECT a.status, a.content_type, a.body FROM answers a JOIN turns t ON t.id = a.turn
 WHERE t.name = ? AND a.session = (SELECT id FROM sessions WHERE tenant = ? AND session = ?)
@@ -40,7 +52,7 @@ DELETE = (
     "DELETE FROM sessions WHERE tenant = ? AND session = ?",
 )
 LEARN = "INSERT OR IGNORE INTO refusals (upstream, member) VALUES (?, ?)"
-TOUCH = "UPDATE sessions SET touched = ? WHERE tenant = ? AND session = ? AND emptied = 0"
+TOUCH = "UPDATE sessions SET touched = max(touched, ?) WHERE tenant = ? AND session = ? AND emptied = 0"
 # What was read before a write is waited for may have changed since: only the session that was seen goes.
 EMPTY = "UPDATE sessions SET tip = NULL, emptied = 1 WHERE id = ? AND touched = ?"
 WIPE = "DELETE FROM turns WHERE session IN (SELECT id FROM sessions WHERE id = ? AND touched = ? AND emptied = 1)"

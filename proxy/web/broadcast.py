@@ -47,11 +47,11 @@ class Broadcast:
         if self._first:
             self._first.look()
 
-    def begin(self, status: int, headers: Pairs) -> None:
+    def begin(self, status: int, headers: Pairs, at_once: bool = True) -> None:
         self.status, self.headers = status, headers
         self._tell()
         if self._first:
-            self._first.begin(status, headers)
+            self._first.begin(status, headers, at_once)
 
     def put(self, piece: bytes) -> bool:
         """Write without waiting; whether more may come at once."""
@@ -92,12 +92,15 @@ class Broadcast:
         self._release()
 
     def fail(self, fault: ProxyError | None = None) -> None:
-        """End what is not whole: with a reset, or before its head with `fault`."""
+        """End what is not whole: with a reset, or with `fault` where nothing of it is out."""
         if self.ended:
             return
         self.ended, self.fault = True, fault
         if self._first and self.status:
-            self._first.reset()
+            if fault and self._first.take_back():
+                self.status = 0
+            else:
+                self._first.reset()
         self._tell()
         self._release()
 

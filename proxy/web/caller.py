@@ -5,13 +5,11 @@ The rules for both stand here and nowhere else; a session is never looked up wit
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from proxy.config import Config, Upstream
 from proxy.core import headers
 from proxy.errors import InvalidApiKey
-
-_CREDENTIALS = ("authorization", "api-key", "x-api-key")
 
 
 def tenant(config: Config, pairs: headers.Pairs, secret: bytes) -> bytes:
@@ -40,9 +38,9 @@ def with_our_key(upstream: Upstream, pairs: headers.Pairs) -> headers.Pairs:
     """The headers with our key in place of the caller's, where the upstream has one of ours."""
     if upstream.api_key is None:
         return pairs
-    kept = [(name, value) for name, value in pairs if name.lower() not in _CREDENTIALS]
+    kept = [(name, value) for name, value in pairs if name.lower() not in headers.CREDENTIALS]
     return [*kept, ("Authorization", f"Bearer {upstream.api_key.get_secret_value()}")]
 
 
-def _clients(config: Config) -> Iterable[tuple[str, Iterable[str]]]:
+def _clients(config: Config) -> Sequence[tuple[str, Iterable[str]]]:
     return [(client.name, client.key_hashes) for client in config.clients]

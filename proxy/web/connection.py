@@ -155,6 +155,11 @@ class Connection(asyncio.Protocol):
             self._timer = None
 
     @property
+    def is_answered(self) -> bool:
+        """Whether all of an answer has come."""
+        return self._message is not None and self._body.is_eof()
+
+    @property
     def is_open(self) -> bool:
         return self._open is not None
 

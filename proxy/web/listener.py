@@ -36,6 +36,7 @@ class Listener:
         self._timeout = config.limits.write_timeout
         self._loop = asyncio.get_running_loop()
         self._waits_since: float | None = None
+        self._head = b""  # not written yet
         self._chunked = self._bodiless = False
 
     @property
@@ -54,13 +55,16 @@ class Listener:
         if self._waits_since is not None and self._loop.time() - self._waits_since > self._timeout:
             self.reset()
 
-    def begin(self, status: int, headers: Pairs) -> None:
+    def begin(self, status: int, headers: Pairs, at_once: bool = True) -> None:
+        """The head; not `at_once` where what follows it is here, to go in one write with it."""
         request = self._request
         shown = cors.with_ours(request, self._config, headers)
         head = framed(request.version, request.method, status, shown, request.keep_alive)
         self.status, self.keep_alive = status, head.keeps
         self._chunked, self._bodiless = head.chunked, head.bodiless
-        self._write(head.raw)
+        self._head = head.raw
+        if at_once:
+            self._write(b"")
 
     def put(self, data: bytes) -> bool:
         """Write without waiting; whether the client takes more at once."""
@@ -86,13 +90,22 @@ class Listener:
         if not self.put(data):
             await self.room()
 
+    def take_back(self) -> bool:
+        """Whether nothing of the answer is out yet; then it is as if it had not begun."""
+        if not self._head:
+            return False
+        self._head, self.status = b"", 0
+        return True
+
     def _write(self, data: bytes) -> None:
         """Straight to the connection: what aiohttp's own response does for each piece costs as much as the piece."""
+        if self._head:
+            data, self._head = self._head + data, b""
+            self._request.writer.output_size += len(data)  # by which aiohttp knows that an answer has begun
         transport = self._request.transport
         if transport is None or transport.is_closing():
             self.reset()
-        elif not self.gone:
-            self._request.writer.output_size += len(data)  # by which aiohttp knows that an answer has begun
+        elif data and not self.gone:
             transport.write(data)
 
     def let_go(self) -> None:
@@ -106,8 +119,7 @@ class Listener:
     async def end(self) -> None:
         if self.gone or not self.status:
             return
-        if self._chunked:
-            self._write(LAST)
+        self._write(LAST if self._chunked else b"")
         await self.room()
 
     def reset(self) -> None:

@@ -41,12 +41,10 @@ async def forward(request: web.BaseRequest, runtime: Runtime, target: Target) ->
 async def _hand_on(request: web.BaseRequest, runtime: Runtime, target: Target, listener: Listener) -> None:
     headers = with_our_key(target.upstream, end_to_end(request.headers.items(), _NOT_SENT))
     body = request.content if request.can_read_body else None
-    async with (
-        listener.watched(),
-        runtime.client.open(request.method, target.url, headers, body, target.upstream) as answer,
-    ):
-        listener.begin(answer.status, end_to_end(answer.headers))
+    async with listener.watched():
+        answer = await runtime.client.ask(request.method, target.url, headers, body, target.upstream)
         try:
+            listener.begin(answer.status, end_to_end(answer.headers), not answer.is_here)
             while await answer.flow(listener.put):
                 await listener.room()
                 if listener.gone:
@@ -56,6 +54,8 @@ async def _hand_on(request: web.BaseRequest, runtime: Runtime, target: Target, l
             listener.reset()
             if not isinstance(error, ProxyError):
                 raise
+        finally:
+            answer.close()
 
 
 async def websocket(request: web.BaseRequest, runtime: Runtime, target: Target) -> web.StreamResponse:

@@ -55,7 +55,7 @@ class RecordedTurn:
         self._form = self._form_of(runtime.store.refusals.get(call.target.host, frozenset()))
         self._body, self._injected = sending.compose(call.ask, plan, session.history, self._form)
         self._exchange = Exchange(cast(Dialect, chat), limit)
-        self._bound: asyncio.Timeout | None = None
+        self._cuttable = False  # a stop cancels the task
         self._settling = self._committing = self._noted = self.kept = False
         self._stopped: ProxyError | None = None
         self._look_timer: asyncio.TimerHandle | None = None
@@ -113,25 +113,25 @@ class RecordedTurn:
             log.exception("a fault of the proxy's own")
 
     async def _answer(self) -> None:
-        """Ask and relay, within the bound by which a stop cuts; what was cut is settled behind it."""
+        """Ask and relay, until a stop cuts it; what was cut is settled behind it."""
+        self._cuttable = self._stopped is None
         try:
-            async with asyncio.timeout(0 if self._stopped else None) as self._bound:
-                while await self._try():
-                    pass
-        except TimeoutError:
-            if self._stopped is None:
-                raise
-            self._bound = None
+            while self._cuttable and await self._try():
+                pass
+        except asyncio.CancelledError:
+            if self._stopped is None or (self.task and self.task.uncancel()):
+                raise  # it was not, or not only, the stop
+            self._cuttable = False
             if self.broadcast.status and not self._settling:
                 await self._settle(False)
         finally:
-            self._bound = None
+            self._cuttable = False
 
     def _end(self, fault: ProxyError | None = None) -> None:
         if self._stopped is None:
             self._stopped = fault or Stopped("The turn was stopped before its answer began. Nothing was recorded.")
-            if self._bound:
-                self._bound.reschedule(asyncio.get_running_loop().time())
+            if self._cuttable and self.task:
+                self.task.cancel()
 
     def _look(self) -> None:
         """Whether somebody listens: a client that leaves while nothing is written to it is told nowhere else."""
@@ -157,7 +157,8 @@ class RecordedTurn:
         """Ask the upstream once; whether to ask again, without what it refused."""
         runtime, target = self._runtime, self.call.target
         sent = upstream_headers(self.call, runtime)
-        async with runtime.client.open("POST", target.url, sent, self._body, target.upstream) as answer:
+        answer = await runtime.client.ask("POST", target.url, sent, self._body, target.upstream)
+        try:
             body = Body(answer)
             if answer.status in (400, 422) and (members := sending.sent_members(self._body)):
                 if self._strip(profiles.refused(answer.status, await body.beginning(_ERROR_SIZE), members)):
@@ -166,6 +167,8 @@ class RecordedTurn:
                 for member in self._form.refused - self._known_refusals():
                     await runtime.store.learn(target.host, member)
             await self._relay(answer, body)
+        finally:
+            answer.close()
         return False
 
     def _known_refusals(self) -> frozenset[str]:
@@ -187,7 +190,7 @@ class RecordedTurn:
         inflated = 200 <= answer.status < 300 and body.undo()
         self._exchange.begin(answer.status, answer.get("content-type"), None if inflated else answer.length)
         self._said = answer.status, answer.get("content-type")
-        self.broadcast.begin(answer.status, self._client_headers(answer, inflated))
+        self.broadcast.begin(answer.status, self._client_headers(answer, inflated), not answer.is_here)
         clean = await self._pieces(body) and body.is_whole
         if not self._settling:
             await self._settle(clean)
@@ -222,21 +225,19 @@ class RecordedTurn:
 
     async def _settle(self, clean: bool) -> None:
         """The end of the answer is here: keep the turn, then let the end go; or break it off."""
-        if self._stopped and self._bound:
-            await asyncio.sleep(LOOK)  # a stop came first, and is felt here
         self._settling = self._committing = True
         outcome = self._exchange.finish(clean)
-        released = outcome.verdict in (Verdict.COMPLETE, Verdict.NOTHING)
+        released, fault = outcome.verdict in (Verdict.COMPLETE, Verdict.NOTHING), None
         try:
             if self._recorded and outcome.verdict in (Verdict.COMPLETE, Verdict.CUT):
                 self.kept = await self._keep(outcome)
         except StoreUnavailable as error:
             log.error("turn %s is not kept, its end is not released: %s", self.id, error)
-            released = False
+            released, fault = False, error
         self._committing = False
         self._leave()
         if not released:
-            self.broadcast.fail()
+            self.broadcast.fail(fault)
         elif held := self._exchange.release():
             await self.broadcast.write(held)
             self.broadcast.delivered = not self.broadcast.deserted

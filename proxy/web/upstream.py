@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Protocol
 
@@ -58,6 +58,11 @@ class Response:
     @property
     def length(self) -> int | None:
         return int(value) if (value := self.get("content-length")) and value.isdecimal() else None
+
+    @property
+    def is_here(self) -> bool:
+        """Whether all of it has come, up to its clean end."""
+        return self._connection is not None and self._connection.is_answered
 
     async def piece(self) -> bytes:
         """What has come of the body since the last piece, without a wait if something has; nothing at its clean
@@ -160,17 +165,6 @@ class Client:
     def _forget(self, origin: Origin, connection: Connection, _: object) -> None:
         self._all.discard(connection)
         self._kept.get(origin, {}).pop(connection, None)
-
-    @asynccontextmanager
-    async def open(
-        self, method: str, url: str, headers: Pairs, body: bytes | aiohttp.StreamReader | None, times: Timeouts
-    ) -> AsyncIterator[Response]:
-        """`ask`, with the answer closed on the way out."""
-        answer = await self.ask(method, url, headers, body, times)
-        try:
-            yield answer
-        finally:
-            answer.close()
 
     async def websocket(
         self, url: str, headers: Pairs, protocols: list[str], times: Timeouts

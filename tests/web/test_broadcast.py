@@ -42,7 +42,7 @@ class Ear(Listener):
     def data(self) -> bytes:
         return b"".join(self.pieces)
 
-    def begin(self, status: int, headers: Pairs) -> None:
+    def begin(self, status: int, headers: Pairs, at_once: bool = True) -> None:
         assert self.head is None
         self.head, self.status = (status, headers), status
 

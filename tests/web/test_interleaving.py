@@ -12,7 +12,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -160,7 +160,7 @@ class Call:
 
     async def answer(self) -> Response:
         self.status = await self._next()
-        return Playing(self.status, self._pieces())
+        return Playing(self, self.status, self._pieces())
 
     async def _pieces(self) -> AsyncIterator[bytes]:
         while (piece := await self._next()) is not None:
@@ -176,8 +176,10 @@ class Call:
 
 
 class Playing(Response):
-    def __init__(self, status: int, pieces: AsyncIterator[bytes]) -> None:
-        self.status, self._pieces = status, pieces
+    is_here = False
+
+    def __init__(self, call: Call, status: int, pieces: AsyncIterator[bytes]) -> None:
+        self._call, self.status, self._pieces = call, status, pieces
         self.headers = [("Content-Type", "text/event-stream" if status == 200 else "application/json")]
 
     async def flow(self, take: Callable[[bytes], bool]) -> bool:
@@ -185,6 +187,9 @@ class Playing(Response):
             if not take(piece):
                 return True
         return False
+
+    def close(self) -> None:
+        self._call.over = True
 
 
 @dataclass
@@ -284,14 +289,14 @@ class Voice(Client):
     def __init__(self, world: World) -> None:
         self._world = world
 
-    @asynccontextmanager
-    async def open(self, method: str, url: str, headers: Any, body: Any, times: Any) -> AsyncIterator[Response]:
+    async def ask(self, method: str, url: str, headers: Any, body: Any, times: Any) -> Response:
         received = [(message["role"], message["content"]) for message in json.loads(body)["messages"]]
         call = self._world.story.opened(received, READ_AT.get())
         try:
-            yield await call.answer()
-        finally:
+            return await call.answer()
+        except BaseException:
             call.over = True
+            raise
 
 
 class Person:

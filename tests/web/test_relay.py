@@ -158,7 +158,6 @@ WAYS: list[tuple[Reply, bytes]] = [
     (sse("a", done=False), b""),
     (sse("a", done=False, framing="length"), b"\n"),
     (sse("a", framing="close"), b"data: [DONE]\n\n"),
-    (completion("a"), b"}"),
     (completion("a", framing="chunked"), b""),
     (completion("a", framing="close"), b""),
 ]
@@ -180,6 +179,32 @@ async def test_the_end_waits_for_the_commit_and_for_nothing_else(serve: Serve, r
             assert got == whole[: len(whole) - len(held)] and client.ended is None
             store.go.set()
             assert got + await client.body() == whole and client.ended == "complete"
+
+
+async def test_a_body_that_came_in_one_piece_waits_as_a_whole(serve: Serve) -> None:
+    store = GatedStore(10**9)
+    async with ScriptedUpstream([completion("a")]) as upstream:
+        proxy = await serve(upstream.base_url, store=store)
+        asking = asyncio.create_task(ask(proxy.port, user("x")))
+        await asyncio.wait_for(store.reached.wait(), 5)
+        await asyncio.sleep(0.05)
+        assert not asking.done()
+        store.go.set()
+        assert (await asking).ended == "complete"
+
+
+async def test_a_body_whose_commit_fails_gives_way_to_an_error(serve: Serve) -> None:
+    store = GatedStore(10**9)
+    store.fails = True
+    store.go.set()
+    async with ScriptedUpstream([completion("a"), completion("b")]) as upstream:
+        proxy = await serve(upstream.base_url, store=store)
+        failed = await ask(proxy.port, user("x"))
+        store.fails = False
+        assert (await ask(proxy.port, user("y"))).ended == "complete"
+        assert upstream.requests[1].messages == [user("y")]
+    assert (failed.answer.status, failed.ended) == (503, "complete")  # type: ignore[attr-defined]
+    assert json.loads(failed.data)["error"]["code"] == "store_unavailable"  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(("reply", "held"), WAYS)
