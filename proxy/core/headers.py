@@ -47,11 +47,11 @@ MAX_ID = 256
 MAX_KEY = 255
 
 
-def end_to_end(pairs: Iterable[tuple[str, str]], without: Iterable[str] = ()) -> Pairs:
+def end_to_end(pairs: Iterable[tuple[str, str]], without: frozenset[str] = frozenset()) -> Pairs:
     """The pairs that go on to the next hop: neither hop-by-hop by the standard, nor named by
     `Connection`, nor in `without` (lower case)."""
     lower = [(pair[0].lower(), pair) for pair in pairs]
-    drop = _dropped(frozenset(without))
+    drop = _dropped(without)
     for name, (_, value) in lower:
         if name == "connection":
             drop = drop.union([token.strip().lower() for token in value.split(",")])

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import msgspec
@@ -27,8 +26,7 @@ class Malformed(ValueError):
     """Not JSON, or not the kind of JSON value asked for."""
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(msgspec.Struct, frozen=True, gc=False):
     """A member's value and where it lies: `body[start:end] == raw`."""
 
     raw: bytes

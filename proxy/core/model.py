@@ -1,16 +1,18 @@
 """The words of the proxy as values: session key, message, turn, ask, reply.
 
-Frozen, with no behaviour but what follows from their fields. Nothing here knows
-where a value came from or where it goes: no dialect, no store, no clock.
+Frozen, with no behaviour but what follows from their fields. Structs of msgspec: made in a third of the time, and
+what holds no cycle is nothing that Python's collector has to look at, however many sessions are warm. Nothing here
+knows where a value came from or where it goes: no dialect, no store, no clock.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 from typing import NamedTuple
+
+from msgspec import Struct
 
 Span = tuple[int, int]  # messages of a turn's parent, from start to before stop
 Layout = tuple[Span | int, ...]  # spans of the parent's messages, and in between how many of the turn's own
@@ -27,8 +29,7 @@ class SessionKey(NamedTuple):
     id: str
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(Struct, frozen=True, gc=False):
     """One message: its role, its JSON byte for byte, and its mark, by which a client's later copy of
     it is recognised (empty where nobody has needed it yet)."""
 
@@ -43,8 +44,7 @@ class TurnState(StrEnum):
     ADOPTED = "adopted"  # the client brought it along; no upstream gave its reply in this session
 
 
-@dataclass(frozen=True)
-class Turn:
+class Turn(Struct, frozen=True, gc=False):
     """One request with its reply: what remains of an exchange.
 
     A turn follows its parent: it keeps messages of the parent's line by `layout` (None: all of
@@ -74,7 +74,7 @@ class Turn:
     started: int = 0  # wall clock, ms since the epoch; for people, never for order
     ended: int = 0
 
-    @cached_property
+    @property
     def size(self) -> int:
         """Bytes this turn takes in memory, roughly: its messages, once more in the joined form that
         is sent, and 768 for the objects around them."""
@@ -84,8 +84,7 @@ class Turn:
         return 768 + copies * (raw + echo) + len(self.reply) + len(self.system or b"")
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(Struct, frozen=True, gc=False):
     """What a client was given of a turn, for the one who comes back for it: status, content type, body."""
 
     status: int
@@ -104,8 +103,7 @@ class Seen(NamedTuple):
     covered: int
 
 
-@dataclass(frozen=True)
-class Ask:
+class Ask(Struct, frozen=True, dict=True):
     """A request as its dialect read it.
 
     `system` is the leading system block (JSON objects joined by commas) or None. `body[start:end]` is the
@@ -135,8 +133,7 @@ class Ask:
         return (self.seen.size if self.seen else 0) + len(self.tail)
 
 
-@dataclass(frozen=True)
-class Reply:
+class Reply(Struct, frozen=True, gc=False):
     """A reply as its dialect folded it.
 
     `message` is the recorded choice, lossless, None where there is none. `finished` tells that the

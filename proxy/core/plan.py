@@ -6,10 +6,11 @@ Values alone. Knows nothing of how it is decided.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 from typing import NamedTuple
+
+from msgspec import Struct
 
 from proxy.core.alignment import Line
 from proxy.core.history import Entry
@@ -48,8 +49,7 @@ class Sent(NamedTuple):
     theirs: Message | None
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(Struct, frozen=True, dict=True):
     """What becomes of a request: how it is read, what goes upstream, and what is recorded of it.
 
     The turn will follow `parent` by `layout` and add `asked`; `system` is the block in force, None for

@@ -55,6 +55,17 @@ class _Write:
     rewrite: bool = False  # then the file is written anew, where that takes a moment only
     truncate: bool = False  # then the log is emptied, and `done` says whether it could be
 
+    settled: bool = False
+
+    def settle(self, outcome: bool | StoreUnavailable) -> None:
+        self.settled = True
+        if self.done.done():  # with its caller, which is being cancelled
+            return
+        if isinstance(outcome, bool):
+            self.done.set_result(outcome)
+        else:
+            self.done.set_exception(outcome)
+
 
 class SQLiteStore:
     def __init__(
@@ -75,6 +86,7 @@ class SQLiteStore:
         self._queue: asyncio.Queue[_Write | None] = asyncio.Queue()
         self._touches: dict[SessionKey, int] = {}  # not written yet
         self._touched = 0.0  # when some were
+        self._loop = asyncio.get_running_loop()
         self._closed = False
         self._crowded = False  # whether several wrote at once a moment ago
         self._task = asyncio.create_task(self._run())
@@ -164,7 +176,7 @@ class SQLiteStore:
 
     async def learn(self, upstream: str, member: str) -> None:
         self._refusals = {**self._refusals, upstream: self._refusals.get(upstream, frozenset()) | {member}}
-        self._enqueue([(sql.LEARN, [(upstream, member)])])
+        self._enqueue([(sql.LEARN, [(upstream, member)])]).done.add_done_callback(_retrieved)
 
     async def touch(self, key: SessionKey, now: int) -> None:
         self._touches[key] = now  # with the next commit: a transaction of its own would cost as much as the turn's
@@ -185,7 +197,7 @@ class SQLiteStore:
     async def close(self) -> None:
         """Commit what waits, then close."""
         if self._touches:
-            self._enqueue([])
+            self._enqueue([]).done.add_done_callback(_retrieved)
         self._closed = True
         self._queue.put_nowait(None)
         await self._task
@@ -198,21 +210,23 @@ class SQLiteStore:
         except sqlite3.Error as error:
             raise _unavailable(error) from error
 
-    def _enqueue(self, statements: list[Statement], **more: bool) -> asyncio.Future[bool]:
+    def _enqueue(self, statements: list[Statement], **more: bool) -> _Write:
         if self._closed:
             raise StoreUnavailable("The store is closed.")
-        write = _Write(statements, asyncio.get_running_loop().create_future(), **more)
-        write.done.add_done_callback(_retrieved)
+        write = _Write(statements, self._loop.create_future(), **more)
         self._queue.put_nowait(write)
-        return write.done
+        return write
 
     async def _write(self, statements: list[Statement], **more: bool) -> bool:
         """Whether it is written is settled on return, also where the caller is cancelled."""
-        done = self._enqueue(statements, **more)
+        write = self._enqueue(statements, **more)
         try:
-            return await asyncio.shield(done)
+            return await write.done
         except asyncio.CancelledError:
-            await asyncio.wait([done])
+            if not write.settled:  # the future is cancelled with the caller, the commit goes on
+                write.done = self._loop.create_future()
+                write.done.add_done_callback(_retrieved)
+                await asyncio.wait([write.done])
             raise
 
     async def _run(self) -> None:
@@ -241,15 +255,15 @@ class SQLiteStore:
         except Exception as error:
             self._touches = {**touches, **self._touches}
             for write in group:
-                write.done.set_exception(_unavailable(error))
+                write.settle(_unavailable(error))
         else:
             for write in group:
-                write.done.set_result(truncated)
+                write.settle(truncated)
 
     def _due_touches(self, may_wait: bool) -> dict[SessionKey, int]:
         """The signs of life to be written now: beside turns alone not each time, as most of them are of turns in
         flight, which will tell more."""
-        now = asyncio.get_running_loop().time()
+        now = self._loop.time()
         if may_wait and now - self._touched < TOUCHING:
             return {}
         touches, self._touches, self._touched = self._touches, {}, now
@@ -327,7 +341,7 @@ def _quoted(path: Path) -> str:
 
 
 def _retrieved(done: asyncio.Future[bool]) -> None:
-    done.exception()  # nobody may be waiting for a touch
+    done.exception()  # nobody waits for it
 
 
 def _unavailable(error: BaseException) -> StoreUnavailable:

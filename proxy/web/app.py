@@ -30,6 +30,7 @@ class App:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
+        self._loop = asyncio.get_running_loop()
 
     async def __call__(self, request: web.BaseRequest) -> Answered:
         if request.headers.get("Expect", "").lower() == "100-continue":
@@ -39,7 +40,7 @@ class App:
 
     def make_request(self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
         """A request whose response's headers are finished by us."""
-        request = _Request(message, payload, protocol, writer, task, asyncio.get_running_loop())
+        request = _Request(message, payload, protocol, writer, task, self._loop)
         request.runtime = self._runtime
         return request
 

@@ -106,8 +106,7 @@ class Broadcast:
 
     async def attend(self) -> None:
         """For the first listener's handler: wait until its answer has ended. Raises the fault before a head."""
-        await asyncio.shield(self._alone)
-        first = self._alone.result()
+        first = await self._alone
         if first is not None:
             await self._follow(first, self._followers[first])
         elif self.fault and not self.status:
@@ -123,7 +122,8 @@ class Broadcast:
             first, self._first = self._first, None
             self._followers[first] = self._size
             first.let_go()
-            self._alone.set_result(first)
+            if not self._alone.done():  # else the first one's handler is being cancelled
+                self._alone.set_result(first)
         self._followers[listener] = 0
         await self._follow(listener, 0, instead)
 

@@ -7,12 +7,14 @@ Decides nothing and knows no history.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from hashlib import blake2b, sha256
 from hmac import digest
+from typing import NamedTuple
 
 from aiohttp import web
+from msgspec import Struct
 
 from proxy.core import headers
 from proxy.core.members import with_default
@@ -24,7 +26,7 @@ from proxy.web import caller
 from proxy.web.runtime import Runtime
 from proxy.web.target import Target
 
-_NOT_SENT = ("host", "expect", "content-length", "content-encoding", "accept-encoding", *sorted(headers.OURS))
+_NOT_SENT = headers.OURS | {"host", "expect", "content-length", "content-encoding", "accept-encoding"}
 SEEN = "seen"  # among what is kept beside a history
 
 
@@ -36,8 +38,10 @@ class Busy(StrEnum):
     INTERRUPT = "interrupt"
 
 
-@dataclass(frozen=True)
-class Wishes:
+_MODES, _BUSY, _YES = tuple(Mode), tuple(Busy), ("yes",)
+
+
+class Wishes(NamedTuple):
     """What a request asks of us by headers of ours."""
 
     mode: Mode
@@ -47,8 +51,7 @@ class Wishes:
     counted: bool  # it says that it is a retry
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(Struct, frozen=True):
     """A request for a recorded turn, before anything is decided of it."""
 
     target: Target
@@ -64,10 +67,10 @@ class Call:
 def wishes_of(request: web.BaseRequest, runtime: Runtime) -> Wishes:
     sent, sessions = request.headers, runtime.config.sessions
     return Wishes(
-        Mode(headers.choice(sent, "x-session-mode", [*Mode]) or sessions.mode),
-        Busy(headers.choice(sent, "x-session-on-busy", [*Busy]) or sessions.on_busy),
-        headers.choice(sent, "x-session-must-exist", ["yes"]) is not None,
-        headers.choice(sent, "x-session-dry-run", ["yes"]) is not None,
+        Mode(headers.choice(sent, "x-session-mode", _MODES) or sessions.mode),
+        Busy(headers.choice(sent, "x-session-on-busy", _BUSY) or sessions.on_busy),
+        headers.choice(sent, "x-session-must-exist", _YES) is not None,
+        headers.choice(sent, "x-session-dry-run", _YES) is not None,
         sent.get("x-stainless-retry-count", "0").strip() not in ("", "0"),
     )
 
@@ -133,11 +136,16 @@ async def _body(request: web.BaseRequest, limit: int, timeout: float) -> bytes:
 def upstream_headers(call: Call, runtime: Runtime) -> headers.Pairs:
     """What goes upstream with the call; the answer is to come as it is, to be read on its way."""
     upstream, names = call.target.upstream, runtime.config.sessions.headers
-    without = _NOT_SENT if upstream.forward else (*_NOT_SENT, *[name.lower() for name in names])
+    without = _NOT_SENT if upstream.forward else _with_names(tuple(names))
     sent = caller.with_our_key(upstream, headers.end_to_end(call.pairs, without))
     if header := upstream.affinity.get("header"):
         sent.append((header, affinity(call.key, runtime.secret)))
     return [*sent, ("Accept-Encoding", "identity")]
+
+
+@lru_cache(16)
+def _with_names(names: tuple[str, ...]) -> frozenset[str]:
+    return _NOT_SENT.union([name.lower() for name in names])
 
 
 def affinity(key: SessionKey, secret: bytes) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+import time
 from collections.abc import Callable
 from types import TracebackType
 
@@ -34,7 +35,6 @@ class Listener:
         self.keep_alive = False
         self._request, self._config = request, config
         self._timeout = config.limits.write_timeout
-        self._loop = asyncio.get_running_loop()
         self._waits_since: float | None = None
         self._head = b""  # not written yet
         self._chunked = self._bodiless = False
@@ -52,7 +52,7 @@ class Listener:
     def look(self) -> None:
         """Give up a client that takes nothing. Called from time to time: a timer for each piece would cost more
         than the piece."""
-        if self._waits_since is not None and self._loop.time() - self._waits_since > self._timeout:
+        if self._waits_since is not None and time.monotonic() - self._waits_since > self._timeout:
             self.reset()
 
     def begin(self, status: int, headers: Pairs, at_once: bool = True) -> None:
@@ -77,7 +77,7 @@ class Listener:
         """Wait until the client has taken what was written, most of it."""
         if self.gone or not self._request.protocol.writing_paused:
             return
-        self._waits_since = self._loop.time()
+        self._waits_since = time.monotonic()
         try:
             await self._request.writer.drain()
         except ConnectionError:

@@ -140,11 +140,16 @@ class Live(Generic[Turn]):
         finally:
             self._tasks.discard(task)
 
-    def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run a turn as a task of its own, which a drain waits for or cuts."""
-        task = asyncio.create_task(work)
+    def start(self, work: Coroutine[Any, Any, None], over: Callable[[], None]) -> asyncio.Task[None]:
+        """Run a turn as a task of its own, which a drain waits for or cuts; `over` is called when it has ended."""
+        task = asyncio.get_running_loop().create_task(work)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            over()
+
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(ended)
         return task
 
     async def drain(self, timeout: float) -> None:

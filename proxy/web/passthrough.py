@@ -16,14 +16,17 @@ from proxy.web.target import Target
 
 CLOSING = 5.0  # seconds a WebSocket's other side has to answer a close
 # Expect was answered at this hop; Host is the upstream's.
-_NOT_SENT = ("host", "expect")
-_HANDSHAKE = (
-    "host",
-    "sec-websocket-key",
-    "sec-websocket-version",
-    "sec-websocket-extensions",
-    "sec-websocket-protocol",
+_NOT_SENT = frozenset(["host", "expect"])
+_HANDSHAKE = frozenset(
+    [
+        "host",
+        "sec-websocket-key",
+        "sec-websocket-version",
+        "sec-websocket-extensions",
+        "sec-websocket-protocol",
+    ]
 )
+_NOT_REFUSED = frozenset(["content-length", "content-encoding", "content-type"])
 
 
 async def forward(request: web.BaseRequest, runtime: Runtime, target: Target) -> Answered:
@@ -121,7 +124,7 @@ async def _pump(source: _Socket, sink: _Socket) -> bool:
 
 def _refused(refusal: aiohttp.WSServerHandshakeError) -> web.Response:
     """The client library keeps the status and the headers of a refusal, not its body."""
-    headers: Pairs = end_to_end((refusal.headers or {}).items(), ("content-length", "content-encoding", "content-type"))
+    headers: Pairs = end_to_end((refusal.headers or {}).items(), _NOT_REFUSED)
     fault = UpstreamUnreachable("The upstream refused the WebSocket.")
     response = web.json_response(fault.body(), status=refusal.status if refusal.status >= 300 else fault.status)
     for name, value in headers:

@@ -7,7 +7,7 @@ may have moved. The turn itself stands in `turn`; how lists are read, in `core.r
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from aiohttp import web
 
@@ -29,8 +29,7 @@ from proxy.web.turn import RecordedTurn
 log = logging.getLogger("proxy.relay")
 
 
-@dataclass(frozen=True)
-class Reading:
+class Reading(NamedTuple):
     """A request held against its session: how it is meant, and where it tries a turn again, which: one in
     flight, or one that is kept, with the `answer` that its client was given."""
 

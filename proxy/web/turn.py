@@ -31,6 +31,7 @@ from proxy.web.upstream import Response
 
 log = logging.getLogger("proxy.turn")
 _REFUSALS = 3  # members that a request is stripped of, one after another
+_CODED, _NONE = frozenset(["content-encoding", "content-length"]), frozenset[str]()
 _ERROR_SIZE = 64 * 1024  # bytes of an error that are looked at
 
 
@@ -56,7 +57,8 @@ class RecordedTurn:
         self._body, self._injected = sending.compose(call.ask, plan, session.history, self._form)
         self._exchange = Exchange(cast(Dialect, chat), limit)
         self._cuttable = False  # a stop cancels the task
-        self._settling = self._committing = self._noted = self.kept = False
+        self._settling = self._committing = self.kept = False
+        self._noted: bool | None = None  # what was noted of its delivery
         self._stopped: ProxyError | None = None
         self._look_timer: asyncio.TimerHandle | None = None
         self._deadline: float | None = None
@@ -83,11 +85,10 @@ class RecordedTurn:
         if self._recorded:
             self._runtime.live.enter(self.call.key, self)
         self._look_timer = asyncio.get_running_loop().call_later(self._every, self._look)
-        self.task = self._runtime.live.start(self._run())
-        self.task.add_done_callback(self._over)
+        self.task = self._runtime.live.start(self._run(), self._over)
         return self.task
 
-    def _over(self, task: asyncio.Task[None]) -> None:
+    def _over(self) -> None:
         # Not in the task itself: one that is cancelled before its first step runs no `finally`.
         if self._look_timer:
             self._look_timer.cancel()
@@ -246,10 +247,11 @@ class RecordedTurn:
     def note_delivery(self) -> None:
         """For retries: whether a client has seen the end of what was kept. One who takes long tells nothing of
         a session whose next turn is kept already."""
-        live, key = self._runtime.live, self.call.key
-        if self.kept and not (self._noted and live.was_delivered(key, self.id) is None):
-            self._noted = True
-            live.delivered(key, self.id, self.broadcast.delivered)
+        live, key, delivered = self._runtime.live, self.call.key, self.broadcast.delivered
+        if self.kept and delivered is not self._noted:
+            if self._noted is None or live.was_delivered(key, self.id) is not None:
+                live.delivered(key, self.id, delivered)
+            self._noted = delivered
 
     async def _keep(self, outcome: Outcome) -> bool:
         """Record the turn, unless it was cut before it said anything."""
@@ -294,7 +296,7 @@ class RecordedTurn:
             self._place.leave()
 
     def _client_headers(self, answer: Response, inflated: bool) -> headers.Pairs:
-        sent = headers.end_to_end(answer.headers, ("content-encoding", "content-length") if inflated else ())
+        sent = headers.end_to_end(answer.headers, _CODED if inflated else _NONE)
         if not 200 <= answer.status < 300:
             return sent  # the upstream's own errors go through untouched
         return [

@@ -49,11 +49,12 @@ class Response:
         self._idle = idle
         self._done = done
         self.status = message.code
-        self.headers: Pairs = _decoded(message.raw_headers)
+        self.headers: Pairs = list(message.headers.items())
+        self._named = message.headers
 
     def get(self, name: str) -> str | None:
-        """The first header of that name, which is in lower case."""
-        return next((value for key, value in self.headers if key.lower() == name), None)
+        """The first header of that name."""
+        return self._named.get(name)
 
     @property
     def length(self) -> int | None:
@@ -229,18 +230,3 @@ def _one_case(headers: Pairs) -> Pairs:
     """Equal names in one letter case: aiohttp keeps only the last of `X-A` and `x-a`, but both of `X-A` and `X-A`."""
     spelled: dict[str, str] = {}
     return [(spelled.setdefault(name.lower(), name), value) for name, value in headers]
-
-
-def _decoded(raw: tuple[tuple[bytes, bytes], ...]) -> Pairs:
-    try:
-        return [(name.decode(), value.decode()) for name, value in raw]
-    except UnicodeDecodeError:
-        return [(_text(name), _text(value)) for name, value in raw]
-
-
-def _text(raw: bytes) -> str:
-    """A header's text. Bytes that are no UTF-8 are read as Latin-1, as they can be written again."""
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return raw.decode("latin-1")

@@ -118,11 +118,11 @@ class StruckLive(Live[Any]):
         super().__init__()
         self.plan = plan
 
-    def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def start(self, work: Coroutine[Any, Any, None], over: Callable[[], None]) -> asyncio.Task[None]:
         at = self.plan.take("turn")
         if at is None:
-            return super().start(work)
-        task = super().start(self.plan.drive(work, at, lambda: self._strike(task)) if at else work)
+            return super().start(work, over)
+        task = super().start(self.plan.drive(work, at, lambda: self._strike(task)) if at else work, over)
         if at == 0:
             self.plan.struck = True
             self._strike(task)
