@@ -49,7 +49,7 @@ class Response:
         self._idle = idle
         self._done = done
         self.status = message.code
-        self.headers: Pairs = list(message.headers.items())
+        self.headers: Pairs = _decoded(message.raw_headers)
         self._named = message.headers
 
     def get(self, name: str) -> str | None:
@@ -230,3 +230,8 @@ def _one_case(headers: Pairs) -> Pairs:
     """Equal names in one letter case: aiohttp keeps only the last of `X-A` and `x-a`, but both of `X-A` and `X-A`."""
     spelled: dict[str, str] = {}
     return [(spelled.setdefault(name.lower(), name), value) for name, value in headers]
+
+
+def _decoded(raw: tuple[tuple[bytes, bytes], ...]) -> Pairs:
+    """Names and values as they came: bytes that are no UTF-8 stand in the text so that they are written again."""
+    return [(name.decode(errors="surrogateescape"), value.decode(errors="surrogateescape")) for name, value in raw]

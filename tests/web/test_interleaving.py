@@ -21,6 +21,7 @@ import uvloop
 from aiohttp import web
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from multidict import CIMultiDict, CIMultiDictProxy
 
 from proxy.config import Config
 from proxy.core.history import Session
@@ -180,7 +181,8 @@ class Playing(Response):
 
     def __init__(self, call: Call, status: int, pieces: AsyncIterator[bytes]) -> None:
         self._call, self.status, self._pieces = call, status, pieces
-        self.headers = [("Content-Type", "text/event-stream" if status == 200 else "application/json")]
+        self.headers = [("content-type", "text/event-stream" if status == 200 else "application/json")]
+        self._named = CIMultiDictProxy(CIMultiDict(self.headers))
 
     async def flow(self, take: Callable[[bytes], bool]) -> bool:
         while piece := await anext(self._pieces, b""):
