@@ -38,7 +38,6 @@ REWRITTEN = 16 << 20  # bytes up to which a database is written anew after a del
 TRUNCATIONS = 100  # tries to empty the log after a deletion, 50 ms apart
 BUSY = 5000  # ms a commit waits for a stranger who locks the database
 TOUCHING = 1.0  # seconds between two writes of signs of life, beside turns
-GATHERING = 4  # passes of the loop in which others may join a commit, where there are others: a fifth less of its CPU
 TOGETHER = 32  # turns in a statement
 _GROUP = "a transaction of ours"  # no SQL: see _Grouping
 _PLACES = f"({', '.join('?' * len(sql.COLUMNS.split(',')))})"
@@ -88,7 +87,6 @@ class SQLiteStore:
         self._touched = 0.0  # when some were
         self._loop = asyncio.get_running_loop()
         self._closed = False
-        self._crowded = False  # whether several wrote at once a moment ago
         self._task = asyncio.create_task(self._run())
 
     @classmethod
@@ -233,12 +231,9 @@ class SQLiteStore:
         write = await self._queue.get()
         while write:
             group = [write]
-            for _ in range(GATHERING if self._crowded else 0):
-                await asyncio.sleep(0)
             while not self._queue.empty() and (write := self._queue.get_nowait()):
                 group.append(write)
             await self._commit(group)
-            self._crowded = len(group) > 1 or not self._queue.empty()
             write = write and await self._queue.get()
 
     async def _commit(self, group: list[_Write]) -> None:
