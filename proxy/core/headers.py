@@ -42,7 +42,6 @@ OURS = frozenset(
     ]
 )
 CREDENTIALS = ("authorization", "api-key", "x-api-key")
-_LENGTHS = frozenset(map(len, CREDENTIALS))
 MAX_ID = 256
 MAX_KEY = 255
 
@@ -103,8 +102,7 @@ def credential(pairs: Iterable[tuple[str, str]]) -> str | None:
     """The caller's credential: `Authorization`, else `api-key`, else `x-api-key`."""
     found: dict[str, str] = {}
     for name, value in pairs:
-        if len(name) in _LENGTHS and (lower := name.lower()) in CREDENTIALS:
-            found.setdefault(lower, value)
+        found.setdefault(name.lower(), value)
     return next((found[name] for name in CREDENTIALS if found.get(name)), None)
 
 

@@ -111,12 +111,17 @@ def dumps(value: Any) -> bytes:
         raise Malformed(str(error)) from error
 
 
-def _refuse_invalid_utf8(body: bytes) -> None:
-    """msgspec does not look into the strings of a value that it leaves as bytes."""
+def is_utf8(body: bytes) -> bool:
+    """msgspec does not look into the strings of a value that it leaves as bytes, or leaves out."""
     try:
-        body.isascii() or body.decode()
-    except UnicodeDecodeError as error:
-        raise Malformed("not valid UTF-8") from error
+        return body.isascii() or body.decode() is not None
+    except UnicodeDecodeError:
+        return False
+
+
+def _refuse_invalid_utf8(body: bytes) -> None:
+    if not is_utf8(body):
+        raise Malformed("not valid UTF-8")
 
 
 # What msgspec refuses and JSON allows (a lone surrogate escape) goes through the standard

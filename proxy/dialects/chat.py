@@ -6,16 +6,17 @@ what goes back upstream in `sending.py`. Pure; knows no session, no upstream and
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from proxy.core import sse
-from proxy.core.members import Malformed, dumps, elements, loads, members
+from proxy.core.members import Malformed, dumps, elements, is_utf8, loads, members
 from proxy.core.model import Ask, Message, Reply, Seen
 from proxy.dialects import deltas
 from proxy.errors import BadRequest
 
+CACHE_MARK = b'"cache_control"'
 SYSTEM_ROLES = frozenset(("system", "developer"))
 
 
@@ -60,18 +61,44 @@ def _messages(array: bytes) -> tuple[bytes | None, tuple[Message, ...]]:
 
 
 def _behind(array: bytes, seen: Seen) -> tuple[Message, ...] | None:
-    """What a list adds to one that was seen; None where it does not begin with the same bytes, or has cache marks,
-    which move about in what is the same otherwise."""
+    """What a list adds to one that was seen; None where it does not begin with the same bytes, or has cache marks."""
     end = 1 + len(seen.joined)
-    if not array.startswith(seen.joined, 1) or array[end : end + 1] != b"," or b'"cache_control"' in array:
+    if not array.startswith(seen.joined, 1) or array[end : end + 1] != b"," or array.find(CACHE_MARK, end) >= 0:
         return None
     return tuple([Message(_role(raw), raw) for raw in elements(b"[" + array[end + 1 :])])
 
 
-def seen_in(ask: Ask, covered: int) -> Seen:
-    """What to keep of a list that carries its history, so that the next one is read faster. `covered`: how many
-    messages of the history's line it is."""
+def seen_in(ask: Ask, covered: int) -> Seen | None:
+    """What to keep of a list that carries its history, so that the next one is read faster; nothing of one with cache
+    marks, which move about in what is the same otherwise. `covered`: how many messages of the history's line it is."""
+    known = len(ask.seen.joined) if ask.seen else 0  # no need to look there again: that costs as much as all the rest
+    if ask.body.find(CACHE_MARK, ask.start + known, ask.end) >= 0:
+        return None
     return Seen(ask.body[ask.start + 1 : ask.end - 1].rstrip(), ask.system, ask.count, covered)
+
+
+class _Delta(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    role: str | None = None
+    content: str | None = None
+
+
+class _TextChoice(msgspec.Struct, gc=False):
+    delta: _Delta
+    index: Literal[0] | None = None
+    finish_reason: None = None
+    error: None = None
+
+
+class _TextChunk(msgspec.Struct, gc=False):
+    """Most events: a piece of text and no more. Any other is refused by its first member that says something."""
+
+    choices: tuple[_TextChoice]
+    model: str | None = None
+    error: None = None
+    usage: None = None
+
+
+_TEXT = msgspec.json.Decoder(_TextChunk)
 
 
 def fold_stream(body: bytes) -> Reply:
@@ -80,9 +107,14 @@ def fold_stream(body: bytes) -> Reply:
     fold = deltas.Fold()
     error = False
     model = usage = None
+    readable = is_utf8(body)  # msgspec does not look into what it leaves out
     for event in sse.events(body):
         if event.data.startswith(b"[DONE]"):
             break
+        if readable and event.name != "error" and (text := _text(event.data)):
+            model = model or text.model
+            fold.text(text.choices[0].delta.content)
+            continue
         try:
             chunk = loads(event.data)
         except Malformed:
@@ -105,6 +137,13 @@ def fold_stream(body: bytes) -> Reply:
     )
 
 
+def _text(data: bytes) -> _TextChunk | None:
+    try:
+        return _TEXT.decode(data)
+    except (msgspec.MsgspecError, RecursionError):
+        return None
+
+
 class _Choice(msgspec.Struct):
     index: Any = None
     message: msgspec.Raw = msgspec.Raw()
@@ -125,9 +164,10 @@ _COMPLETION = msgspec.json.Decoder(_Completion)
 def fold_body(body: bytes) -> Reply:
     """A finished JSON body. The message is kept as the bytes it came in."""
     try:
-        body.isascii() or body.decode()  # msgspec does not look into what it leaves as bytes
-        document = _COMPLETION.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        document = _COMPLETION.decode(body) if is_utf8(body) else None  # msgspec does not look into what it leaves out
+    except (msgspec.MsgspecError, RecursionError):
+        document = None
+    if document is None:
         return _slow_fold(body)  # no completion; or one that only the standard library reads
     choice = next((choice for choice in document.choices if not choice.index), None)
     if document.error or choice is None:

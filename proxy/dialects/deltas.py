@@ -29,6 +29,12 @@ class Fold:
             if isinstance(choice, dict) and not choice.get("index"):
                 self._choice(choice)
 
+    def text(self, content: str | None) -> None:
+        """A chunk that has a piece of text and no more."""
+        message = self._message = self._message or _nothing_yet()
+        if content is not None:
+            message["content"] = _joined("content", message["content"], content)
+
     def message(self) -> dict[str, Any] | None:
         """The message, or None where no delta came at all."""
         if self._message is None:
@@ -47,8 +53,7 @@ class Fold:
             self.finish_reason = self.finish_reason or reason
 
     def _delta(self, delta: dict[str, Any]) -> None:
-        # Cloudflare, GPUStack and Groq's compound models never send a role.
-        message = self._message = self._message or {"role": "assistant", "content": None}
+        message = self._message = self._message or _nothing_yet()
         for key, value in delta.items():
             if value is None or key == "role":
                 continue
@@ -62,6 +67,11 @@ class Fold:
                 _add_audio(message.setdefault(key, {}), value)
             else:
                 message[key] = _joined(key, message.get(key), value)
+
+
+def _nothing_yet() -> dict[str, Any]:
+    # Cloudflare, GPUStack and Groq's compound models never send a role.
+    return {"role": "assistant", "content": None}
 
 
 class Calls:

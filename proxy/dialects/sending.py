@@ -58,8 +58,8 @@ def compose(ask: Ask, plan: Plan, history: History, form: Form) -> tuple[bytes, 
     """
     if plan.decision is Decision.ASIDE:
         return ask.body, 0
-    marked = b'"cache_control"' in ask.body
-    if plan.whole and not (marked and plan.pairs):
+    marked = plan.pairs and not ask.seen and b'"cache_control"' in ask.body
+    if plan.whole and not marked:
         repair = _line(history, form).fork() if plan.line is history.line else _repaired(plan.line, form)
         _refuse_orphan(repair, plan)
         for message in plan.tail:

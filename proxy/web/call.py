@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from enum import StrEnum
 from functools import lru_cache
-from hashlib import blake2b, sha256
+from hashlib import sha256
 from hmac import digest
 from typing import NamedTuple
 
@@ -95,8 +95,9 @@ async def read_call(request: web.BaseRequest, runtime: Runtime, target: Target, 
 
 
 def _digest(body: bytes) -> bytes:
-    """By which a body is recognised when it comes again; 16 bytes."""
-    return blake2b(body, digest_size=16).digest()
+    """By which a body is recognised when it comes again; 16 bytes. Processors help with SHA-256: a long list takes half
+    the time of BLAKE2."""
+    return sha256(body).digest()[:16]
 
 
 async def _ask(request: web.BaseRequest, body: bytes, runtime: Runtime, target: Target, key: SessionKey) -> Ask:

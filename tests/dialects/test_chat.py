@@ -209,6 +209,23 @@ def test_a_stream_without_a_delta_has_no_message() -> None:
     assert (reply.message, reply.model) == (None, None)
 
 
+_odd: st.SearchStrategy[Any] = st.sampled_from([None, "", "x", 0, 1, False, [], {}, {"a": 1}, "\ud800"])
+_delta = st.fixed_dictionaries({}, optional={"role": _odd, "content": _odd | st.text(), "refusal": _odd, "name": _odd})
+_choice = st.fixed_dictionaries(
+    {}, optional={"index": _odd, "delta": _delta | _odd, "finish_reason": _odd, "error": _odd, "logprobs": _odd}
+)
+_chunk = st.fixed_dictionaries(
+    {"choices": st.lists(_choice, max_size=2) | st.just([{"index": 0, "delta": {"content": "so "}}])},
+    optional={"model": _odd, "usage": _odd, "error": _odd, "id": _odd},
+)
+
+
+@given(st.lists(_chunk, max_size=6))
+def test_what_is_read_fast_is_read_the_same(chunks: list[Any]) -> None:
+    body = stream(*chunks)
+    assert chat.fold_stream(body) == chat.fold_stream(body + b": \xff\n")  # of no use to the fast reader
+
+
 def completion(message: bytes, **choice: Any) -> bytes:
     rest = json.dumps({"finish_reason": "stop", **choice})[1:-1]
     return b'{"model":"m","choices":[{"index":0,"message": ' + message + b" ," + rest.encode() + b"}]}"
@@ -312,6 +329,13 @@ def test_of_a_list_that_was_seen_only_what_is_new_is_read(head: list[bytes]) -> 
     assert (ask.system, ask.messages, ask.count) == (plain.system, plain.messages, plain.count)
     further = chat.read(listed(*head, U, A, V, A, U), chat.seen_in(ask, 3))
     assert [message.raw for message in further.tail] == [A, U] and further.count == 5
+
+
+def test_a_list_with_cache_marks_is_not_kept_to_be_known_again() -> None:
+    marked = V.replace(b"}", b',"cache_control":{}}')
+    seen = chat.seen_in(chat.read(listed(U)), 1)
+    assert chat.seen_in(chat.read(listed(U, marked)), 1) is None
+    assert chat.seen_in(chat.read(listed(U, A, V), seen), 1) is not None
 
 
 @pytest.mark.parametrize(
