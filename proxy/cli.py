@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from proxy import __version__
+from proxy.commands import backup, restore
 from proxy.errors import CannotListen, ConfigError, ProxyError, StoreLocked
 
 if TYPE_CHECKING:
@@ -46,6 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (CannotListen, StoreLocked, ProxyError, ValueError) as error:
         print(f"session-proxy: {error}", file=sys.stderr)
         return FAILURE
+    except KeyboardInterrupt:
+        print("session-proxy: interrupted", file=sys.stderr)
+        return FAILURE
     except OSError as error:
         print(f"session-proxy: {error.strerror or error}: {error.filename or ''}".rstrip(": "), file=sys.stderr)
         return FAILURE
@@ -73,6 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="run the demo upstream alone")
     demo.add_argument("--listen", default="127.0.0.1:8485", metavar="HOST:PORT")
     demo.set_defaults(command=_demo)
+    for each in (backup, restore):
+        each.add(commands)
     return parser
 
 

@@ -38,8 +38,8 @@ class Proxy:
         self._arguments = arguments
         self.folder = folder
         self.database = folder / "session-proxy" / "sessions.db"
-        self._config = folder / "config.yaml"
-        self._config.write_text(json.dumps({"upstreams": [{"base_url": base_url}], **(settings or {})}))
+        self.config = folder / "config.yaml"
+        self.config.write_text(json.dumps({"upstreams": [{"base_url": base_url}], **(settings or {})}))
         self._log = folder / "proxy.log"
         self._process: asyncio.subprocess.Process | None = None
 
@@ -71,7 +71,7 @@ class Proxy:
         self.port = free_port()
         with self._log.open("ab") as log:
             self._process = await command(
-                *("serve", "--config", str(self._config), "--listen", f"127.0.0.1:{self.port}"),
+                *("serve", "--config", str(self.config), "--listen", f"127.0.0.1:{self.port}"),
                 *self._arguments,
                 folder=self.folder,
                 program=self._program,

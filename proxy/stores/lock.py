@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 from proxy.errors import StoreLocked
+from proxy.stores.files import hand_over
 
 
 class Lock:
@@ -21,6 +22,7 @@ class Lock:
         path = target.with_name(target.name + ".lock")
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
+            hand_over(path)
             self._take(database)
         except BaseException:
             os.close(self._fd)

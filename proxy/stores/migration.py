@@ -13,14 +13,19 @@ async def migrate(connection: aiosqlite.Connection) -> None:
     """Bring a database to the newest schema, one numbered file per transaction; refuse a newer one."""
     async with connection.execute("PRAGMA user_version") as cursor:
         (version,) = await cursor.fetchone() or (0,)
+    refuse_newer(version)
     road = steps()
-    if version > len(road):
-        raise StoreUnavailable(
-            f"The database has schema {version}; this program knows up to {len(road)}. Install a newer version."
-        )
     for number in range(version + 1, len(road) + 1):
         script = f"BEGIN IMMEDIATE;\n{road[number - 1]}\nPRAGMA user_version={number};\nCOMMIT;"
         await connection.executescript(script)
+
+
+def refuse_newer(version: int) -> None:
+    """Raise StoreUnavailable for a schema of a later version of this program."""
+    if version > (known := len(steps())):
+        raise StoreUnavailable(
+            f"The database has schema {version}; this program knows up to {known}. Install a newer version."
+        )
 
 
 def steps() -> list[str]:

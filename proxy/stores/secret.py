@@ -6,6 +6,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from proxy.stores.files import hand_over, sync
+
 SIZE = 32  # bytes
 
 
@@ -15,7 +17,7 @@ def load_secret(database: Path, fresh: bytes | None) -> bytes:
 
     Durable on return, file and folder: a secret lost to a power cut would orphan every session.
     """
-    path = database.with_name(database.name + ".secret")
+    path = secret_path(database)
     try:
         secret = path.read_bytes()
     except FileNotFoundError as error:
@@ -30,6 +32,10 @@ def load_secret(database: Path, fresh: bytes | None) -> bytes:
     return secret
 
 
+def secret_path(database: Path) -> Path:
+    return database.with_name(database.name + ".secret")
+
+
 def _create(path: Path, fresh: bytes) -> bytes:
     draft = path.with_name(path.name + ".new")
     fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -38,10 +44,7 @@ def _create(path: Path, fresh: bytes) -> bytes:
         os.fsync(fd)
     finally:
         os.close(fd)
+    hand_over(draft)
     draft.rename(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync(path.parent)
     return fresh

@@ -26,6 +26,7 @@ from proxy.errors import StoreUnavailable
 from proxy.stores import statements as sql
 from proxy.stores.lock import Lock
 from proxy.stores.migration import migrate
+from proxy.stores.reading import uri
 from proxy.stores.rows import history_of, packed, row_of, unpacked
 from proxy.stores.rules import EXPIRED_KEPT, state_at
 
@@ -106,8 +107,8 @@ class SQLiteStore:
                 for statement in sql.ARRIVALS:
                     await writer.execute(statement)
                 (newest,) = await _one(writer, "SELECT max(id) FROM turns")
-                uri = f"file:{_quoted(path)}?mode=ro"
-                reader = await opening.enter_async_context(aiosqlite.connect(uri, uri=True, isolation_level=None))
+                reading = aiosqlite.connect(uri(path), uri=True, isolation_level=None)
+                reader = await opening.enter_async_context(reading)
                 await reader.execute("PRAGMA query_only=ON")
                 async with reader.execute("SELECT upstream, member FROM refusals") as cursor:
                     refusals = _by_upstream(await cursor.fetchall())
@@ -328,11 +329,6 @@ def _by_upstream(rows: Iterable[Any]) -> dict[str, frozenset[str]]:
     for upstream, member in rows:
         found[upstream] = found.get(upstream, frozenset()) | {member}
     return found
-
-
-def _quoted(path: Path) -> str:
-    """A path as SQLite's URIs want it."""
-    return str(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
 
 
 def _retrieved(done: asyncio.Future[bool]) -> None:

@@ -79,3 +79,24 @@ def test_a_port_in_use_is_one_sentence_and_exit_1(tmp_path: Path) -> None:
 def test_a_bad_address_on_the_command_line_is_refused(tmp_path: Path) -> None:
     done = session_proxy("serve", "--config", GOOD, "--listen", "nowhere", XDG_STATE_HOME=str(tmp_path))
     assert done.returncode in (1, 78) and "Traceback" not in done.stderr
+
+
+def test_a_backup_of_what_is_not_there_is_one_sentence_and_exit_1(tmp_path: Path) -> None:
+    for words in (("backup",), ("restore",)):
+        done = session_proxy(*words, "--config", GOOD, "--state", str(tmp_path / "state"), str(tmp_path / "made"))
+        assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+        assert done.stderr.startswith("session-proxy: ") and str(tmp_path) in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_proxy_that_keeps_nothing_has_no_backup(tmp_path: Path) -> None:
+    file = tmp_path / "proxy.yaml"
+    file.write_text('store: {path: "memory:"}\n')
+    done = session_proxy("backup", "--config", str(file), str(tmp_path / "made"))
+    assert done.returncode == 1 and "keeps nothing" in done.stderr
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "many"])
+def test_a_backup_keeps_at_least_itself(tmp_path: Path, count: str) -> None:
+    done = session_proxy("backup", "--config", GOOD, "--keep", count, str(tmp_path))
+    assert done.returncode == 2 and "from 1 on" in done.stderr
