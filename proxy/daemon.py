@@ -12,14 +12,15 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 
 from aiohttp import web
 
 from proxy import config as configuration
-from proxy import demo, systemd
+from proxy import control, demo, systemd
 from proxy.config import Config
 from proxy.errors import CannotListen, ConfigError
 from proxy.stores.base import Store
@@ -27,6 +28,7 @@ from proxy.stores.memory import MemoryStore
 from proxy.stores.secret import SIZE, load_secret
 from proxy.stores.sqlite import SQLiteStore
 from proxy.stores.warm import WarmStore
+from proxy.web import operator
 from proxy.web.app import build_app, build_runner
 from proxy.web.runtime import Runtime
 from proxy.web.upstream import Client
@@ -82,13 +84,27 @@ async def serve(load: Callable[[], Config], listen: str | None, with_demo: bool,
         await runner.setup()
         site = await _listen(runner, listen or config.listen)
         log.info("listening on %s", listen or config.listen)
-        await _live(runtime, site, read, environ)
+        async with _operated(runtime, database_path(config, environ)):
+            await _live(runtime, site, read, environ)
     finally:
         await runner.cleanup()
         await client.close()
         await store.close()
         if demo_runner:
             await demo_runner.cleanup()
+
+
+@asynccontextmanager
+async def _operated(runtime: Runtime, database: Path | None) -> AsyncIterator[None]:
+    """Answer the commands of the operator meanwhile; where that cannot be, everything else goes on."""
+    async with AsyncExitStack() as stack:
+        if database:
+            try:
+                await stack.enter_async_context(operator.listening(runtime, control.bound(database)))
+                stack.callback(control.left, database)
+            except OSError as error:
+                log.warning("commands that need a running proxy cannot reach this one: %s", error.strerror)
+        yield
 
 
 async def _live(

@@ -64,14 +64,12 @@ ADDRESS = Shape(
     _address,
 )
 Listen = Annotated[str, Shape(ADDRESS.pattern, ADDRESS.say, lambda found: _address(found) and found[0])]
-Duration = Annotated[
-    float,
-    Shape(
-        r"(?=[0-9.]*[1-9])([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|s|m|h|d)",
-        "a duration above zero with its unit, such as 500ms, 10s, 10m or 24h",
-        lambda found: float(found[1]) * _SECONDS[found[2]],
-    ),
-]
+DURATION = Shape(
+    r"(?=[0-9.]*[1-9])([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|s|m|h|d)",
+    "a duration above zero with its unit, such as 500ms, 10s, 10m or 24h",
+    lambda found: float(found[1]) * _SECONDS[found[2]],
+)
+Duration = Annotated[float, DURATION]
 Size = Annotated[
     int,
     Shape(

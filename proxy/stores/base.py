@@ -52,8 +52,12 @@ class Store(Protocol):
     async def touch(self, key: SessionKey, now: int) -> None:
         """Note a sign of life of a session that exists; not durable at once."""
 
-    async def sweep(self, now: int, in_use: AbstractSet[SessionKey], limit: int) -> int:
-        """Empty up to `limit` expired sessions that nobody uses; the number emptied."""
+    async def sweep(self, now: int, in_use: AbstractSet[SessionKey], limit: int, idle: int | None = None) -> int:
+        """Empty up to `limit` expired sessions that nobody uses; the number emptied. With `idle` those that were
+        silent for longer than so many ms."""
+
+    async def scrub(self) -> None:
+        """Leave no copy in the files of what was deleted or swept, as far as that takes a moment only."""
 
     async def ping(self) -> None:
         """Write something, durably."""

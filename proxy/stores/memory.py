@@ -75,11 +75,13 @@ class MemoryStore:
         if (row := self._rows.get(key)) and not row.emptied:
             row.touched = now
 
-    async def sweep(self, now: int, in_use: AbstractSet[SessionKey], limit: int) -> int:
+    async def sweep(self, now: int, in_use: AbstractSet[SessionKey], limit: int, idle: int | None = None) -> int:
         stale = [
             row
             for key, row in self._rows.items()
-            if not row.emptied and key not in in_use and is_expired(row.touched, now, self._ttl)
+            if not row.emptied
+            and key not in in_use
+            and is_expired(row.touched, now, self._ttl if idle is None else idle)
         ]
         gone = sorted(stale, key=lambda row: row.touched)[:limit]
         for row in gone:
@@ -88,6 +90,8 @@ class MemoryStore:
         for key in forgotten:
             del self._rows[key]
         return len(gone)
+
+    async def scrub(self) -> None: ...
 
     async def ping(self) -> None: ...
 

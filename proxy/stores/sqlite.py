@@ -52,7 +52,7 @@ class _Write:
 
     statements: list[Statement]
     done: asyncio.Future[bool]
-    rewrite: bool = False  # then the file is written anew, where that takes a moment only
+    rewrite: int = 0  # the file is written anew where it has no more bytes
     truncate: bool = False  # then the log is emptied, and `done` says whether it could be
 
     settled: bool = False
@@ -166,12 +166,16 @@ class SQLiteStore:
 
     async def delete(self, key: SessionKey) -> None:
         await self._write([(each, [(key.tenant, key.id)]) for each in sql.DELETE])
-        await self._write([], rewrite=True)
+        await self.scrub()
+
+    async def scrub(self, size: int = REWRITTEN) -> None:
+        """A database of up to `size` bytes is written anew: nobody else can write meanwhile."""
+        await self._write([], rewrite=size)
         for _ in range(TRUNCATIONS):  # the log holds the content, too, until no reader is in the way
             if await self._write([], truncate=True):
                 return
             await asyncio.sleep(0.05)
-        raise StoreUnavailable("The session is deleted, but a reader keeps its content in the log. Delete it again.")
+        raise StoreUnavailable("It is deleted, but a reader keeps its content in the log. Delete it again.")
 
     async def learn(self, upstream: str, member: str) -> None:
         self._refusals = {**self._refusals, upstream: self._refusals.get(upstream, frozenset()) | {member}}
@@ -180,8 +184,9 @@ class SQLiteStore:
     async def touch(self, key: SessionKey, now: int) -> None:
         self._touches[key] = now  # with the next commit: a transaction of its own would cost as much as the turn's
 
-    async def sweep(self, now: int, in_use: AbstractSet[SessionKey], limit: int) -> int:
-        stale = await self._read(sql.STALE, (now - self._ttl, limit + len(in_use)))
+    async def sweep(self, now: int, in_use: AbstractSet[SessionKey], limit: int, idle: int | None = None) -> int:
+        before = now - (self._ttl if idle is None else idle)
+        stale = await self._read(sql.STALE, (before, limit + len(in_use)))
         used = in_use | self._touches.keys()
         gone = [(id, touched) for id, touched, *key in stale if SessionKey(*key) not in used][:limit]
         forgotten = now - self._ttl - EXPIRED_KEPT
@@ -209,14 +214,14 @@ class SQLiteStore:
         except sqlite3.Error as error:
             raise _unavailable(error) from error
 
-    def _enqueue(self, statements: list[Statement], **more: bool) -> _Write:
+    def _enqueue(self, statements: list[Statement], **more: Any) -> _Write:
         if self._closed:
             raise StoreUnavailable("The store is closed.")
         write = _Write(statements, self._loop.create_future(), **more)
         self._queue.put_nowait(write)
         return write
 
-    async def _write(self, statements: list[Statement], **more: bool) -> bool:
+    async def _write(self, statements: list[Statement], **more: Any) -> bool:
         """Whether it is written is settled on return, also where the caller is cancelled."""
         write = self._enqueue(statements, **more)
         try:
@@ -245,8 +250,8 @@ class SQLiteStore:
             statements = {sql.TOUCH: rows, **statements}
         try:
             await self._writer.executemany(_GROUP, statements)
-            if any([write.rewrite for write in group]):
-                await self._rewritten()
+            if limit := max([write.rewrite for write in group]):
+                await self._rewritten(limit)
             truncated = any([write.truncate for write in group]) and await self._emptied()
         except Exception as error:
             self._touches = {**touches, **self._touches}
@@ -265,11 +270,11 @@ class SQLiteStore:
         touches, self._touches, self._touched = self._touches, {}, now
         return touches
 
-    async def _rewritten(self) -> None:
+    async def _rewritten(self, limit: int) -> None:
         """SQLite leaves copies behind where it moves rows between pages, `secure_delete` or not. Only a new file is
         without them; in a large database everybody would wait too long for it."""
         (pages,), (size,) = [await _one(self._writer, f"PRAGMA {name}") for name in ("page_count", "page_size")]
-        if pages * size <= REWRITTEN:
+        if pages * size <= limit:
             with suppress(sqlite3.Error):  # what is committed stands
                 await self._writer.execute("VACUUM")
 

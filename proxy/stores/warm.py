@@ -109,10 +109,20 @@ class WarmStore:
             entry.touched = now
         await self._inner.touch(key, now)
 
-    async def sweep(self, now: int, in_use: AbstractSet[SessionKey], limit: int) -> int:
-        for key in [k for k, e in self._entries.items() if k not in in_use and not e.is_live(now, self._ttl)]:
+    async def sweep(self, now: int, in_use: AbstractSet[SessionKey], limit: int, idle: int | None = None) -> int:
+        ttl = self._ttl if idle is None else idle
+        for key in [k for k, e in self._entries.items() if k not in in_use and not e.is_live(now, ttl)]:
             self._drop(key)
-        return await self._inner.sweep(now, in_use | self._entries.keys(), limit)  # a touch may have failed there
+        kept = set(self._entries)  # in use as well: a touch may have failed there
+        try:
+            return await self._inner.sweep(now, in_use | kept, limit, idle)
+        finally:  # what was read meanwhile may be gone
+            self._reads.clear()
+            for key in self._entries.keys() - kept:
+                self._drop(key)
+
+    async def scrub(self) -> None:
+        await self._inner.scrub()
 
     async def ping(self) -> None:
         await self._inner.ping()

@@ -296,6 +296,18 @@ async def test_a_session_in_use_does_not_expire(shelf: Shelf) -> None:
     assert await shelf.store.load(B, 0, in_use=True) == Session(NEW, History())
 
 
+async def test_a_purge_takes_what_was_silent_for_so_long_whatever_the_ttl(shelf: Shelf) -> None:
+    for age, key in enumerate((A, B)):
+        await shelf.store.append(key, [turn()], age)
+    assert await shelf.store.sweep(100, set(), 10, 100) == 0
+    assert await shelf.store.sweep(101, {A}, 10, 99) == 1
+    assert [(await shelf.store.load(key, 101)).state for key in (A, B)] == [CONTINUED, EXPIRED]
+    assert await shelf.store.sweep(9 * TTL, set(), 10, 10 * TTL) == 0
+    await shelf.store.scrub()
+    await shelf.reopen()
+    assert [(await shelf.store.load(key, 101)).state for key in (A, B)] == [CONTINUED, EXPIRED]
+
+
 async def test_what_upstreams_refuse_is_learned(shelf: Shelf) -> None:
     assert shelf.store.refusals.get("a") is None
     for upstream, member in [("a", "reasoning"), ("a", "audio"), ("b", "refusal"), ("a", "audio")]:

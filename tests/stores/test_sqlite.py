@@ -258,6 +258,25 @@ async def test_nor_after_many_other_sessions_came_and_went(path: Path, sqlite: S
             said[key] = said.get(key, []) + await fill(sqlite, key, b"word %d" % n, size, 1)
 
 
+async def test_what_was_swept_is_in_no_file_once_the_store_is_scrubbed(path: Path, sqlite: SQLiteStore) -> None:
+    gone = await fill(sqlite, A, b"private", 4000)
+    await sqlite.append(B, [turn()], 10)
+    assert await sqlite.sweep(10, set(), 10, 5) == 1
+    assert traces(path, *gone) != []
+    await sqlite.scrub()
+    assert traces(path, *gone) == []
+    assert wal(path).stat().st_size == 0
+
+
+async def test_a_large_database_is_written_anew_only_where_that_is_asked_for(path: Path, sqlite: SQLiteStore) -> None:
+    await sqlite.append(A, [turn(reply=b"x" * 1_000_000)], 0)
+    await sqlite.sweep(10, set(), 10, 5)
+    await sqlite.scrub(1)
+    assert path.stat().st_size > 1_000_000
+    await sqlite.scrub(2_000_000)
+    assert path.stat().st_size < 100_000
+
+
 async def test_a_reader_in_the_way_delays_a_deletion_and_nobody_else(path: Path, sqlite: SQLiteStore) -> None:
     gone = await fill(sqlite, A, b"private")
     with reader(path):

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from proxy.core.history import Session, fresh
-from proxy.core.model import Message, SessionKey, Turn
+from proxy.core.history import History, Session, fresh
+from proxy.core.model import Message, SessionKey, SessionState, Turn
 from proxy.errors import StoreUnavailable
 from proxy.stores.memory import MemoryStore
 from proxy.stores.sqlite import SQLiteStore
@@ -338,3 +338,16 @@ async def test_a_sweep_frees_memory(inner: Inner) -> None:
     assert list(warm._entries) == [KEYS[0]]
     await warm.close()
     assert not warm._entries
+
+
+async def test_what_is_read_while_a_purge_goes_on_is_read_again_afterwards(tmp_path: Path) -> None:
+    inner = await SQLiteStore.open(tmp_path / "sessions.db", TTL)
+    warm = WarmStore(inner, TTL, 2**20)
+    await inner.append(A, [ONE], 0)
+    purge = asyncio.create_task(warm.sweep(10, set(), 10, 5))
+    seen = set()
+    while not purge.done():
+        seen.add((await warm.load(A, 10)).state)
+    assert seen <= {SessionState.CONTINUED, SessionState.EXPIRED} and await purge == 1
+    assert await warm.load(A, 10) == Session(SessionState.EXPIRED, History())
+    await warm.close()
