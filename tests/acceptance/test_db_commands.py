@@ -1,0 +1,165 @@
+"""The commands on a database, beside a proxy that runs and after it stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from proxy.stores.lock import Lock
+from tests.acceptance.acknowledged import Client, at_work, script
+from tests.fakes import RawClient, ScriptedUpstream, eventually, sse
+from tests.process import Proxy, run
+
+SECRET_WORDS = "words that must not stay"
+
+
+async def say(port: int, session: str, text: str = "hello") -> str:
+    """A turn; how the session stood before it."""
+    async with RawClient(port) as client:
+        body = {"messages": [{"role": "user", "content": text}]}
+        await client.post("/v1/chat/completions", body, [("sessionId", session)])
+        head = await client.head()
+        await client.body()
+        assert head.status == 200
+        return head.header("x-session-state") or ""
+
+
+def traces(folder: Path) -> list[str]:
+    """The files beside the database in which the words stand."""
+    files = [file for file in folder.iterdir() if file.is_file()]
+    return [file.name for file in files if SECRET_WORDS.encode() in file.read_bytes()]
+
+
+def make_old(database: Path) -> None:
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("UPDATE sessions SET touched = 0")
+        connection.commit()
+
+
+async def db(proxy: Proxy, verb: str, *options: str) -> tuple[int, str, str]:
+    return await run("db", verb, "--config", str(proxy.config), *options, folder=proxy.folder)
+
+
+async def test_check_and_stats_work_under_load(tmp_path: Path) -> None:
+    async with ScriptedUpstream(script) as upstream, Proxy(upstream.base_url, tmp_path) as proxy:
+        clients = [Client(f"client {n}") for n in range(4)]
+        async with at_work(clients, proxy.port, 0.1):
+            least = sum(len(client.acknowledged) for client in clients)
+            code, output, errors = await db(proxy, "check")
+            assert (code, errors) == (0, "") and output.startswith(f"{proxy.database}: ok, 4 sessions with ")
+            code, output, errors = await db(proxy, "stats", "--json")
+            assert (code, errors) == (0, "")
+            assert least <= json.loads(output)["turns"] <= sum(len(client.sent) for client in clients)
+            await proxy.kill()
+        code, output, _ = await db(proxy, "stats")
+        assert code == 0 and "sessions  4, and 0 that expired" in output
+        assert (await db(proxy, "check"))[0] == 0
+        await proxy.start()
+        assert "Traceback" not in proxy.log
+
+
+async def test_a_purge_goes_through_the_proxy_that_runs(tmp_path: Path) -> None:
+    async with ScriptedUpstream(script) as upstream, Proxy(upstream.base_url, tmp_path) as proxy:
+        for n in range(150):
+            await say(proxy.port, f"old {n}", SECRET_WORDS)
+        await proxy.stop()
+        make_old(proxy.database)
+        await proxy.start()
+        await say(proxy.port, "young")
+        assert traces(proxy.database.parent)
+        code, output, errors = await db(proxy, "purge", "--older-than", "1d")
+        assert (code, output, errors) == (0, "150 sessions purged\n", "")
+        assert traces(proxy.database.parent) == []
+        assert await say(proxy.port, "young") == "continued"
+        assert await say(proxy.port, "old 7") in ("new", "expired")
+        control = proxy.database.with_name("sessions.db.control")
+        assert control.stat().st_mode & 0o777 == 0o600
+        assert await proxy.stop() == 0
+        assert not control.exists()
+        assert "Traceback" not in proxy.log
+
+
+async def test_what_is_in_use_is_not_purged(tmp_path: Path) -> None:
+    async with (
+        ScriptedUpstream([sse("a", "b", delay=1.0), sse("c")]) as upstream,
+        Proxy(upstream.base_url, tmp_path) as proxy,
+        RawClient(proxy.port) as client,
+    ):
+        body = {"messages": [{"role": "user", "content": "hello"}], "stream": True}
+        await client.post("/v1/chat/completions", body, [("sessionId", "busy")])
+        await eventually(lambda: upstream.requests)
+        code, output, _ = await db(proxy, "purge", "--older-than", "1ms")
+        assert (code, output) == (0, "0 sessions purged\n")
+        await client.head()
+        await client.body()
+        assert await say(proxy.port, "busy") == "continued"
+
+
+async def test_a_purge_of_a_stopped_one_makes_the_file_small(tmp_path: Path) -> None:
+    async with ScriptedUpstream(script) as upstream, Proxy(upstream.base_url, tmp_path) as proxy:
+        await say(proxy.port, "old", SECRET_WORDS * 100_000)
+        await proxy.kill()  # with its control socket left behind
+        make_old(proxy.database)
+        assert proxy.database.stat().st_size > 2_000_000
+        code, output, errors = await db(proxy, "purge", "--older-than", "1d")
+        assert (code, output, errors) == (0, "1 sessions purged\n", "")
+        assert proxy.database.stat().st_size < 100_000 and traces(proxy.database.parent) == []
+        await proxy.start()
+        assert await say(proxy.port, "old") in ("new", "expired")
+
+
+async def test_another_command_that_writes_is_named(tmp_path: Path) -> None:
+    async with ScriptedUpstream() as upstream, Proxy(upstream.base_url, tmp_path) as proxy:
+        await say(proxy.port, "s")
+        code, _, errors = await run("restore", "--config", str(proxy.config), str(tmp_path / "x"), folder=tmp_path)
+        assert code == 1 and "is no backup" in errors
+        assert (await run("backup", "--config", str(proxy.config), str(tmp_path / "b"), folder=tmp_path))[0] == 0
+        (made,) = (tmp_path / "b").iterdir()
+        code, _, errors = await run("restore", "--config", str(proxy.config), str(made), folder=tmp_path)
+        assert code == 1 and f"is in use by session-proxy, process {proxy.pid}. Stop it" in errors
+        assert await say(proxy.port, "s") == "continued"
+        await proxy.stop()
+        lock = Lock(proxy.database)
+        code, _, errors = await db(proxy, "purge", "--older-than", "1d")
+        assert code == 1 and f"is in use by session-proxy, process {os.getpid()}" in errors
+        lock.release()
+
+
+async def test_damage_is_one_line_each_and_exit_1(tmp_path: Path) -> None:
+    async with ScriptedUpstream() as upstream, Proxy(upstream.base_url, tmp_path) as proxy:
+        await say(proxy.port, "s")
+        await proxy.stop()
+        with closing(sqlite3.connect(proxy.database)) as connection:
+            connection.execute("UPDATE sessions SET tip = 99")
+            connection.commit()
+        code, output, errors = await db(proxy, "check")
+        assert (code, output) == (1, f"{proxy.database}: 1 sessions that stand at no turn\n")
+        assert "restore a backup" in errors
+        proxy.database.write_bytes(b"not a database\n" * 100)
+        for verb, *options in (["check"], ["stats"], ["purge", "--older-than", "1d"]):
+            code, output, errors = await db(proxy, verb, *options)
+            assert (code, output, len(errors.splitlines())) == (1, "", 1)
+            assert "file is not a database" in errors and "Traceback" not in errors
+
+
+async def test_what_is_no_duration_is_wrong_usage(tmp_path: Path) -> None:
+    async with ScriptedUpstream() as upstream:
+        proxy = Proxy(upstream.base_url, tmp_path)
+        for words in (["--older-than", "soon"], []):
+            code, _, errors = await db(proxy, "purge", *words)
+            assert code == 2 and "usage:" in errors
+
+
+async def test_a_database_may_lie_deep(tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 100) / ("e" * 100)
+    async with (
+        ScriptedUpstream() as upstream,
+        Proxy(upstream.base_url, tmp_path, {"store": {"path": str(deep / "x.db")}}) as proxy,
+    ):
+        await say(proxy.port, "s")
+        code, output, errors = await db(proxy, "purge", "--older-than", "1d")
+        assert (code, output, errors) == (0, "0 sessions purged\n", "")
+        assert (deep / "x.db.control").is_socket()
