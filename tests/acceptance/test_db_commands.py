@@ -10,7 +10,7 @@ from pathlib import Path
 
 from proxy.stores.lock import Lock
 from tests.acceptance.acknowledged import Client, at_work, script
-from tests.fakes import RawClient, ScriptedUpstream, eventually, sse
+from tests.fakes import RawClient, ScriptedUpstream, completion, eventually, sse
 from tests.process import Proxy, run
 
 SECRET_WORDS = "words that must not stay"
@@ -83,19 +83,22 @@ async def test_a_purge_goes_through_the_proxy_that_runs(tmp_path: Path) -> None:
 
 
 async def test_what_is_in_use_is_not_purged(tmp_path: Path) -> None:
+    answers = [completion("a"), sse("b", "c", delay=1.0), completion("d"), completion("e")]
     async with (
-        ScriptedUpstream([sse("a", "b", delay=1.0), sse("c")]) as upstream,
+        ScriptedUpstream(answers) as upstream,
         Proxy(upstream.base_url, tmp_path) as proxy,
         RawClient(proxy.port) as client,
     ):
+        await say(proxy.port, "busy")
         body = {"messages": [{"role": "user", "content": "hello"}], "stream": True}
         await client.post("/v1/chat/completions", body, [("sessionId", "busy")])
-        await eventually(lambda: upstream.requests)
-        code, output, _ = await db(proxy, "purge", "--older-than", "1ms")
-        assert (code, output) == (0, "0 sessions purged\n")
+        await eventually(lambda: len(upstream.requests) == 2)
+        await say(proxy.port, "idle")  # its commit takes the sign of life of the other one along
+        assert await db(proxy, "purge", "--older-than", "1ms") == (0, "1 sessions purged\n", "")
         await client.head()
         await client.body()
-        assert await say(proxy.port, "busy") == "continued"
+        await say(proxy.port, "busy")
+        assert len(upstream.requests[-1].messages) == 5
 
 
 async def test_a_purge_of_a_stopped_one_makes_the_file_small(tmp_path: Path) -> None:
