@@ -1,4 +1,4 @@
-"""Turns and answers as rows of the database, and back. Pure; the statements stand in `statements.py`."""
+"""Turns, answers and refusals as rows of the database, and back. Pure; the statements stand in `statements.py`."""
 
 from __future__ import annotations
 
@@ -53,6 +53,13 @@ def history_of(tip: int | None, rows: Iterable[Any]) -> History:
         turns.append(_turn(names.get(parent), row))
         names[id] = turns[-1].id
     return History(tuple(turns), None if tip is None else names.get(tip))
+
+
+def refusals_of(rows: Iterable[Any]) -> dict[str, frozenset[str]]:
+    found: dict[str, frozenset[str]] = {}
+    for upstream, member in rows:
+        found[upstream] = found.get(upstream, frozenset()) | {member}
+    return found
 
 
 def _turn(parent: str | None, row: Any) -> Turn:

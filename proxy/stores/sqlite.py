@@ -27,7 +27,7 @@ from proxy.stores import statements as sql
 from proxy.stores.lock import Lock
 from proxy.stores.migration import migrate
 from proxy.stores.reading import uri
-from proxy.stores.rows import history_of, packed, row_of, unpacked
+from proxy.stores.rows import history_of, packed, refusals_of, row_of, unpacked
 from proxy.stores.rules import EXPIRED_KEPT, state_at
 
 _PRAGMAS = (
@@ -111,12 +111,13 @@ class SQLiteStore:
                 reader = await opening.enter_async_context(reading)
                 await reader.execute("PRAGMA query_only=ON")
                 async with reader.execute("SELECT upstream, member FROM refusals") as cursor:
-                    refusals = _by_upstream(await cursor.fetchall())
+                    refusals = refusals_of(await cursor.fetchall())
                 return cls(opening.pop_all(), writer, reader, ttl, newest or 0, refusals)
         except OSError as error:
             raise StoreUnavailable(f"Cannot use {path}: {error.strerror}. Check the folder and its rights.") from error
         except sqlite3.Error as error:
-            raise StoreUnavailable(f"Cannot open the database {path}: {error}.") from error
+            say = "Check its disk, restore a backup, or move it away."
+            raise StoreUnavailable(f"Cannot open the database {path}: {error}. {say}") from error
 
     @property
     def holds_turns(self) -> bool:
@@ -327,13 +328,6 @@ def _merged(group: Iterable[_Write]) -> dict[str, list[Any]]:
         for each, rows in write.statements:
             merged.setdefault(each, []).extend(rows)
     return merged
-
-
-def _by_upstream(rows: Iterable[Any]) -> dict[str, frozenset[str]]:
-    found: dict[str, frozenset[str]] = {}
-    for upstream, member in rows:
-        found[upstream] = found.get(upstream, frozenset()) | {member}
-    return found
 
 
 def _retrieved(done: asyncio.Future[bool]) -> None:

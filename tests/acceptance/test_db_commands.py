@@ -166,3 +166,23 @@ async def test_a_database_may_lie_deep(tmp_path: Path) -> None:
         code, output, errors = await db(proxy, "purge", "--older-than", "1d")
         assert (code, output, errors) == (0, "0 sessions purged\n", "")
         assert (deep / "x.db.control").is_socket()
+
+
+async def test_a_newer_schema_is_refused_by_whoever_opens_it(tmp_path: Path) -> None:
+    async with ScriptedUpstream() as upstream, Proxy(upstream.base_url, tmp_path) as proxy:
+        await say(proxy.port, "s")
+        await proxy.stop()
+        with closing(sqlite3.connect(proxy.database)) as connection:
+            connection.execute("PRAGMA user_version=7000")
+        config = ("--config", str(proxy.config))
+        for words in (
+            ["serve", *config, "--listen", "127.0.0.1:0"],
+            ["backup", *config, str(tmp_path / "made")],
+            ["db", "check", *config],
+            ["db", "stats", *config],
+            ["db", "purge", *config, "--older-than", "1d"],
+        ):
+            code, output, errors = await run(*words, folder=tmp_path)
+            assert (code, output) == (1, "")
+            assert "has schema 7000; this program knows up to" in errors and "Install a newer version." in errors
+            assert len([line for line in errors.splitlines() if line.startswith("session-proxy: ")]) == 1
