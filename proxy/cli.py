@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from proxy import __version__
-from proxy.commands import backup, db, restore
+from proxy.commands import backup, db, doctor, restore
 from proxy.errors import CannotListen, ConfigError, ProxyError, StoreLocked
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="run the demo upstream alone")
     demo.add_argument("--listen", default="127.0.0.1:8485", metavar="HOST:PORT")
     demo.set_defaults(command=_demo)
-    for each in (backup, restore, db):
+    for each in (backup, restore, db, doctor):
         each.add(commands)
     return parser
 

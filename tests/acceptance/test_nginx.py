@@ -42,9 +42,10 @@ class Nginx:
         self.folder, self.port = folder, free_port()
         self.process: subprocess.Popen[bytes] | None = None
 
-    async def start(self, behind: int) -> None:
+    async def start(self, behind: int, underscores: str = "on") -> None:
         file = self.folder / "nginx.conf"
-        file.write_text(CONFIG.format(folder=self.folder, port=self.port, behind=behind))
+        config = CONFIG.replace("underscores_in_headers on", f"underscores_in_headers {underscores}")
+        file.write_text(config.format(folder=self.folder, port=self.port, behind=behind))
         binary = shutil.which("nginx") or "/usr/sbin/nginx"
         self.process = subprocess.Popen([binary, "-p", str(self.folder), "-c", str(file)], stderr=subprocess.DEVNULL)
         await eventually(lambda: (self.folder / "pid").exists())

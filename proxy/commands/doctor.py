@@ -1,0 +1,62 @@
+"""`doctor`: what stands between this proxy and its work."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+from typing import TYPE_CHECKING, Any
+
+from proxy.commands import place
+
+if TYPE_CHECKING:
+    from proxy.commands.finding import Finding
+    from proxy.config import Config
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser("doctor", help="examine configuration, state, machine, upstreams and front proxy")
+    place.add_options(parser)
+    parser.add_argument(
+        "--through", type=_url, metavar="URL", help="the base URL that clients have: which session headers arrive there"
+    )
+    parser.add_argument("--key", metavar="NAME", help="the environment variable with a client's key, for --through")
+    parser.set_defaults(command=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    from proxy.commands import machine
+
+    config, database = place.load(options)
+    key = None
+    if options.key and not (key := os.environ.get(options.key)):
+        raise ValueError(f"{options.key} is not set. Put a client's key into it, or leave --key out.")
+    found = [*machine.config_file(options.config, config), *machine.sqlite(), *machine.open_files(database)]
+    found += machine.state(database) if database else []
+    for finding in found:
+        _show(finding)
+    found += asyncio.run(_network(config, options.through, key))
+    return 1 if any([finding.level == "fail" for finding in found]) else 0
+
+
+async def _network(config: Config, url: str | None, key: str | None) -> list[Finding]:
+    from proxy.commands import network
+
+    found = []
+    async for finding in network.upstreams(config):
+        found.append(_show(finding))
+    if url:
+        async for finding in network.through(url, config.sessions.headers, key):
+            found.append(_show(finding))
+    return found
+
+
+def _show(finding: Finding) -> Finding:
+    print(f"{finding.level:5} {finding.text}", flush=True)
+    return finding
+
+
+def _url(text: str) -> str:
+    if not text.startswith(("http://", "https://")):
+        raise argparse.ArgumentTypeError("must be a URL such as https://example.org/v1")
+    return text
