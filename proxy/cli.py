@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from proxy import __version__
-from proxy.commands import backup, db, doctor, restore
+from proxy.commands import backup, completion, db, doctor, restore
 from proxy.errors import CannotListen, ConfigError, ProxyError, StoreLocked
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(command=_demo)
     for each in (backup, restore, db, doctor):
         each.add(commands)
+    completion.add(commands, parser)
     return parser
 
 
