@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from proxy.commands import place, running
+from proxy.commands import place
 from proxy.commands.progress import bar
 
 BATCH = 100  # sessions; a batch is one short transaction
@@ -88,6 +88,8 @@ def _purge(options: argparse.Namespace) -> int:
 
 def _through_the_proxy(database: Path, idle: int, count: int) -> int | None:
     """The number of sessions purged; None where no proxy runs."""
+    from proxy.commands import running
+
     draw, purged, more = bar("purge"), 0, True
     while more:
         try:

@@ -24,7 +24,7 @@ from proxy.stores.secret import load_secret, secret_path
 NAME = "sessions.db"  # in a backup, whatever store.path says
 STAMP = "%Y-%m-%dT%H%M%SZ"  # how a backup in a folder of backups is named, in UTC
 STEP = 256  # pages between two signs of progress
-_STAMPED = re.compile(r"\d{4}-\d\d-\d\dT\d{6}Z")
+_STAMPED = re.compile(r"\.?(\d{4}-\d\d-\d\dT\d{6}Z)(?:\.part)?")
 
 Progress = Callable[[int, int], None]  # pages done, pages in all
 
@@ -55,8 +55,11 @@ def back_up(database: Path, folder: Path, progress: Progress) -> None:
 
 
 def prune(folder: Path, keep: int) -> list[Path]:
-    """Remove all but the newest `keep` backups that lie in a folder under their stamps; what was removed."""
-    gone = sorted([each for each in folder.iterdir() if _STAMPED.fullmatch(each.name)])[:-keep]
+    """Remove all but the newest `keep` backups that lie in a folder under their stamps, and what older ones left
+    that were killed; what was removed."""
+    made = {each: found[1] for each in folder.iterdir() if (found := _STAMPED.fullmatch(each.name))}
+    whole = sorted([stamp for each, stamp in made.items() if each.name == stamp])
+    gone = sorted([each for each, stamp in made.items() if stamp < whole[-keep:][0]]) if whole else []
     for each in gone:
         shutil.rmtree(each)
     return gone

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import re
+import shutil
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
+import pytest
+
+from proxy.commands.running import ask
+from proxy.errors import StoreUnavailable
 from proxy.stores.lock import Lock
 from tests.acceptance.acknowledged import Client, at_work, script
 from tests.fakes import RawClient, ScriptedUpstream, completion, eventually, sse
-from tests.process import Proxy, run
+from tests.process import ROOT, Proxy, run
 
 SECRET_WORDS = "words that must not stay"
 
@@ -186,3 +195,51 @@ async def test_a_newer_schema_is_refused_by_whoever_opens_it(tmp_path: Path) -> 
             assert (code, output) == (1, "")
             assert "has schema 7000; this program knows up to" in errors and "Install a newer version." in errors
             assert len([line for line in errors.splitlines() if line.startswith("session-proxy: ")]) == 1
+
+
+async def test_a_proxy_that_cannot_be_reached_by_commands_serves_and_is_named(tmp_path: Path) -> None:
+    (tmp_path / "session-proxy" / "sessions.db.control" / "in the way").mkdir(parents=True)
+    async with ScriptedUpstream() as upstream, Proxy(upstream.base_url, tmp_path) as proxy:
+        assert await say(proxy.port, "s") == "new"
+        assert "commands that need a running proxy cannot reach this one: Is a directory" in proxy.log
+        code, _, errors = await db(proxy, "purge", "--older-than", "1d")
+        assert code == 1 and f"is in use by session-proxy, process {proxy.pid}" in errors
+        assert (await db(proxy, "check"))[0] == 0
+
+
+async def test_what_the_proxy_refuses_is_told(tmp_path: Path) -> None:
+    """By whoever holds its socket, in the shape of all its errors."""
+    async with ScriptedUpstream() as upstream, Proxy(upstream.base_url, tmp_path) as proxy:
+        await say(proxy.port, "s")
+        for method, path, said in (
+            ("GET", "/purge", "POST to /purge?idle=MS"),
+            ("POST", "/sessions", "POST to /purge?idle=MS"),
+            ("POST", "/purge?idle=-1", "number of milliseconds"),
+            ("POST", "/purge", "number of milliseconds"),
+        ):
+            with pytest.raises(StoreUnavailable, match=re.escape(said)):
+                await asyncio.to_thread(ask, proxy.database, method, path)
+        assert "Traceback" not in proxy.log
+
+
+async def test_a_state_that_this_user_may_not_open_is_named(tmp_path: Path) -> None:
+    if not (setpriv := shutil.which("setpriv")) or os.geteuid():
+        pytest.skip("this wants root, and setpriv (Debian: util-linux)")
+    async with ScriptedUpstream() as upstream, Proxy(upstream.base_url, tmp_path) as proxy:
+        await proxy.stop()
+        os.chmod(proxy.database.parent, 0)  # which even root respects without these two capabilities
+        words = [setpriv, "--bounding-set", "-dac_override,-dac_read_search", sys.executable, "-m", "proxy"]
+        done = await asyncio.to_thread(
+            subprocess.run,
+            [*words, "db", "check", "--config", str(proxy.config)],
+            cwd=ROOT,
+            env={**os.environ, "XDG_STATE_HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 1
+        assert done.stderr == (
+            f"session-proxy: {proxy.database}: This user may not open it."
+            " Run the command as the user of the proxy, or correct its rights.\n"
+        )

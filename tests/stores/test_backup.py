@@ -146,13 +146,13 @@ async def test_a_backup_is_never_written_over(path: Path, tmp_path: Path) -> Non
 
 def test_the_newest_stay_and_so_does_what_is_no_backup(tmp_path: Path) -> None:
     names = [f"2026-11-{day:02}T030000Z" for day in range(1, 6)]
-    for name in [*names, "2026-11-01", "notes", ".2026-11-01T040000Z.part"]:
-        (tmp_path / name).mkdir()
-    assert [each.name for each in prune(tmp_path, 2)] == names[:3]
-    assert sorted(each.name for each in tmp_path.iterdir()) == [
-        *(".2026-11-01T040000Z.part", "2026-11-01", *names[3:], "notes")
-    ]
+    killed, running = ".2026-11-02T040000Z.part", ".2026-11-04T040000Z.part"
     assert prune(tmp_path, 2) == []
+    for name in [*names, "2026-11-01", "notes", killed, running]:
+        (tmp_path / name).mkdir()
+    assert [each.name for each in prune(tmp_path, 2)] == [killed, *names[:3]]
+    assert sorted(each.name for each in tmp_path.iterdir()) == [running, "2026-11-01", *names[3:], "notes"]
+    assert prune(tmp_path, 2) == prune(tmp_path, 9) == []
 
 
 # Restore -------------------------------------------------------------------------------------
@@ -250,6 +250,18 @@ async def test_what_is_no_backup_changes_nothing(path: Path, tmp_path: Path) -> 
     refuses(r"is no backup: it has no sessions\.db\. Name a folder that a backup made\.")
     assert sorted(path.parent.iterdir()) == kept
     assert await holds(path) == (["1"], OLD)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files for others")
+async def test_what_root_leaves_beside_a_database_belongs_to_its_owner(path: Path, tmp_path: Path) -> None:
+    """SQLite makes a log and its index for those who read, too: the proxy could not open those of root."""
+    await make(path, OLD, "1")
+    for each in (path.parent, *path.parent.iterdir()):
+        os.chown(each, 4711, 4712)
+    back_up(path, tmp_path / "made", quiet)
+    assert {(each.stat().st_uid, each.stat().st_gid) for each in path.parent.iterdir()} == {(4711, 4712)}
+    assert path.with_name(path.name + "-wal").exists()
+    assert {each.stat().st_uid for each in (tmp_path / "made").iterdir()} == {0}
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files for others")
