@@ -16,7 +16,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from proxy.errors import StoreUnavailable
-from proxy.stores.files import hand_over, sync
+from proxy.stores.files import hand_over, no_space, sync
 from proxy.stores.lock import Lock
 from proxy.stores.reading import snapshot
 from proxy.stores.secret import load_secret, secret_path
@@ -113,9 +113,8 @@ def _copy(source: Path, target: Path, progress: Progress) -> None:
         except sqlite3.Error as error:
             if error.sqlite_errorcode == sqlite3.SQLITE_CORRUPT:
                 raise  # it is the source then
-            raise StoreUnavailable(
-                f"Cannot copy {source} to {target.parent}: {error}. Check the space on that disk."
-            ) from error
+            say = no_space(target) or "Check that disk."
+            raise StoreUnavailable(f"Cannot copy {source} to {target.parent}: {error}. {say}") from error
     if said != "ok":
         raise StoreUnavailable(f"The database {source} is damaged: {said}. Restore an older backup.")
     sync(target)

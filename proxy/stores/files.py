@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
+
+FULL = 1 << 20  # bytes of free space below which nothing can be kept
 
 
 def sync(path: Path) -> None:
@@ -13,6 +16,11 @@ def sync(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def no_space(path: Path) -> str | None:
+    """What to do about a full disk, of which SQLite says no more than "I/O error"; None where there is space."""
+    return f"The disk is full: make space at {path.parent}." if shutil.disk_usage(path.parent).free < FULL else None
 
 
 def hand_over(path: Path) -> None:

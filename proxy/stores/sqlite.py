@@ -24,6 +24,7 @@ from proxy.core.history import Session, fresh
 from proxy.core.model import Answer, SessionKey, SessionState, Turn
 from proxy.errors import StoreUnavailable
 from proxy.stores import statements as sql
+from proxy.stores.files import no_space
 from proxy.stores.lock import Lock
 from proxy.stores.migration import migrate
 from proxy.stores.reading import uri
@@ -116,7 +117,7 @@ class SQLiteStore:
         except OSError as error:
             raise StoreUnavailable(f"Cannot use {path}: {error.strerror}. Check the folder and its rights.") from error
         except sqlite3.Error as error:
-            say = "Check its disk, restore a backup, or move it away."
+            say = no_space(path) or "Check its disk, restore a backup, or move it away."
             raise StoreUnavailable(f"Cannot open the database {path}: {error}. {say}") from error
 
     @property

@@ -120,7 +120,7 @@ async def test_what_cannot_be_backed_up_is_named_and_leaves_nothing(path: Path, 
     await refused(path, made, r"sessions\.db\.secret is missing", ValueError)
     load_secret(path, OLD)
     with full_disk(path.stat().st_size - 1):
-        await refused(path, made, r"Cannot copy .*sessions\.db to .*: .*\. Check the space on that disk\.")
+        await refused(path, made, r"Cannot copy .*sessions\.db to .*: .*\. Check that disk\.")
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA user_version=7000")
     await refused(path, made, f"has schema 7000; this program knows up to {len(steps())}. Install a newer version")
@@ -235,7 +235,7 @@ async def test_what_is_no_backup_changes_nothing(path: Path, tmp_path: Path) -> 
             restore(tmp_path / "made", path, tmp_path / "aside", quiet)
 
     with full_disk(10_000):
-        refuses("Check the space on that disk")
+        refuses("Check that disk")
     secret_path(tmp_path / "made" / NAME).rename(tmp_path / "secret")
     refuses("secret is missing", ValueError)
     (tmp_path / "secret").rename(secret_path(tmp_path / "made" / NAME))
