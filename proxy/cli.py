@@ -50,12 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("session-proxy: interrupted", file=sys.stderr)
         return FAILURE
-    except PermissionError as error:
-        say = "This user may not open it. Run the command as the user of the proxy, or correct its rights."
-        print(f"session-proxy: {error.filename or 'the socket of the proxy'}: {say}", file=sys.stderr)
-        return FAILURE
     except OSError as error:
-        print(f"session-proxy: {error.strerror or error}: {error.filename or ''}".rstrip(": "), file=sys.stderr)
+        said = f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")
+        if isinstance(error, PermissionError) and error.filename:
+            said += ". Run this as the user of the proxy, or correct its rights."
+        print(f"session-proxy: {said}", file=sys.stderr)
         return FAILURE
 
 

@@ -34,8 +34,9 @@ def connected(database: Path, timeout: float) -> socket.socket:
         made.settimeout(timeout)
         with _short(database) as name:
             made.connect(name)
-    except BaseException:
+    except OSError as error:
         made.close()
+        error.filename = f"{database}.control"
         raise
     return made
 

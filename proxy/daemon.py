@@ -100,8 +100,9 @@ async def _operated(runtime: Runtime, database: Path | None) -> AsyncIterator[No
     async with AsyncExitStack() as stack:
         if database:
             try:
-                await stack.enter_async_context(operator.listening(runtime, control.bound(database)))
+                listener = stack.enter_context(control.bound(database))
                 stack.callback(control.left, database)
+                await stack.enter_async_context(operator.listening(runtime, listener))
             except OSError as error:
                 log.warning("commands that need a running proxy cannot reach this one: %s", error.strerror)
         yield

@@ -59,7 +59,8 @@ def prune(folder: Path, keep: int) -> list[Path]:
     that were killed; what was removed."""
     made = {each: found[1] for each in folder.iterdir() if (found := _STAMPED.fullmatch(each.name))}
     whole = sorted([stamp for each, stamp in made.items() if each.name == stamp])
-    gone = sorted([each for each, stamp in made.items() if stamp < whole[-keep:][0]]) if whole else []
+    oldest = min(whole[-keep:], default="")
+    gone = sorted([each for each, stamp in made.items() if stamp < oldest])
     for each in gone:
         shutil.rmtree(each)
     return gone

@@ -23,19 +23,18 @@ BATCH = 100  # sessions; a batch is one short transaction
 
 @asynccontextmanager
 async def listening(runtime: Runtime, listener: socket.socket) -> AsyncIterator[None]:
-    """Answer on a bound socket until the block ends; it is closed then."""
+    """Answer on a bound socket until the block ends."""
 
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
         return await _answer(request, runtime)
 
     server = web.Server(handle, access_log=None)
-    with listener:
-        accepting = await asyncio.get_running_loop().create_unix_server(server, sock=listener)
-        try:
-            yield
-        finally:
-            accepting.close()
-            await server.shutdown(1.0)
+    accepting = await asyncio.get_running_loop().create_unix_server(server, sock=listener)
+    try:
+        yield
+    finally:
+        accepting.close()
+        await server.shutdown(1.0)
 
 
 async def _answer(request: web.BaseRequest, runtime: Runtime) -> web.StreamResponse:

@@ -240,6 +240,6 @@ async def test_a_state_that_this_user_may_not_open_is_named(tmp_path: Path) -> N
         )
         assert done.returncode == 1
         assert done.stderr == (
-            f"session-proxy: {proxy.database}: This user may not open it."
-            " Run the command as the user of the proxy, or correct its rights.\n"
+            f"session-proxy: Permission denied: {proxy.database}."
+            " Run this as the user of the proxy, or correct its rights.\n"
         )
