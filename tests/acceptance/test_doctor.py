@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
+import signal
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -13,8 +15,8 @@ import pytest
 
 from tests.acceptance.test_db_commands import say
 from tests.acceptance.test_nginx import Nginx, nginx
-from tests.fakes import Received, Reply, ScriptedUpstream, completion, free_port
-from tests.process import Proxy, run
+from tests.fakes import Received, Reply, ScriptedUpstream, completion, eventually, free_port
+from tests.process import Proxy, command, run
 
 __all__ = ["nginx"]
 
@@ -170,3 +172,15 @@ async def test_a_wrong_configuration_is_78_and_a_wrong_url_2(tmp_path: Path) -> 
     assert code == 78 and "base_url" in errors
     code, _, errors = await run("doctor", "--config", str(proxy.config), "--through", "example.org", folder=tmp_path)
     assert code == 2 and "must be a URL" in errors
+
+
+async def test_an_interruption_is_a_word_and_exit_1(tmp_path: Path) -> None:
+    async with ScriptedUpstream([Reply(end="hang")]) as upstream:
+        proxy = Proxy(upstream.base_url, tmp_path)
+        pipe = asyncio.subprocess.PIPE
+        words = ("doctor", "--config", str(proxy.config))
+        process = await command(*words, folder=tmp_path, stdout=pipe, stderr=pipe)
+        await eventually(lambda: upstream.requests, timeout=20)
+        process.send_signal(signal.SIGINT)
+        _, errors = await process.communicate()
+    assert (process.returncode, errors.decode()) == (1, "session-proxy: interrupted\n")

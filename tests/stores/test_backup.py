@@ -137,6 +137,17 @@ async def test_a_damaged_database_makes_no_backup(path: Path, tmp_path: Path) ->
     await refused(path, tmp_path / "backups" / "made", "damaged|malformed")
 
 
+async def test_one_that_is_interrupted_leaves_nothing(path: Path, tmp_path: Path) -> None:
+    await make(path, OLD, "1")
+
+    def interrupt(done: int, whole: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        back_up(path, tmp_path / "backups" / "made", interrupt)
+    assert list((tmp_path / "backups").iterdir()) == []
+
+
 async def test_a_backup_is_never_written_over(path: Path, tmp_path: Path) -> None:
     await make(path, OLD, "1")
     back_up(path, tmp_path / "made", quiet)
