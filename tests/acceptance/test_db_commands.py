@@ -222,6 +222,23 @@ async def test_what_the_proxy_refuses_is_told(tmp_path: Path) -> None:
         assert "Traceback" not in proxy.log
 
 
+async def test_what_root_purges_still_belongs_to_the_user_of_the_proxy(tmp_path: Path) -> None:
+    if os.geteuid():
+        pytest.skip("only root makes files for others")
+    async with ScriptedUpstream() as upstream, Proxy(upstream.base_url, tmp_path) as proxy:
+        await say(proxy.port, "s")
+        await proxy.kill()
+        state = proxy.database.parent
+        proxy.database.with_name("sessions.db.lock").unlink()
+        for each in (state, *state.iterdir()):
+            os.chown(each, 4711, 4712)
+        for verb, *options in (["check"], ["purge", "--older-than", "1d"], ["stats"]):
+            assert (await db(proxy, verb, *options))[0] == 0
+            owners = {each.name: (each.stat().st_uid, each.stat().st_gid) for each in state.iterdir()}
+            assert set(owners.values()) == {(4711, 4712)}, owners
+        assert proxy.database.with_name("sessions.db.lock").exists()
+
+
 async def test_a_state_that_this_user_may_not_open_is_named(tmp_path: Path) -> None:
     if not (setpriv := shutil.which("setpriv")) or os.geteuid():
         pytest.skip("this wants root, and setpriv (Debian: util-linux)")
