@@ -79,19 +79,39 @@ class Source:
         name, default, path = found.groups()
         if found[0] == "$${":
             return "${"
-        if name and (default is not None or name in self.environ):
-            return self.environ.get(name) or default or ""
+        value = self.variable(name) if name else None
+        if value is not None or default is not None:
+            return value or default or ""
         say = "write ${NAME}, ${NAME:-default} or ${file:PATH}, or $${ for a plain ${"
         try:
-            if path:
-                return (self.file.parent / path).read_text("utf-8").rstrip("\r\n")
+            if path and not readable_by_all(file := self.file.parent / path):
+                return _text(file)
+            say = f"everybody can read the file {path}; chmod 600 it" if path else say
         except (OSError, ValueError):
             say = f"the file {path} cannot be read; create it, readable and in UTF-8"
         self.refuse(place, f"{name} is not set; set it or write ${{{name}:-default}}" if name else say)
         return ""
+
+    def variable(self, name: str) -> str | None:
+        """The environment's, else a credential that systemd shows to this process alone."""
+        value, folder = self.environ.get(name), self.environ.get("CREDENTIALS_DIRECTORY")
+        try:
+            return value or (_text(Path(folder, name)) if folder else value)
+        except (OSError, ValueError):
+            return value
 
     def find(self, steps: Place) -> Place:
         place: Place = ()
         for step in steps:  # pydantic also names its own steps, which stand nowhere in the file
             place = (*place, step) if (*place, step) in self.places else place
         return place
+
+
+def readable_by_all(file: Path) -> bool:
+    """Whether every user of the machine can read a file; OSError where it is not there."""
+    found = file.resolve(strict=True)
+    return bool(found.stat().st_mode & 0o004) and all(folder.stat().st_mode & 0o001 for folder in found.parents)
+
+
+def _text(file: Path) -> str:
+    return file.read_text("utf-8").rstrip("\r\n")

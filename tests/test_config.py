@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -392,6 +393,41 @@ def test_a_file_in_another_encoding_is_refused(written: Path) -> None:
 def test_variables_are_expanded_in_values(written: Path, said: str, path: str) -> None:
     (written.parent / "note").write_text("from the file\n")
     assert load(written, f"store:\n  path: {said}", NAME="value", EMPTY="").store.path == path
+
+
+def test_a_credential_stands_in_for_a_variable(written: Path) -> None:
+    (written.parent / "KEY").write_text("from systemd\n")
+    folder = str(written.parent)
+    assert load(written, "store:\n  path: ${KEY}", CREDENTIALS_DIRECTORY=folder).store.path == "from systemd"
+    assert load(written, "store:\n  path: ${KEY:-x}", CREDENTIALS_DIRECTORY=folder, KEY="set").store.path == "set"
+    assert load(written, "store:\n  path: ${NONE:-x}", CREDENTIALS_DIRECTORY=folder).store.path == "x"
+    assert "NONE is not set" in problems(written, "store:\n  path: ${NONE}", CREDENTIALS_DIRECTORY=folder)[0]
+
+
+def test_the_shipped_file_takes_the_key_from_a_credential_and_none_from_an_empty_one(tmp_path: Path) -> None:
+    environ = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
+    for said, key in ((f"{SECRET}\n", SECRET), ("\n", None)):
+        (tmp_path / "UPSTREAM_API_KEY").write_text(said)
+        found = config.load(SHIPPED / "session-proxy.yaml", environ).upstreams[0].api_key
+        assert (found and found.get_secret_value()) == key
+
+
+def test_a_file_of_a_key_that_everybody_can_read_is_refused(written: Path) -> None:
+    with tempfile.TemporaryDirectory() as made:  # pytest's own folders are closed to others
+        folder, key = Path(made), Path(made, "key")
+        key.write_text(SECRET)
+        folder.chmod(0o755)
+        for mode, why in ((0o604, True), (0o640, False), (0o600, False)):
+            key.chmod(mode)
+            text = f"upstreams:\n  - api_key: ${{file:{key}}}"
+            if why:
+                say = f"2:5: upstreams.0.api_key: everybody can read the file {key}; chmod 600 it"
+                assert problems(written, text) == [say]
+            else:
+                assert load(written, text).lends
+        key.chmod(0o644)
+        folder.chmod(0o700)
+        assert load(written, text).lends
 
 
 def test_an_expanded_value_is_text_until_its_key_reads_it(written: Path) -> None:
