@@ -17,12 +17,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 
-from aiohttp import web
-
 from proxy import config as configuration
 from proxy import control, demo, systemd
 from proxy.config import Config
-from proxy.errors import CannotListen, ConfigError
+from proxy.errors import ConfigError
+from proxy.listening import Listening
+from proxy.status import Status
 from proxy.stores.base import Store
 from proxy.stores.memory import MemoryStore
 from proxy.stores.secret import SIZE, load_secret
@@ -36,6 +36,8 @@ from proxy.web.upstream import Client
 log = logging.getLogger("proxy.daemon")
 SWEEP_EVERY = 60.0  # seconds
 SWEEP_BATCH = 100  # sessions; a batch is one short transaction
+LEAVING = 0.2  # seconds from the last connection that is taken to the first request that is refused
+CLEANING = 15.0  # seconds that the end takes at most after the drain
 
 
 def database_path(config: Config, environ: Mapping[str, str]) -> Path | None:
@@ -68,11 +70,22 @@ async def open_store(config: Config, environ: Mapping[str, str]) -> tuple[Store,
 
 
 async def serve(load: Callable[[], Config], listen: str | None, with_demo: bool, environ: Mapping[str, str]) -> None:
-    """Run until SIGTERM or SIGINT. `load` reads the configuration, now and at each reload."""
+    """Run until SIGTERM or SIGINT. `load` reads the configuration, now and at each reload.
+
+    Raises CannotListen, StoreLocked, StoreUnavailable and ConfigError, each with a sentence.
+    """
+    inherited = systemd.inherited(environ, os.getpid())
     demo_runner, demo_port = await demo.start() if with_demo else (None, 0)
+    config = load()
+    listening = Listening(listen or config.listen, inherited)
 
     def read() -> Config:
-        return _onto_demo(load(), demo_port) if with_demo else load()
+        """What the file says now, if it may be served at the addresses we have."""
+        config = _onto_demo(load(), demo_port) if with_demo else load()
+        for address in listening.addresses:
+            if why := configuration.unsafe(config, address):
+                raise ConfigError([f"{address}: {why}"])
+        return config
 
     config = read()
     store, secret = await open_store(config, environ)
@@ -82,10 +95,13 @@ async def serve(load: Callable[[], Config], listen: str | None, with_demo: bool,
     _spare_the_collector()
     try:
         await runner.setup()
-        site = await _listen(runner, listen or config.listen)
-        log.info("listening on %s", listen or config.listen)
+        await listening.start(runner, None)
+        log.info("listening on %s", listening)
+        if (named := listen or config.listen) not in listening.addresses:
+            log.warning("listen: %s is not used, for systemd holds the sockets", named)
+        status = Status(lambda: runtime.live.in_flight, environ, os.getpid())
         async with _operated(runtime, database_path(config, environ)):
-            await _live(runtime, site, read, environ)
+            await _live(runtime, listening, read, status)
     finally:
         await runner.cleanup()
         await client.close()
@@ -108,45 +124,60 @@ async def _operated(runtime: Runtime, database: Path | None) -> AsyncIterator[No
         yield
 
 
-async def _live(
-    runtime: Runtime,
-    site: web.BaseSite,
-    load: Callable[[], Config],
-    environ: Mapping[str, str],
-) -> None:
+async def _live(runtime: Runtime, listening: Listening, load: Callable[[], Config], status: Status) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, lambda: _reload(runtime, load, environ))
-    sweeper = asyncio.create_task(_sweep(runtime))
-    systemd.notify("READY=1", environ)
+    loop.add_signal_handler(signal.SIGHUP, lambda: _reload(runtime, load, status))
+    tasks = [asyncio.create_task(_sweep(runtime)), asyncio.create_task(status.keep())]
+    status.ready()
     await stop.wait()
-    log.info("stopping: %d requests in flight", runtime.live.in_flight)
-    systemd.notify("STOPPING=1", environ)
-    await site.stop()
-    sweeper.cancel()
     stop.clear()
-    drain = asyncio.create_task(runtime.live.drain(runtime.config.shutdown.drain))
     again = asyncio.create_task(stop.wait())
-    await asyncio.wait([drain, again], return_when=asyncio.FIRST_COMPLETED)
-    if not drain.done():
+    drain = runtime.config.shutdown.drain
+    status.stopping(drain + CLEANING)
+    await listening.stop()
+    runtime.live.leaving = True
+    await asyncio.sleep(LEAVING)
+    log.info("stopping: %d requests in flight", runtime.live.in_flight)
+    draining = asyncio.create_task(runtime.live.drain(drain))
+    await asyncio.wait([draining, again], return_when=asyncio.FIRST_COMPLETED)
+    if not draining.done():
         log.warning("stopping at once: a second signal came")
         await runtime.live.drain(0)
-    again.cancel()
-    await drain
+    await draining
+    for task in (*tasks, again):
+        task.cancel()
 
 
-def _reload(runtime: Runtime, load: Callable[[], Config], environ: Mapping[str, str]) -> None:
-    """Swap the configuration for the file's, if it is one; listener, store and cache need a restart."""
-    systemd.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}", environ)
+def _reload(runtime: Runtime, load: Callable[[], Config], status: Status) -> None:
+    """Swap the configuration for the file's, if it is one."""
+    status.reloading()
     try:
-        runtime.config = load()
-        log.info("configuration reloaded")
+        before, runtime.config = runtime.config, load()
     except ConfigError as error:
         for problem in error.problems:
             log.error("configuration unchanged: %s", problem)
-    systemd.notify("READY=1", environ)
+        status.fault = f"the configuration was not reloaded: {error.problems[0]}"
+    else:
+        status.fault = ""
+        log.info("configuration reloaded")
+        for key, value in _fixed(runtime.config).items():
+            if value != _fixed(before)[key]:
+                log.warning("%s: %s takes effect with a restart", key, value)
+    status.ready()
+
+
+def _fixed(config: Config) -> dict[str, object]:
+    """What holds until a restart."""
+    return {
+        "listen": config.listen,
+        "store.path": config.store.path,
+        "sessions.ttl": config.sessions.ttl,
+        "limits.cache": config.limits.cache,
+        "limits.header_timeout": config.limits.header_timeout,
+    }
 
 
 async def _sweep(runtime: Runtime) -> None:
@@ -158,19 +189,6 @@ async def _sweep(runtime: Runtime) -> None:
                 full = await runtime.store.sweep(runtime.now(), runtime.live.in_use, SWEEP_BATCH) == SWEEP_BATCH
         except Exception:
             log.exception("sweeping failed; it will be tried again")
-
-
-async def _listen(runner: web.ServerRunner, listen: str) -> web.BaseSite:
-    address = configuration.address(listen)
-    site = web.UnixSite(runner, address) if isinstance(address, str) else web.TCPSite(runner, *address)
-    try:
-        await site.start()
-    except OSError as error:
-        reason = os.strerror(error.errno).lower() if error.errno else str(error)
-        raise CannotListen(
-            f"Cannot listen on {listen}: {reason}. Choose another address, in the file or with --listen."
-        ) from error
-    return site
 
 
 def _spare_the_collector() -> None:

@@ -1,4 +1,4 @@
-"""What systemd wants to hear: one datagram per state, and nothing where nobody listens.
+"""What systemd wants to hear, and what it hands over: one datagram per state, open sockets, a limit for signs of life.
 
 It never knows the daemon, the configuration or an event loop.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
+
+FIRST = 3  # the descriptor of the first socket that is handed over
 
 
 def notify(state: str, environ: Mapping[str, str]) -> bool:
@@ -24,3 +26,28 @@ def notify(state: str, environ: Mapping[str, str]) -> bool:
         except OSError:
             return False
     return True
+
+
+def inherited(environ: Mapping[str, str], process: int) -> list[socket.socket]:
+    """The sockets that systemd opened for this process; none where they are meant for another, or there are none.
+
+    Each may be taken once. OSError where a descriptor is not a socket.
+    """
+    if environ.get("LISTEN_PID") != str(process):
+        return []
+    found = [socket.socket(fileno=FIRST + number) for number in range(_number(environ.get("LISTEN_FDS", "")))]
+    for each in found:
+        each.set_inheritable(False)
+        each.setblocking(False)
+    return found
+
+
+def patience(environ: Mapping[str, str], process: int) -> float | None:
+    """After how many seconds without `WATCHDOG=1` systemd kills this process; None where it does not."""
+    if environ.get("WATCHDOG_PID", str(process)) != str(process):
+        return None
+    return _number(environ.get("WATCHDOG_USEC", "")) / 1e6 or None
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isascii() and text.isdigit() else 0

@@ -1,4 +1,7 @@
-"""What the proxy tells systemd, against real datagram sockets."""
+"""What the proxy tells systemd, against real datagram sockets, and what it takes from it.
+
+That sockets are taken over is proven where a process starts with them: tests/acceptance/test_sockets.py.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.systemd import notify
+from proxy.systemd import inherited, notify, patience
 
 
 def heard(address: str, environ: dict[str, str]) -> tuple[bool, bytes]:
@@ -46,3 +49,33 @@ def test_a_full_socket_does_not_stall_the_proxy(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(path)
         assert not all(notify("WATCHDOG=1", {"NOTIFY_SOCKET": path}) for _ in range(10_000))
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {},
+        {"LISTEN_FDS": "1"},
+        {"LISTEN_FDS": "1", "LISTEN_PID": "8"},
+        {"LISTEN_FDS": "0", "LISTEN_PID": "7"},
+        {"LISTEN_FDS": "one", "LISTEN_PID": "7"},
+        {"LISTEN_PID": "7"},
+    ],
+)
+def test_sockets_that_are_not_there_or_not_for_this_process_are_not_taken(environ: dict[str, str]) -> None:
+    assert inherited(environ, 7) == []
+
+
+@pytest.mark.parametrize(
+    ("environ", "seconds"),
+    [
+        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "7"}, 30.0),
+        ({"WATCHDOG_USEC": "500000"}, 0.5),
+        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "8"}, None),
+        ({"WATCHDOG_USEC": "0"}, None),
+        ({"WATCHDOG_USEC": "soon"}, None),
+        ({}, None),
+    ],
+)
+def test_systemds_patience_is_known_to_the_process_it_watches(environ: dict[str, str], seconds: float | None) -> None:
+    assert patience(environ, 7) == seconds

@@ -54,6 +54,11 @@ class _Request(web.BaseRequest):
         for name, value in cors.ours(self, self.runtime.config):
             response.headers.add(name, value)
 
+    @property
+    def keep_alive(self) -> bool:
+        """Not while the proxy leaves: the client's next request is to find the next process."""
+        return bool(super().keep_alive) and not self.runtime.live.leaving
+
 
 def build_app(runtime: Runtime) -> App:
     return App(runtime)

@@ -50,6 +50,7 @@ class Live(Generic[Turn]):
     """Lines by session, first in first out, and the tasks that a stop waits for."""
 
     def __init__(self) -> None:
+        self.leaving = False  # no connection is kept for another request
         self.draining = False
         self._lines: dict[SessionKey, deque[asyncio.Future[None]]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()

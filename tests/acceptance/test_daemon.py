@@ -4,77 +4,33 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pytest
 import requests
 
 from tests.acceptance.conftest import ROOT
+from tests.acceptance.daemon import Daemon
 from tests.fakes import free_port
-
-CONFIG = """
-listen: 127.0.0.1:{port}
-upstreams: [{{base_url: "http://127.0.0.1:{port}/nothing"}}]
-log: {{level: {level}}}
-"""
-
-
-class Daemon:
-    """The proxy with the demo behind it, its log and what it says to a service manager."""
-
-    def __init__(self, folder: Path) -> None:
-        self.port, self.config = free_port(), folder / "proxy.yaml"
-        self.write("info")
-        self.told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.told.bind(str(folder / "notify"))
-        self.told.settimeout(10)
-        environ = {"NOTIFY_SOCKET": str(folder / "notify"), "STATE_DIRECTORY": str(folder / "state")}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "proxy", "serve", "--config", str(self.config), "--demo"],
-            cwd=ROOT,
-            env={**os.environ, **environ},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert self.process.stderr
-        self.log: IO[str] = self.process.stderr
-
-    def write(self, level: str) -> None:
-        self.config.write_text(CONFIG.format(port=self.port, level=level))
-
-    def notified(self) -> str:
-        return self.told.recv(4096).decode()
-
-    def logged(self, words: str) -> str:
-        return next(line for line in self.log if words in line)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1"
 
 
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[Daemon]:
-    daemon = Daemon(tmp_path)
-    assert daemon.notified() == "READY=1"
-    yield daemon
-    if daemon.process.poll() is None:
-        daemon.process.kill()
-    daemon.process.communicate(timeout=10)
-    daemon.told.close()
+    with Daemon(tmp_path) as daemon:
+        assert daemon.notified("READY")["STATUS"] == "serving, nothing in flight"
+        yield daemon
 
 
-def test_it_is_ready_when_it_says_so_and_ends_with_0(daemon: Daemon, tmp_path: Path) -> None:
+def test_it_is_ready_when_it_says_so_and_ends_with_0(daemon: Daemon) -> None:
     assert requests.get(f"http://127.0.0.1:{daemon.port}/readyz", timeout=5).status_code == 200
-    assert (tmp_path / "state" / "sessions.db").stat().st_mode & 0o777 == 0o600
+    assert (daemon.state / "sessions.db").stat().st_mode & 0o777 == 0o600
     daemon.process.send_signal(signal.SIGTERM)
-    assert daemon.notified() == "STOPPING=1"
+    assert daemon.notified("STOPPING")["EXTEND_TIMEOUT_USEC"] == "45000000"
     assert daemon.process.wait(10) == 0
 
 
@@ -90,27 +46,65 @@ def test_a_stream_that_runs_at_sigterm_finishes(daemon: Daemon) -> None:
 
 
 def test_a_reload_takes_a_good_file_and_refuses_a_bad_one(daemon: Daemon) -> None:
-    daemon.write("debug")
+    before = time.monotonic_ns() // 1000
+    daemon.write(cors={"allow_origins": "http://here"}, store={"path": "other.db"})
     daemon.process.send_signal(signal.SIGHUP)
-    assert daemon.notified().startswith("RELOADING=1\nMONOTONIC_USEC=")
-    assert daemon.notified() == "READY=1"
-    assert daemon.logged("reloaded")
-    daemon.write("loud")
+    assert before < int(daemon.notified("RELOADING")["MONOTONIC_USEC"]) < time.monotonic_ns() // 1000
+    assert daemon.notified("READY")["STATUS"] == "serving, nothing in flight"
+    assert daemon.logged("reloaded") and "store.path: other.db" in daemon.logged("restart")
+    daemon.write(log={"level": "loud"})
     daemon.process.send_signal(signal.SIGHUP)
-    assert "proxy.yaml:4:" in daemon.logged("unchanged")
-    assert requests.get(daemon.url + "/models", timeout=5).status_code == 200
+    assert "proxy.yaml:3:" in daemon.logged("unchanged")
+    assert "not reloaded" in (status := daemon.notified("READY")["STATUS"]) and "proxy.yaml:3:" in status
+    answer = requests.get(daemon.url + "/models", headers={"Origin": "http://here"}, timeout=5)
+    assert (answer.status_code, answer.headers["Access-Control-Allow-Origin"]) == (200, "http://here")
+    daemon.write()
+    daemon.process.send_signal(signal.SIGHUP)
+    daemon.notified("RELOADING")
+    assert daemon.notified("READY")["STATUS"] == "serving, nothing in flight"
 
 
-def test_a_database_without_its_secret_is_refused(daemon: Daemon, tmp_path: Path) -> None:
+def test_the_status_counts_what_is_in_flight_and_the_loop_shows_that_it_turns(tmp_path: Path) -> None:
+    with Daemon(tmp_path, environ={"WATCHDOG_USEC": "400000"}) as daemon:
+        daemon.notified("READY")
+        for _ in range(3):
+            assert daemon.notified("WATCHDOG")
+        body: Any = {"messages": [{"role": "user", "content": "count to 1000"}], "stream": True}
+        with requests.post(daemon.url, json=body, headers={"sessionId": "s"}, stream=True, timeout=10) as answer:
+            next(answer.iter_content(None))
+            daemon.process.send_signal(signal.SIGTERM)
+            assert daemon.notified("STOPPING")["STATUS"] == "stopping, 1 in flight"
+
+
+def test_a_reload_cannot_lend_our_key_beyond_loopback(tmp_path: Path) -> None:
+    with Daemon(tmp_path, listen=f"0.0.0.0:{free_port()}", upstreams=[{}]) as daemon:
+        daemon.notified("READY")
+        daemon.write(listen="127.0.0.1:1", upstreams=[{"api_key": "sk-canary"}], tenant="one")
+        daemon.process.send_signal(signal.SIGHUP)
+        said = daemon.notified("READY")["STATUS"] if daemon.notified("RELOADING") else ""
+        assert "not reloaded: 0.0.0.0:" in said and "would lend your api_key" in said
+
+
+def test_a_kept_connection_is_told_that_it_ends(daemon: Daemon) -> None:
+    with requests.Session() as client:
+        assert "Connection" not in client.get(daemon.url + "/models", timeout=5).headers
+        daemon.process.send_signal(signal.SIGTERM)
+        daemon.notified("STOPPING")
+        answer = client.get(daemon.url + "/models", timeout=5)
+        assert (answer.status_code, answer.headers["Connection"]) == (200, "close")
+    assert daemon.process.wait(10) == 0
+
+
+def test_a_database_without_its_secret_is_refused(daemon: Daemon) -> None:
     body: Any = {"messages": [{"role": "user", "content": "My name is Alice"}]}
     assert requests.post(daemon.url, json=body, headers={"sessionId": "s"}, timeout=5).status_code == 200
     daemon.process.send_signal(signal.SIGTERM)
     assert daemon.process.wait(10) == 0
-    (tmp_path / "state" / "sessions.db.secret").unlink()
+    (daemon.state / "sessions.db.secret").unlink()
     again = subprocess.run(
         [sys.executable, "-m", "proxy", "serve", "--config", str(daemon.config)],
         cwd=ROOT,
-        env={**os.environ, "STATE_DIRECTORY": str(tmp_path / "state")},
+        env={**os.environ, "STATE_DIRECTORY": str(daemon.state)},
         capture_output=True,
         text=True,
         timeout=20,
