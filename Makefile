@@ -43,6 +43,16 @@ format:
 	$(BIN)/ruff check --fix proxy tests
 	$(BIN)/ruff format proxy tests
 
+# As root: /opt/session-proxy, its units, /etc/session-proxy. DESTDIR, PREFIX, BINDIR, UNITS, SYSTEM_PYTHON move things.
+install: .venv/run
+	PIP="$(BIN)/python -m pip" packaging/install
+
+uninstall:
+	packaging/uninstall
+
+deb: .venv/run
+	PIP="$(BIN)/python -m pip" packaging/deb
+
 schema: .venv/run
 	$(BIN)/session-proxy schema > config/session-proxy.schema.json
 
@@ -62,4 +72,4 @@ schema: .venv/run
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-.PHONY: run test check style types imports coverage soak fuzz bench format schema clean
+.PHONY: run test check style types imports coverage soak fuzz bench format install uninstall deb schema clean

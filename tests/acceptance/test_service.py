@@ -1,0 +1,249 @@
+"""The service on a machine with a real systemd, from the installation of its package to its removal.
+
+The tests stand in the order of its life; the last one takes the package away. SOAK uses a clean Debian.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.acceptance.conftest import ROOT
+from tests.acceptance.machine import Machine, Unavailable, clean_debian
+from tests.fakes import RawClient, Received, Reply, ScriptedUpstream, completion, eventually, free_port, sse
+
+CONFIG = "/etc/session-proxy/session-proxy.yaml"
+KEY = "sk-canary-of-the-service"
+STATE = "/var/lib/private/session-proxy"
+HANGING = """\
+import signal, sys, time
+from proxy import cli
+signal.signal(signal.SIGUSR2, lambda *_: time.sleep(600))
+sys.exit(cli.main())
+"""
+
+
+class Service:
+    """The installed service, on a port of its own."""
+
+    def __init__(self, machine: Machine, files: set[str]) -> None:
+        self.machine, self.port, self.files = machine, free_port(), files
+
+    def systemctl(self, *words: str, check: bool = True) -> str:
+        return self.machine.run("systemctl", *words, check=check)
+
+    def shows(self, name: str) -> str:
+        """A property of the unit."""
+        return self.systemctl("show", "--value", "--property", name, "session-proxy.service").strip()
+
+    def configure(self, upstream: str, *, then: str = "reload", **keys: Any) -> None:
+        lines = ["upstreams:", f"  - base_url: {upstream}", "    api_key: ${UPSTREAM_API_KEY:-}"]
+        lines += [f"{key}: {json.dumps(value)}" for key, value in keys.items()]
+        self.machine.write(CONFIG, "\n".join(lines))
+        self.systemctl(then, "session-proxy")
+
+    def drop_in(self, unit: str, text: str) -> None:
+        self.machine.write(f"/etc/systemd/system/{unit}.d/test.conf", text)
+        self.systemctl("daemon-reload")
+
+    def journal(self) -> str:
+        return self.machine.run("journalctl", "--unit", "session-proxy", "--output", "cat", "--no-pager")
+
+    async def asked(self, session: str, text: str = "hello", timeout: float = 30.0) -> tuple[int, str | None]:
+        """The status of a turn on a connection of its own, and how its answer ended."""
+        async with RawClient(self.port, timeout=timeout) as client:
+            body = {"model": "m", "messages": [{"role": "user", "content": text}]}
+            await client.post("/v1/chat/completions", body, [("sessionId", session)])
+            status = (await client.head()).status
+            await client.body()
+            return status, client.ended
+
+
+def files(machine: Machine) -> set[str]:
+    """All that is there, but for what belongs to this project's own tests."""
+    hidden = [
+        word
+        for folder in ("/work", "/root", "/tmp", "/run", "/var/log", "/var/cache")
+        for word in ("-path", folder, "-prune", "-o")
+    ]
+    return set(machine.run("find", "/", "-xdev", *hidden, "-print").splitlines())
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("machine")
+    if not shutil.which("dpkg-deb") or not Path("/usr/bin/python3").exists():
+        pytest.skip("no Debian package can be built here")
+    try:
+        with Machine(folder, clean_debian(folder) if os.environ.get("SOAK") else Path("/")) as machine:
+            (ROOT / "dist").mkdir(exist_ok=True)
+            for old in (ROOT / "dist").glob("*.deb"):
+                old.unlink()
+            subprocess.run(["make", "deb"], cwd=ROOT, check=True, capture_output=True, timeout=300)
+            service = Service(machine, files(machine))
+            address = f"127.0.0.1:{service.port}"
+            service.drop_in("session-proxy.socket", f"[Socket]\nListenStream=\nListenStream={address}\n")
+            package = next((ROOT / "dist").glob("*.deb"))
+            shutil.copy(package, machine.root / "opt")
+            machine.run("dpkg", "--install", f"/opt/{package.name}")
+            (machine.root / "opt" / package.name).unlink()
+            yield service
+    except Unavailable as missing:
+        pytest.skip(str(missing))
+
+
+async def test_the_package_starts_it_and_the_first_request_is_served(service: Service) -> None:
+    assert (service.shows("ActiveState"), service.shows("StatusText")) == ("active", "serving, nothing in flight")
+    async with RawClient(service.port) as client:
+        await client.request("GET", "/readyz")
+        assert (await client.head()).status == 200
+    async with ScriptedUpstream() as upstream:
+        service.configure(upstream.base_url)
+        assert await service.asked("first") == (200, "complete")
+
+
+async def test_what_was_said_survives_a_restart_and_is_for_the_service_alone(service: Service) -> None:
+    async with ScriptedUpstream() as upstream:
+        service.configure(upstream.base_url)
+        assert await service.asked("kept", "remember this") == (200, "complete")
+        service.systemctl("restart", "session-proxy")
+        assert await service.asked("kept", "and this") == (200, "complete")
+        assert [message["content"] for message in upstream.requests[-1].messages][::2] == ["remember this", "and this"]
+    found = service.machine.run("find", STATE, "-printf", "%M %f\n").splitlines()
+    assert "drwx------ session-proxy" in found and "-rw------- sessions.db" in found
+    assert all(line.startswith(("-rw------- ", "drwx------ ")) for line in found)
+
+
+async def test_the_key_is_read_by_the_service_only(service: Service) -> None:
+    service.machine.write("/etc/session-proxy/upstream-api-key", KEY + "\n", 0o600)
+    async with ScriptedUpstream() as upstream:
+        service.configure(upstream.base_url, then="restart")
+        assert await service.asked("key") == (200, "complete")
+        assert upstream.requests[-1].header("authorization") == f"Bearer {KEY}"
+    process = service.shows("MainPID")
+    credential = "/run/credentials/session-proxy.service/UPSTREAM_API_KEY"
+    nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    for path in (credential, "/etc/session-proxy/upstream-api-key", f"/proc/{process}/environ"):
+        assert "Permission denied" in service.machine.run(*nobody, "cat", path, check=False)
+    for path in ("environ", "cmdline"):
+        assert KEY not in (service.machine.root / "proc" / process / path).read_text()
+    assert KEY not in service.journal()
+    service.machine.run("rm", "/etc/session-proxy/upstream-api-key")
+
+
+async def test_nobody_is_refused_across_kills_and_restarts(service: Service) -> None:
+    async with ScriptedUpstream() as upstream:
+        service.configure(upstream.base_url, then="restart")
+        answers = []
+        for number in range(200):
+            if number in (40, 120):
+                await asyncio.to_thread(service.systemctl, "kill", "--signal=KILL", "session-proxy")
+            if number in (80, 160):
+                await asyncio.to_thread(service.systemctl, "restart", "--no-block", "session-proxy")
+            answers.append(await service.asked(f"row-{number}"))
+        assert answers == [(200, "complete")] * 200
+    assert service.journal().count("code=killed, status=9/KILL") == 2
+
+
+@pytest.mark.parametrize("verb", ["reload", "restart"])
+async def test_under_load_nobody_fails(service: Service, verb: str) -> None:
+    def thrice() -> None:
+        for _ in range(3):
+            service.systemctl(verb, "session-proxy")
+            time.sleep(0.5)
+
+    async with ScriptedUpstream() as upstream:
+        service.configure(upstream.base_url)
+        acting = asyncio.create_task(asyncio.to_thread(thrice))
+        asking: list[asyncio.Task[Any]] = []
+        while not acting.done():
+            asking.append(asyncio.create_task(service.asked(f"load-{len(asking)}")))
+            await asyncio.sleep(0.005)  # 200 a second
+        assert await asyncio.gather(*asking) == [(200, "complete")] * len(asking)
+
+
+async def test_a_wrong_file_changes_nothing_and_is_reported_with_its_line(service: Service) -> None:
+    async with ScriptedUpstream() as upstream:
+        service.configure(upstream.base_url)
+        with pytest.raises(AssertionError):
+            service.configure("http://127.0.0.1:1/v1", log={"level": "loud"})
+        assert f"{CONFIG}:4:" in service.journal()
+        assert await service.asked("unchanged") == (200, "complete")
+
+
+async def test_a_stream_ends_in_its_own_time_and_who_comes_meanwhile_waits(service: Service) -> None:
+    let_go = asyncio.Event()
+
+    def slow(request: Received) -> Reply:
+        reply = sse("so ", "far", " and on") if request.json.get("stream") else completion("next")
+
+        async def wait(index: int) -> None:
+            if index == 3 and request.json.get("stream"):
+                await let_go.wait()
+
+        reply.gate = wait
+        return reply
+
+    async with ScriptedUpstream(slow) as upstream, RawClient(service.port) as client:
+        service.configure(upstream.base_url)
+        process = service.shows("MainPID")
+        body = {"model": "m", "messages": [{"role": "user", "content": "hello"}], "stream": True}
+        await client.post("/v1/chat/completions", body, [("sessionId", "stream")])
+        assert (await client.head()).status == 200
+        while b"far" not in client.raw:
+            await client.piece()
+        service.systemctl("restart", "--no-block", "session-proxy")
+        await eventually(lambda: service.shows("StatusText") == "stopping, 1 in flight")
+        waits = asyncio.create_task(service.asked("meanwhile"))
+        await asyncio.sleep(0.5)
+        assert not waits.done()
+        let_go.set()
+        assert (await client.body()).endswith(b"data: [DONE]\n\n") and client.ended == "complete"
+        assert await waits == (200, "complete")
+        assert service.shows("MainPID") != process
+
+
+async def test_a_loop_that_hangs_is_started_again(service: Service) -> None:
+    service.machine.write("/opt/hanging.py", HANGING)
+    command = f"/opt/session-proxy/bin/python3 /opt/hanging.py serve --config {CONFIG}"
+    service.drop_in("session-proxy.service", f"[Service]\nWatchdogSec=1\nExecStart=\nExecStart={command}\n")
+    async with ScriptedUpstream() as upstream:
+        service.configure(upstream.base_url, then="restart")
+        await asyncio.sleep(1.5)
+        assert service.shows("NRestarts") == "0"  # it gives its signs of life
+        service.systemctl("kill", "--signal=USR2", "session-proxy")
+        await asyncio.sleep(0.2)  # hung: the next connection waits in the socket
+        assert await service.asked("hung") == (200, "complete")
+    assert service.shows("NRestarts") == "1"
+    assert "Watchdog timeout" in service.machine.run("journalctl", "--no-pager", "--lines=100")
+    service.machine.run("rm", "-r", "/opt/hanging.py", "/etc/systemd/system/session-proxy.service.d")
+    service.systemctl("daemon-reload")
+
+
+def test_a_wrong_file_at_the_start_is_not_tried_again(service: Service) -> None:
+    with pytest.raises(AssertionError):
+        service.configure("http://127.0.0.1:1/v1", then="restart", log={"level": "loud"})
+    time.sleep(2)
+    assert (service.shows("ActiveState"), service.shows("NRestarts")) == ("failed", "0")
+    assert service.shows("ExecMainStatus") == "78"
+
+
+def test_nothing_but_the_state_is_left(service: Service) -> None:
+    service.configure("http://127.0.0.1:1/v1", then="restart")
+    service.machine.run("session-proxy", "check", CONFIG)  # as root, who could write beside the program
+    said = service.machine.run("dpkg", "--purge", "session-proxy")
+    assert "/var/lib/session-proxy are kept" in said
+    assert service.systemctl("list-units", "--all", "--plain", "--no-legend", "session-proxy*") == ""
+    service.machine.run("rm", "-r", "/etc/systemd/system/session-proxy.socket.d")
+    left = {path for path in files(service.machine) - service.files if not path.startswith(("/var/lib/dpkg/", STATE))}
+    assert left == {"/var/lib/session-proxy", "/var/lib/private"} - service.files
+    assert (service.machine.root / STATE.lstrip("/") / "sessions.db").exists()
