@@ -20,11 +20,12 @@ from pathlib import Path
 from proxy import config as configuration
 from proxy import control, demo, systemd
 from proxy.config import Config
-from proxy.errors import ConfigError
+from proxy.errors import ConfigError, StoreUnavailable
 from proxy.listening import Listening
 from proxy.status import Status
 from proxy.stores.base import Store
 from proxy.stores.memory import MemoryStore
+from proxy.stores.remedy import remedy
 from proxy.stores.secret import SIZE, load_secret
 from proxy.stores.sqlite import SQLiteStore
 from proxy.stores.warm import WarmStore
@@ -63,8 +64,10 @@ async def open_store(config: Config, environ: Mapping[str, str]) -> tuple[Store,
     store = await SQLiteStore.open(path, ttl)
     try:
         secret = load_secret(path, None if store.holds_turns else fresh)
-    except BaseException:
+    except BaseException as error:
         await store.close()
+        if isinstance(error, OSError):
+            raise StoreUnavailable(f"Cannot use {path}.secret: {error.strerror}. {remedy(error)}") from error
         raise
     return WarmStore(store, ttl, config.limits.cache), secret
 

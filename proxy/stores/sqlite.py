@@ -28,6 +28,7 @@ from proxy.stores.files import no_space
 from proxy.stores.lock import Lock
 from proxy.stores.migration import migrate
 from proxy.stores.reading import uri
+from proxy.stores.remedy import remedy
 from proxy.stores.rows import history_of, packed, refusals_of, row_of, unpacked
 from proxy.stores.rules import EXPIRED_KEPT, state_at
 
@@ -115,10 +116,9 @@ class SQLiteStore:
                     refusals = refusals_of(await cursor.fetchall())
                 return cls(opening.pop_all(), writer, reader, ttl, newest or 0, refusals)
         except OSError as error:
-            raise StoreUnavailable(f"Cannot use {path}: {error.strerror}. Check the folder and its rights.") from error
+            raise StoreUnavailable(f"Cannot use {path}: {error.strerror}. {remedy(error)}") from error
         except sqlite3.Error as error:
-            say = no_space(path) or "Check its disk, restore a backup, or move it away."
-            raise StoreUnavailable(f"Cannot open the database {path}: {error}. {say}") from error
+            raise StoreUnavailable(f"Cannot open the database {path}: {error}. {no_space(path) or remedy(error)}") from error
 
     @property
     def holds_turns(self) -> bool:

@@ -120,7 +120,7 @@ async def test_what_was_said_survives_a_restart_and_is_for_the_service_alone(ser
         assert [message["content"] for message in upstream.requests[-1].messages][::2] == ["remember this", "and this"]
     found = service.machine.run("find", STATE, "-printf", "%M %f\n").splitlines()
     assert "drwx------ session-proxy" in found and "-rw------- sessions.db" in found
-    assert all(line.startswith(("-rw------- ", "drwx------ ")) for line in found)
+    assert all(line[4:10] == "------" for line in found)
 
 
 async def test_the_key_is_read_by_the_service_only(service: Service) -> None:
@@ -235,6 +235,17 @@ def test_a_wrong_file_at_the_start_is_not_tried_again(service: Service) -> None:
     time.sleep(2)
     assert (service.shows("ActiveState"), service.shows("NRestarts")) == ("failed", "0")
     assert service.shows("ExecMainStatus") == "78"
+
+
+def test_a_state_folder_without_rights_is_one_sentence(service: Service) -> None:
+    nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "env", "STATE_DIRECTORY=/opt/closed"]
+    service.machine.run("install", "-d", "-m", "0700", "/opt/closed")
+    said = service.machine.run(*nobody, "session-proxy", "serve", "--config", "/dev/null", check=False)
+    service.machine.run("rmdir", "/opt/closed")
+    assert said == (
+        "session-proxy: Cannot use /opt/closed/sessions.db: Permission denied."
+        " Check that its folder belongs to the user of the proxy, and can be written to.\n"
+    )
 
 
 def test_nothing_but_the_state_is_left(service: Service) -> None:

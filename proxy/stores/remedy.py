@@ -1,0 +1,24 @@
+"""What an operator does about a database that cannot be used. Knows the faults of files and of SQLite only."""
+
+from __future__ import annotations
+
+import errno
+import sqlite3
+
+_FULL = "Free some space on its disk."
+_DAMAGED = "Restore a backup, move it away to begin afresh, or choose another store.path."
+_RIGHTS = "Check that its folder belongs to the user of the proxy, and can be written to."
+_BY_CODE = {
+    sqlite3.SQLITE_FULL: _FULL,
+    sqlite3.SQLITE_NOTADB: _DAMAGED,
+    sqlite3.SQLITE_CORRUPT: _DAMAGED,
+    sqlite3.SQLITE_IOERR: "Check its disk, and whether there is space left on it.",
+}
+
+
+def remedy(error: OSError | sqlite3.Error) -> str:
+    """One sentence."""
+    if isinstance(error, OSError):
+        return _FULL if error.errno in (errno.ENOSPC, errno.EDQUOT) else _RIGHTS
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the rest says where it was found
+    return _BY_CODE.get(code, _RIGHTS)
