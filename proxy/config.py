@@ -31,6 +31,7 @@ from proxy.shapes import (
     Mounts,
     Name,
     Origins,
+    Pem,
     Profile,
     Secret,
     Size,
@@ -101,6 +102,11 @@ class History(Section):
     overflow: Literal["trim"] = "trim"
 
 
+class Tls(Section):
+    certificate: Pem | None = None
+    key: Pem | None = None
+
+
 class Store(Section):
     path: File = "sessions.db"
 
@@ -134,6 +140,7 @@ class Shutdown(Section):
 
 class Config(Section):
     listen: Listen = "127.0.0.1:8484"
+    tls: Tls = _is({})
     upstreams: Annotated[tuple[Upstream, ...], Field(min_length=1)] = _is([{}])
     tenant: Tenant = "credential"
     clients: tuple[Client, ...] = _is([])
@@ -174,6 +181,27 @@ def unsafe(config: Config, listen: str) -> str | None:
         " list the callers under clients, or remove api_key"
     )
     return say if config.lends and not loopback(listen) else None
+
+
+def _beside(file: Path, tls: Tls) -> Tls:
+    """The same with paths that do not depend on where the process stands."""
+    found = {name: str(file.absolute().parent / path) for name, path in tls if path}
+    return tls.model_copy(update=found)
+
+
+def _unproven(tls: Tls) -> str | None:
+    """Why a listener could not prove who it is; None if it can, or need not."""
+    if not tls.certificate and not tls.key:
+        return None
+    if not tls.certificate or not tls.key:
+        return "a certificate and its key belong together; name both, or neither"
+    from proxy.tls import read
+
+    try:
+        read(Path(tls.certificate), Path(tls.key))
+    except ValueError as wrong:
+        return str(wrong)
+    return None
 
 
 def schema() -> dict[str, Any]:
@@ -228,8 +256,11 @@ def load(path: str | Path, environ: Mapping[str, str]) -> Config:
     data = source.read()
     try:
         config = Config.model_validate(data)
+        config = config.model_copy(update={"tls": _beside(source.file, config.tls)})
         if why := unsafe(config, config.listen):
             source.problem(source.find(("listen",)), why)
+        if why := _unproven(config.tls):
+            source.problem(source.find(("tls", "certificate")), why)
     except Invalid as wrong:
         for error in wrong.errors(include_url=False):
             _explain(source, error)

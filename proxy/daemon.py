@@ -88,6 +88,7 @@ async def serve(load: Callable[[], Config], listen: str | None, with_demo: bool,
         for address in listening.addresses:
             if why := configuration.unsafe(config, address):
                 raise ConfigError([f"{address}: {why}"])
+        listening.secure(config.tls)
         return config
 
     config = read()
@@ -98,7 +99,7 @@ async def serve(load: Callable[[], Config], listen: str | None, with_demo: bool,
     _spare_the_collector()
     try:
         await runner.setup()
-        await listening.start(runner, None)
+        await listening.start(runner)
         log.info("listening on %s", listening)
         if (named := listen or config.listen) not in listening.addresses:
             log.warning("listen: %s is not used, for systemd holds the sockets", named)
@@ -176,6 +177,7 @@ def _fixed(config: Config) -> dict[str, object]:
     """What holds until a restart."""
     return {
         "listen": config.listen,
+        "tls": "off" if config.tls.certificate is None else "on",
         "store.path": config.store.path,
         "sessions.ttl": config.sessions.ttl,
         "limits.cache": config.limits.cache,

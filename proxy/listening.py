@@ -9,11 +9,14 @@ import os
 import socket
 import ssl
 from collections.abc import Sequence
+from pathlib import Path
 
 from aiohttp import web
 
 from proxy import config as configuration
-from proxy.errors import CannotListen
+from proxy.config import Tls
+from proxy.errors import CannotListen, ConfigError
+from proxy.tls import Certificate, read
 
 BACKLOG = 4096  # connections that wait to be taken, as systemd's own; listening again would shorten its line
 
@@ -30,12 +33,30 @@ class Listening:
         self.addresses = tuple([_name(each) for each in inherited]) or (listen,)
         self._inherited = inherited
         self._sites: list[web.BaseSite] = []
+        self._certificate: Certificate | None = None
 
     def __str__(self) -> str:
         return ", ".join(self.addresses)
 
-    async def start(self, runner: web.ServerRunner, context: ssl.SSLContext | None) -> None:
-        """Listen; with TLS where there is a context, but not on Unix sockets. Raises CannotListen."""
+    def secure(self, tls: Tls) -> None:
+        """Show this certificate to new connections. Where there was none at the start there is none.
+
+        Raises ConfigError.
+        """
+        if not tls.certificate or not tls.key:
+            return
+        try:
+            context = read(Path(tls.certificate), Path(tls.key))
+        except ValueError as wrong:
+            raise ConfigError([f"tls: {wrong}"]) from None
+        if self._certificate:
+            self._certificate.renew(context)
+        else:
+            self._certificate = Certificate(context)
+
+    async def start(self, runner: web.ServerRunner) -> None:
+        """Listen; with TLS where there is a certificate, but not on Unix sockets. Raises CannotListen."""
+        context = self._certificate.context if self._certificate else None
         if self._inherited:
             self._sites = [_taken(runner, each, context) for each in self._inherited]
         else:

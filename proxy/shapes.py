@@ -110,6 +110,7 @@ Origin = Annotated[str, Shape(r"\*|[a-z][a-z0-9+.-]*://[^\s/?#@]+", "'*' or a li
 _PROFILES = ["auto", *sorted(PROFILES)]
 Profile = Annotated[str, Shape("|".join(_PROFILES), f"one of {', '.join(_PROFILES)}")]
 File = Annotated[str, Shape(r"[^\x00]+", "the path of a file, or memory:")]
+Pem = Annotated[str, Shape(r"[^\x00]+", "the path of a file in PEM format, or null")]
 Count = Annotated[int, Field(ge=1), BeforeValidator(lambda value: None if isinstance(value, bool) else value)]
 Mounts = Annotated[tuple[Mount, ...], Field(min_length=1), BeforeValidator(rows, Mount | tuple[Mount, ...])]
 Affinity = Annotated[dict[Literal["header", "body"], Name], Field(max_length=1)]
