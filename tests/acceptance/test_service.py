@@ -9,6 +9,7 @@ import asyncio
 import json
 import os
 import shutil
+import ssl
 import subprocess
 import time
 from collections.abc import Iterator
@@ -16,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from tests.acceptance.conftest import ROOT
 from tests.acceptance.machine import Machine, Unavailable, clean_debian
+from tests.acceptance.test_tls import certify, shown
 from tests.fakes import RawClient, Received, Reply, ScriptedUpstream, completion, eventually, free_port, sse
 
 CONFIG = "/etc/session-proxy/session-proxy.yaml"
@@ -69,13 +72,13 @@ class Service:
 
 
 def files(machine: Machine) -> set[str]:
-    """All that is there, but for what belongs to this project's own tests."""
+    """All that is there where a package may put something."""
     hidden = [
         word
-        for folder in ("/work", "/root", "/tmp", "/run", "/var/log", "/var/cache")
-        for word in ("-path", folder, "-prune", "-o")
+        for folder in (ROOT, "/var/log", "/var/cache", "/var/tmp")
+        for word in ("-path", str(folder), "-prune", "-o")
     ]
-    return set(machine.run("find", "/", "-xdev", *hidden, "-print").splitlines())
+    return set(machine.run("find", "/etc", "/opt", "/usr", "/var", "-xdev", *hidden, "-print").splitlines())
 
 
 @pytest.fixture(scope="module")
@@ -235,6 +238,30 @@ def test_a_wrong_file_at_the_start_is_not_tried_again(service: Service) -> None:
     time.sleep(2)
     assert (service.shows("ActiveState"), service.shows("NRestarts")) == ("failed", "0")
     assert service.shows("ExecMainStatus") == "78"
+
+
+def test_an_instance_has_a_file_a_state_and_a_certificate_of_its_own(service: Service, tmp_path: Path) -> None:
+    port, certificate = free_port(), certify(tmp_path)
+    service.machine.run("groupadd", "--system", "certificates")
+    for name in ("proxy.pem", "proxy.key"):
+        service.machine.write(f"/etc/kitchen/{name}", (tmp_path / name).read_text(), 0o640)
+        service.machine.run("chgrp", "certificates", f"/etc/kitchen/{name}")
+    keys = ["certificate: /etc/kitchen/proxy.pem", "key: /etc/kitchen/proxy.key"]
+    service.machine.write("/etc/session-proxy/kitchen.yaml", "\n  ".join([f"listen: 127.0.0.1:{port}\ntls:", *keys]))
+    service.drop_in("session-proxy@.service", "[Service]\nSupplementaryGroups=certificates\n")
+    service.systemctl("start", "session-proxy@kitchen")
+    answer = requests.get(f"https://127.0.0.1:{port}/readyz", verify=str(certificate), timeout=10)
+    assert answer.status_code == 200
+    renewed = certify(tmp_path).read_text()
+    service.machine.write("/etc/kitchen/proxy.key", (tmp_path / "proxy.key").read_text(), 0o640)
+    service.machine.write("/etc/kitchen/proxy.pem", renewed, 0o640)
+    service.systemctl("reload", "session-proxy@kitchen")
+    assert shown(port) == ssl.PEM_cert_to_DER_cert(renewed)
+    assert (service.machine.root / "var/lib/private/session-proxy-kitchen/sessions.db").exists()
+    service.systemctl("stop", "session-proxy@kitchen")
+    service.machine.run("rm", "-r", "/etc/kitchen", "/etc/systemd/system/session-proxy@.service.d")
+    service.machine.run("rm", "-r", "/var/lib/private/session-proxy-kitchen", "/var/lib/session-proxy-kitchen")
+    service.machine.run("groupdel", "certificates")
 
 
 def test_a_state_folder_without_rights_is_one_sentence(service: Service) -> None:
