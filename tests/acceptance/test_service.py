@@ -232,6 +232,19 @@ async def test_a_loop_that_hangs_is_started_again(service: Service) -> None:
     service.systemctl("daemon-reload")
 
 
+def test_a_backup_is_made_beside_it_by_its_user(service: Service) -> None:
+    if "backup" not in service.machine.run("session-proxy", "--help"):
+        pytest.skip("this version has no command for it")
+    assert service.systemctl("list-timers", "--no-legend", "session-proxy-backup.timer", check=False) == ""
+    service.systemctl("start", "session-proxy-backup.timer", "session-proxy-backup.service")
+    assert "session-proxy-backup.service" in service.systemctl("list-timers", "--no-legend")
+    made = service.machine.run("find", f"{STATE}/backups", "-mindepth", "2", "-printf", "%M %U %f\n").splitlines()
+    owner = service.machine.run("stat", "--format=%u", f"{STATE}/sessions.db").strip()
+    assert sorted(made) == [f"-rw------- {owner} sessions.db", f"-rw------- {owner} sessions.db.secret"]
+    assert service.shows("ActiveState") == "active"
+    service.systemctl("stop", "session-proxy-backup.timer")
+
+
 def test_a_wrong_file_at_the_start_is_not_tried_again(service: Service) -> None:
     with pytest.raises(AssertionError):
         service.configure("http://127.0.0.1:1/v1", then="restart", log={"level": "loud"})
@@ -283,5 +296,5 @@ def test_nothing_but_the_state_is_left(service: Service) -> None:
     assert service.systemctl("list-units", "--all", "--plain", "--no-legend", "session-proxy*") == ""
     service.machine.run("rm", "-r", "/etc/systemd/system/session-proxy.socket.d")
     left = {path for path in files(service.machine) - service.files if not path.startswith(("/var/lib/dpkg/", STATE))}
-    assert left == {"/var/lib/session-proxy", "/var/lib/private"} - service.files
+    assert left - {"/var/lib/private", "/var/lib/systemd/timers"} == {"/var/lib/session-proxy"}
     assert (service.machine.root / STATE.lstrip("/") / "sessions.db").exists()
