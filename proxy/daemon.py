@@ -37,7 +37,7 @@ from proxy.web.upstream import Client
 log = logging.getLogger("proxy.daemon")
 SWEEP_EVERY = 60.0  # seconds
 SWEEP_BATCH = 100  # sessions; a batch is one short transaction
-LEAVING = 0.2  # seconds from the last connection that is taken to the first request that is refused
+LEAVING = 0.5  # seconds from the last connection that is taken to the first request that is refused
 CLEANING = 15.0  # seconds that the end takes at most after the drain
 
 

@@ -85,12 +85,14 @@ def test_a_reload_cannot_lend_our_key_beyond_loopback(tmp_path: Path) -> None:
         assert "not reloaded: 0.0.0.0:" in said and "would lend your api_key" in said
 
 
-def test_a_kept_connection_is_told_that_it_ends(daemon: Daemon) -> None:
+def test_who_just_came_is_served_and_told_that_the_connection_ends(daemon: Daemon) -> None:
+    body: Any = {"messages": [{"role": "user", "content": "My name is Alice"}]}
     with requests.Session() as client:
-        assert "Connection" not in client.get(daemon.url + "/models", timeout=5).headers
+        answer = client.post(daemon.url, json=body, headers={"sessionId": "s"}, timeout=5)
+        assert answer.status_code == 200 and "Connection" not in answer.headers
         daemon.process.send_signal(signal.SIGTERM)
         daemon.notified("STOPPING")
-        answer = client.get(daemon.url + "/models", timeout=5)
+        answer = client.post(daemon.url, json=body, headers={"sessionId": "s"}, timeout=5)
         assert (answer.status_code, answer.headers["Connection"]) == (200, "close")
     assert daemon.process.wait(10) == 0
 
