@@ -70,7 +70,7 @@ class Machine:
         enter = ["nsenter", "-t", str(self._children()[0]), "-m", "-u", "-i", "-p", "-C"]
         done = subprocess.run(
             [*enter, *command],
-            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},  # not this project's
+            env={"PATH": "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},  # not this project's
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
