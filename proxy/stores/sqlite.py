@@ -118,7 +118,8 @@ class SQLiteStore:
         except OSError as error:
             raise StoreUnavailable(f"Cannot use {path}: {error.strerror}. {remedy(error)}") from error
         except sqlite3.Error as error:
-            raise StoreUnavailable(f"Cannot open the database {path}: {error}. {no_space(path) or remedy(error)}") from error
+            say = no_space(path) or remedy(error)
+            raise StoreUnavailable(f"Cannot open the database {path}: {error}. {say}") from error
 
     @property
     def holds_turns(self) -> bool:
