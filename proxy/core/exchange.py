@@ -31,6 +31,9 @@ class Kind(Enum):
     OTHER = "other"  # not a reply of this dialect: an error, a page; passed on, not recorded
 
 
+_STREAM, _JSON, _OTHER = Kind  # to look up a member takes as long as all else that is done with a piece
+
+
 class Verdict(Enum):
     COMPLETE = "complete"  # to be recorded before the end is released
     NOTHING = "nothing"  # the upstream's word stands, but there is nothing to record
@@ -53,7 +56,7 @@ class Exchange:
         self.size = 0
         self._dialect = dialect
         self._limit = limit
-        self._kind: Kind | None = Kind.OTHER
+        self._kind: Kind | None = _OTHER
         self._json_said = False
         self._length: int | None = None
         self._pieces: list[bytes] = []
@@ -71,15 +74,19 @@ class Exchange:
     def receive(self, piece: bytes) -> bytes:
         """Take a piece of the body; give what of it, and of what waited, may go on now."""
         self.size += len(piece)
-        if self._kind is Kind.OTHER or self._released:
+        kind = self._kind
+        if kind is _OTHER or self._released:
             return piece
-        if self._kind is None:
-            self._kind = self._sniff(piece)
-        self._keep(piece)
-        out = piece if self._kind in (Kind.JSON, Kind.OTHER) else self._terminator.feed(piece)
+        if kind is None:
+            kind = self._kind = self._sniff(piece)
+        if self.size <= self._limit:
+            self._pieces.append(piece)
+        else:
+            self._pieces.clear()
+        out = piece if kind is _JSON or kind is _OTHER else self._terminator.feed(piece)
         if self.size == self._length and out and not self._terminator.held:
             # Of a stream all but a byte; of a body, of which the beginning is no use, the whole piece in one write.
-            kept = len(out) if self._kind is Kind.JSON else 1
+            kept = len(out) if kind is _JSON else 1
             out, self._last = out[:-kept], out[-kept:]
         return out
 
@@ -96,7 +103,7 @@ class Exchange:
     @property
     def has_finished(self) -> bool:
         """Whether the reply so far says itself that it is whole. Costs a fold."""
-        return self._kind is Kind.STREAM and self._folded(self.body).reply.finished
+        return self._kind is _STREAM and self._folded(self.body).reply.finished
 
     @property
     def body(self) -> bytes:
@@ -118,7 +125,7 @@ class Exchange:
 
     def finish(self, clean: bool) -> Outcome:
         """What remains of the exchange. `clean`: the transfer ended as HTTP says, or is `terminated`."""
-        if self._kind is Kind.OTHER or self._kind is None:
+        if self._kind is _OTHER or self._kind is None:
             return Outcome(Verdict.NOTHING if clean else Verdict.BROKEN, Reply())
         if self.size > self._limit:
             return Outcome(Verdict.BROKEN, Reply())
@@ -136,7 +143,7 @@ class Exchange:
 
     def _folded(self, body: bytes) -> Outcome:
         try:
-            fold = self._dialect.fold_stream if self._kind is Kind.STREAM else self._dialect.fold_body
+            fold = self._dialect.fold_stream if self._kind is _STREAM else self._dialect.fold_body
             reply = fold(body)
         except Malformed:
             return Outcome(Verdict.BROKEN, Reply())
@@ -144,16 +151,10 @@ class Exchange:
             return Outcome(Verdict.NOTHING, reply)
         if reply.finished or self._terminator.seen:
             return Outcome(Verdict.COMPLETE if reply.message is not None else Verdict.NOTHING, reply)
-        if self._kind is Kind.JSON:
+        if self._kind is _JSON:
             return Outcome(Verdict.NOTHING, reply)  # a JSON body that parses is the upstream's whole word
         # A stream without a sign of its end was cut: a close-delimited body cut short looks like a clean end.
         return Outcome(Verdict.CUT if reply.message is not None else Verdict.BROKEN, reply)
-
-    def _keep(self, piece: bytes) -> None:
-        if self.size <= self._limit:
-            self._pieces.append(piece)
-        else:
-            self._pieces.clear()
 
     def _sniff(self, piece: bytes) -> Kind | None:
         """By the first byte that says something: content types are wrong or missing in the wild,
@@ -162,5 +163,5 @@ class Exchange:
         if not first:
             return None
         if first in b"{[" or (self._json_said and first not in b"dei:r\xef"):
-            return Kind.JSON
-        return Kind.OTHER if first == b"<" else Kind.STREAM
+            return _JSON
+        return _OTHER if first == b"<" else _STREAM

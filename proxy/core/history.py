@@ -6,7 +6,7 @@ Pure. Knows what follows what; not what a message means, who sent it, or where t
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -153,10 +153,11 @@ class History:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What a store knows of a key: how it stands, and its history."""
+    """What a store knows of a key: how it stands, its history, and when it last gave a sign of life, in ms."""
 
     state: SessionState
     history: History
+    touched: int = field(default=0, compare=False)
 
 
 def fresh(state: SessionState = SessionState.NEW) -> Session:

@@ -25,9 +25,21 @@ class Event(NamedTuple):
 
 def events(body: bytes) -> Iterator[Event]:
     """The events of a finished stream, in order; comments and empty events are left out."""
+    body = body.removeprefix(BOM)
+    if b"\r" not in body:
+        for block in body.split(b"\n\n"):
+            if block.startswith(b"data: ") and b"\n" not in block:  # as nearly all are
+                yield Event("", block[6:])
+            else:
+                yield from _fields(block)
+    else:
+        yield from _fields(body)
+
+
+def _fields(body: bytes) -> Iterator[Event]:
     name = ""
     data: list[bytes] = []
-    for line in body.removeprefix(BOM).splitlines():
+    for line in body.splitlines():
         if not line:
             if data:
                 yield Event(name, b"\n".join(data))

@@ -46,7 +46,7 @@ class MemoryStore:
         state = state_at(row.touched if in_use else now, row.touched, row.emptied, self._ttl)
         if state is not SessionState.CONTINUED:
             row.empty()
-        return Session(state, row.history)
+        return Session(state, row.history, row.touched)
 
     async def append(
         self,

@@ -137,7 +137,7 @@ class SQLiteStore:
         touched = touched if emptied else self._touches.get(key, touched)
         state = state_at(touched if in_use else now, touched, bool(emptied), self._ttl)
         if state is SessionState.CONTINUED:
-            return Session(state, history_of(tip, await self._read(sql.TURNS, (id,))))
+            return Session(state, history_of(tip, await self._read(sql.TURNS, (id,))), touched)
         if emptied:
             return fresh(state)
         await self._write([(each, [(id, touched)]) for each in (sql.EMPTY, sql.WIPE, sql.WIPE_ANSWERS)])

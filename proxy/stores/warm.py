@@ -21,14 +21,17 @@ ENTRY_SIZE = 1024  # bytes an entry takes beside its turns, roughly
 
 @dataclass(slots=True)
 class _Entry:
-    """`touched` is None until a sign of life went through here: a load does not tell the last one."""
-
     session: Session
-    touched: int | None
+    touched: int
     size: int
 
     def is_live(self, now: int, ttl: int) -> bool:
-        return self.touched is not None and not is_expired(self.touched, now, ttl)
+        """Whether the session still stands as it does here: a new one does until something is appended to it."""
+        state = self.session.state
+        return state is SessionState.NEW or (state is SessionState.CONTINUED and not is_expired(self.touched, now, ttl))
+
+    def is_idle(self, now: int, ttl: int) -> bool:
+        return self.session.state is not SessionState.CONTINUED or is_expired(self.touched, now, ttl)
 
 
 class WarmStore:
@@ -58,7 +61,7 @@ class WarmStore:
             self._drop(key)
             session, current = await self._read(key, now, in_use)
             if current:
-                self._keep(key, session, None)
+                self._keep(key, session, session.touched)
                 return session
 
     async def _read(self, key: SessionKey, now: int, in_use: bool) -> tuple[Session, bool]:
@@ -111,7 +114,7 @@ class WarmStore:
 
     async def sweep(self, now: int, in_use: AbstractSet[SessionKey], limit: int, idle: int | None = None) -> int:
         ttl = self._ttl if idle is None else idle
-        for key in [k for k, e in self._entries.items() if k not in in_use and not e.is_live(now, ttl)]:
+        for key in [k for k, e in self._entries.items() if k not in in_use and e.is_idle(now, ttl)]:
             self._drop(key)
         kept = set(self._entries)  # in use as well: a touch may have failed there
         try:
@@ -131,7 +134,7 @@ class WarmStore:
         self._entries.clear()
         await self._inner.close()
 
-    def _keep(self, key: SessionKey, session: Session, touched: int | None) -> None:
+    def _keep(self, key: SessionKey, session: Session, touched: int) -> None:
         self._drop(key)
         size = ENTRY_SIZE + session.history.size
         if size > self._limit:

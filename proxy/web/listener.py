@@ -33,7 +33,7 @@ class Listener:
         self.gone = False
         self.status = 0  # of the head that was written
         self.keep_alive = False
-        self._request, self._config = request, config
+        self._request, self._protocol, self._config = request, request.protocol, config
         self._timeout = config.limits.write_timeout
         self._waits_since: float | None = None
         self._head = b""  # not written yet
@@ -42,7 +42,7 @@ class Listener:
     @property
     def left(self) -> bool:
         """Whether the client has gone, also where nothing was written to it since."""
-        transport = self._request.transport
+        transport = self._protocol.transport
         return self.gone or transport is None or transport.is_closing()
 
     def watched(self) -> WhileThere:
@@ -70,12 +70,11 @@ class Listener:
         """Write without waiting; whether the client takes more at once."""
         if self.status and data and not self._bodiless:
             self._write(chunk(data) if self._chunked else data)
-        protocol = self._request.protocol
-        return self.gone or protocol is None or not protocol.writing_paused
+        return self.gone or not self._protocol.writing_paused
 
     async def room(self) -> None:
         """Wait until the client has taken what was written, most of it."""
-        if self.gone or not self._request.protocol.writing_paused:
+        if self.gone or not self._protocol.writing_paused:
             return
         self._waits_since = time.monotonic()
         try:
@@ -102,7 +101,7 @@ class Listener:
         if self._head:
             data, self._head = self._head + data, b""
             self._request.writer.output_size += len(data)  # by which aiohttp knows that an answer has begun
-        transport = self._request.transport
+        transport = self._protocol.transport
         if transport is None or transport.is_closing():
             self.reset()
         elif data and not self.gone:
@@ -111,10 +110,9 @@ class Listener:
     def let_go(self) -> None:
         """Let who writes go on without waiting until this client has taken what was written. Not by a
         cancellation: aiohttp would give the cancelled future to who waits next."""
-        protocol = self._request.protocol
-        if protocol.writing_paused:
-            protocol.resume_writing()
-            protocol.pause_writing()
+        if self._protocol.writing_paused:
+            self._protocol.resume_writing()
+            self._protocol.pause_writing()
 
     async def end(self) -> None:
         if self.gone or not self.status:
@@ -126,7 +124,7 @@ class Listener:
         """End with a TCP reset. A mere close would look like success to an HTTP/1.0 client, such
         as stock nginx, for which the end of the connection is the end of the body."""
         self.gone = True
-        transport = self._request.transport
+        transport = self._protocol.transport
         if transport is None:
             return
         connection = transport.get_extra_info("socket")

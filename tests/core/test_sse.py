@@ -53,6 +53,18 @@ FRAGMENTS = st.sampled_from(
 BODIES = st.lists(FRAGMENTS | st.binary(max_size=4), max_size=8).map(b"".join)
 
 
+LINES = st.lists(
+    st.sampled_from([b"data: a", b"data:b", b"", b"event: x", b"error: y", b": c", BOM + b"data: d", b"z"])
+)
+
+
+@given(LINES, st.booleans())
+def test_the_ends_of_lines_make_no_difference(lines: list[bytes], ends: bool) -> None:
+    text = b"".join([line + b"\n" for line in lines])
+    text = text if ends else text[:-1]
+    assert list(events(text)) == list(events(text.replace(b"\n", b"\r\n")))
+
+
 def pieces_of(body: bytes, cuts: list[int]) -> list[bytes]:
     at = sorted({cut % (len(body) + 1) for cut in cuts})
     return [body[start:end] for start, end in zip([0, *at], [*at, len(body)], strict=True)]
