@@ -93,11 +93,12 @@ class Answer(Struct, frozen=True, gc=False):
 
 
 class Seen(NamedTuple):
-    """The list of the latest request that carried the history itself, so that the next one need not be taken
-    apart where it begins with the same bytes: those of its messages, joined, the system block among them, how
+    """The latest request that carried the history itself, so that the next one need not be taken apart where it begins
+    with the same bytes: the body up to the end of its last message, where its list starts, the system block in it, how
     many messages follow that, and how many of the history's line they are."""
 
-    joined: bytes
+    begun: bytes
+    start: int
     system: bytes | None
     size: int
     covered: int

@@ -31,12 +31,12 @@ def read(body: bytes, seen: Seen | None = None) -> Ask:
     """A request. `seen`: the list of an earlier one, whose messages need not be read again where this one's list
     begins with the same bytes. Raises BadRequest."""
     try:
-        return _read(body, seen)
+        return (seen and _read_on(body, seen)) or _read(body)
     except Malformed as error:
         raise BadRequest(f"The request body must be one JSON object: {error}. Correct it and send it again.") from error
 
 
-def _read(body: bytes, seen: Seen | None) -> Ask:
+def _read(body: bytes) -> Ask:
     found = members(body)
     if "messages" not in found:
         raise BadRequest("The request has no `messages`. Send a list with the new message.", param="messages")
@@ -46,9 +46,6 @@ def _read(body: bytes, seen: Seen | None) -> Ask:
     model = _scalar(found["model"].raw) if "model" in found else None
     tools = found["tools"].raw if "tools" in found else b""
     stream = "stream" in found and found["stream"].raw == b"true"
-    if seen and (tail := _behind(array.raw, seen)) is not None:
-        again = lambda: _messages(array.raw)[1]  # noqa: E731
-        return Ask(body, array.start, array.end, seen.system, tail, model, stream, tools, seen, again)
     system, messages = _messages(array.raw)
     return Ask(body, array.start, array.end, system, messages, model, stream, tools)
 
@@ -60,21 +57,33 @@ def _messages(array: bytes) -> tuple[bytes | None, tuple[Message, ...]]:
     return b",".join([message.raw for message in messages[:head]]) or None, messages[head:]
 
 
-def _behind(array: bytes, seen: Seen) -> tuple[Message, ...] | None:
-    """What a list adds to one that was seen; None where it does not begin with the same bytes, or has cache marks."""
-    end = 1 + len(seen.joined)
-    if not array.startswith(seen.joined, 1) or array[end : end + 1] != b"," or array.find(CACHE_MARK, end) >= 0:
+def _read_on(body: bytes, seen: Seen) -> Ask | None:
+    """A request that begins with the same bytes as one that was seen, up to the end of its messages, and goes on with
+    others: read without those. None of any other, and where a message that it adds has cache marks."""
+    begun = len(seen.begun)
+    if not body.startswith(seen.begun) or body[begun : begun + 1] != b",":
         return None
-    return tuple([Message(_role(raw), raw) for raw in elements(b"[" + array[end + 1 :])])
+    cut = begun - seen.start  # the messages, and the comma behind them
+    try:
+        ask = _read(body[: seen.start + 1] + body[begun + 1 :])
+    except Malformed:
+        return None
+    system = [Message(_role(raw), raw) for raw in elements(b"[" + ask.system + b"]")] if ask.system else []
+    tail = (*system, *ask.messages)
+    end = ask.end + cut
+    if not tail or body.find(CACHE_MARK, begun, end) >= 0:
+        return None
+    again = lambda: _messages(body[ask.start : end])[1]  # noqa: E731
+    return Ask(body, ask.start, end, seen.system, tail, ask.model, ask.stream, ask.tools, seen, again)
 
 
 def seen_in(ask: Ask, covered: int) -> Seen | None:
     """What to keep of a list that carries its history, so that the next one is read faster; nothing of one with cache
     marks, which move about in what is the same otherwise. `covered`: how many messages of the history's line it is."""
-    known = len(ask.seen.joined) if ask.seen else 0  # no need to look there again: that costs as much as all the rest
-    if ask.body.find(CACHE_MARK, ask.start + known, ask.end) >= 0:
+    known = len(ask.seen.begun) if ask.seen else ask.start  # to look there again would cost as much as all the rest
+    if ask.body.find(CACHE_MARK, known, ask.end) >= 0:
         return None
-    return Seen(ask.body[ask.start + 1 : ask.end - 1].rstrip(), ask.system, ask.count, covered)
+    return Seen(ask.body[: ask.end - 1].rstrip(), ask.start, ask.system, ask.count, covered)
 
 
 class _Delta(msgspec.Struct, forbid_unknown_fields=True, gc=False):

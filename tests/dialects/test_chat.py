@@ -331,6 +331,23 @@ def test_of_a_list_that_was_seen_only_what_is_new_is_read(head: list[bytes]) -> 
     assert [message.raw for message in further.tail] == [A, U] and further.count == 5
 
 
+@pytest.mark.parametrize("rest", [b",]}", b",,{}]}", b",{}", b",{}],}", b',{}],"messages":[]}', b",\xff]}"])
+def test_what_is_no_json_behind_a_list_that_was_seen_is_none(rest: bytes) -> None:
+    first = listed(U)
+    seen = chat.seen_in(chat.read(first), 1)
+    body = first[: first.index(b"]")] + rest
+    for known in (seen, None):
+        with pytest.raises(BadRequest):
+            chat.read(body, known)
+
+
+def test_a_system_message_among_what_is_new_is_one_of_the_messages() -> None:
+    seen = chat.seen_in(chat.read(listed(S, U)), 1)
+    ask, plain = chat.read(listed(S, U, S, A), seen), chat.read(listed(S, U, S, A))
+    assert ask.seen == seen and (ask.system, ask.messages) == (plain.system, plain.messages)
+    assert [message.raw for message in ask.tail] == [S, A]
+
+
 def test_a_list_with_cache_marks_is_not_kept_to_be_known_again() -> None:
     marked = V.replace(b"}", b',"cache_control":{}}')
     seen = chat.seen_in(chat.read(listed(U)), 1)
