@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from proxy.core.model import Layout, Message, SessionState, Turn, TurnState
+from proxy.core.model import Cut, Layout, Message, SessionState, Turn, TurnState
 
 # What stays of branches that the tip has left, until the session expires.
 SPARE_TURNS = 64
@@ -45,6 +45,11 @@ class History:
     def system(self) -> bytes | None:
         """The system block in force at the tip: the newest that a turn of its branch brought."""
         return self.system_of(self.tip)
+
+    @cached_property
+    def cut(self) -> Cut:
+        """Where the window begins at the tip."""
+        return self.cut_of(self.tip)
 
     @cached_property
     def size(self) -> int:
@@ -89,6 +94,13 @@ class History:
         blocks = (turn.system for turn in self.ancestors(tip) if turn.system is not None)
         return next(blocks, None) or None
 
+    def cut_of(self, tip: str | None) -> Cut:
+        """Where the window begins in the line of the turn `tip`: as its branch has it, wherever that was decided."""
+        cut = Cut()
+        for turn in reversed(self.ancestors(tip)):
+            cut = turn.cut or (moved(cut, turn.layout) if turn.echo else cut)
+        return cut
+
     @cached_property
     def preamble(self) -> int:
         """How many messages the first list carried before its last user message: examples that some
@@ -127,6 +139,7 @@ class History:
             if "size" in self.__dict__:
                 added.__dict__["size"] = self.size + turn.size
             added.__dict__["system"] = self.system if turn.system is None else turn.system or None
+            added.__dict__["cut"] = turn.cut or self.cut
             added.__dict__["forms"] = self.forms
         return added
 
@@ -191,3 +204,19 @@ def laid_out(line: Sequence[Entry], layout: Layout, own: Sequence[Entry]) -> lis
         else:
             made += line[part[0] : part[1]]
     return made
+
+
+def moved(cut: Cut, layout: Layout | None) -> Cut:
+    """Where the window of a line begins in the line that is laid out of it. One that keeps nothing of what the
+    window holds went back to before the cut."""
+    if not cut.at or layout is None:
+        return cut
+    place = 0
+    for part in layout:
+        if isinstance(part, int):
+            place += part
+        elif part[1] <= cut.at:
+            place += part[1] - part[0]
+        else:
+            return Cut(place + max(0, cut.at - part[0]), cut.summary)
+    return Cut()

@@ -44,6 +44,14 @@ class TurnState(StrEnum):
     ADOPTED = "adopted"  # the client brought it along; no upstream gave its reply in this session
 
 
+class Cut(NamedTuple):
+    """Where the window begins: how many messages at the front of a line are left out, and the message that is
+    sent in their place (a summary), if one is."""
+
+    at: int = 0
+    summary: bytes | None = None
+
+
 class Turn(Struct, frozen=True, gc=False):
     """One request with its reply: what remains of an exchange.
 
@@ -53,7 +61,8 @@ class Turn(Struct, frozen=True, gc=False):
     the reply as received, lossless; `echo` the form of it that goes back upstream under `form`
     (whose habits and which model family), None where the reply says nothing and the turn is
     therefore not sent on. `request` is the digest of the request's body; `resends` tells that its
-    client is one that resends its list. `usage` is the upstream's JSON.
+    client is one that resends its list. `usage` is the upstream's JSON. `cut` is where the window begins from
+    this turn on, in its own line; None where it is the parent's.
     """
 
     id: str
@@ -71,6 +80,7 @@ class Turn(Struct, frozen=True, gc=False):
     model: str | None = None
     finish_reason: str | None = None
     usage: bytes | None = None
+    cut: Cut | None = None
     started: int = 0  # wall clock, ms since the epoch; for people, never for order
     ended: int = 0
 
@@ -81,7 +91,8 @@ class Turn(Struct, frozen=True, gc=False):
         raw = sum(len(message.raw) + 256 for message in self.asked)
         echo = len(self.echo.raw) if self.echo else 0
         copies = 3 if self.resends else 2  # of a client that resends its list is kept, too
-        return 768 + copies * (raw + echo) + len(self.reply) + len(self.system or b"")
+        summary = len(self.cut.summary or b"") if self.cut else 0
+        return 768 + copies * (raw + echo) + len(self.reply) + len(self.system or b"") + copies * summary
 
 
 class Answer(Struct, frozen=True, gc=False):

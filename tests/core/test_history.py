@@ -8,8 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.history import SPARE_BYTES, SPARE_TURNS, Entry, History, Session, followed, fresh, laid_out, own_entries
-from proxy.core.model import Layout, Message, SessionState, Turn, TurnState
+from proxy.core.history import (
+    SPARE_BYTES,
+    SPARE_TURNS,
+    Entry,
+    History,
+    Session,
+    followed,
+    fresh,
+    laid_out,
+    moved,
+    own_entries,
+)
+from proxy.core.model import Cut, Layout, Message, SessionState, Turn, TurnState
 
 ROLES = {"u": "user", "a": "assistant", "t": "tool", "p": "assistant"}
 
@@ -349,3 +360,31 @@ def test_a_fresh_session_has_no_history() -> None:
     assert fresh() == Session(SessionState.NEW, History())
     assert fresh(SessionState.EXPIRED).state == "expired"
     assert (History().line, History().size, History().system, History().resends) == ((), 0, None, False)
+
+
+def test_a_cut_is_kept_with_its_turn_and_holds_on_the_branches_that_contain_it() -> None:
+    cut = turn("4", "3", "u4 a4", cut=Cut(2, b"s"))
+    told = History(TREE, "3").plus(cut)
+    assert told.cut == told.cut_of("4") == History(told.turns, "4").cut == Cut(2, b"s")
+    assert told.plus(turn("5", "4", "u5 a5")).cut == Cut(2, b"s")
+    assert told.plus(turn("5", "4", "u5 a5", cut=Cut(4))).cut == Cut(4)
+    assert told.plus(turn("b", "3", "u5 a5")).cut == Cut()
+    assert told.plus(turn("b", "4", "u5 a5", ((0, 1), 1, (3, 8)))).cut == Cut(2, b"s")
+    assert told.plus(turn("b", "4", "u5 -", ((0, 1),))).cut == Cut(2, b"s")
+
+
+@pytest.mark.parametrize(
+    ("layout", "wanted"),
+    [
+        (None, Cut(4, b"s")),
+        (((0, 8),), Cut(4, b"s")),
+        (((0, 3), 1, (4, 8)), Cut(4, b"s")),
+        (((0, 2), (6, 8), 1), Cut(2, b"s")),
+        ((2, (3, 8)), Cut(3, b"s")),
+        (((0, 4), 1), Cut()),
+        ((1,), Cut()),
+    ],
+)
+def test_a_cut_moves_with_the_messages_behind_it(layout: Layout | None, wanted: Cut) -> None:
+    assert moved(Cut(4, b"s"), layout) == wanted
+    assert moved(Cut(), layout) == Cut()

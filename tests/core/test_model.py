@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from proxy.core.model import Ask, Message, Seen, Turn
+from typing import Any
+
+from proxy.core.model import Ask, Cut, Message, Seen, Turn
 
 USER = Message("user", b'{"role":"user","content":"hi"}')
 REPLY = Message("assistant", b'{"role":"assistant","content":"ho"}')
 
 
-def turn(*asked: Message, system: bytes | None = None, echo: Message | None = REPLY, reply: bytes = REPLY.raw) -> Turn:
-    return Turn(id="1", system=system, asked=asked, reply=reply, echo=echo)
+def turn(*asked: Message, echo: Message | None = REPLY, reply: bytes = REPLY.raw, **more: Any) -> Turn:
+    return Turn(**{"id": "1", "system": None, "asked": asked, "reply": reply, "echo": echo, **more})
 
 
 def test_the_size_of_a_turn_grows_with_every_part() -> None:
@@ -21,6 +23,7 @@ def test_the_size_of_a_turn_grows_with_every_part() -> None:
         turn(USER, USER, reply=b"", echo=None),
         turn(Message("user", USER.raw + b" " * 9), reply=b"", echo=None),
         turn(reply=b"", echo=None, system=b"s" * 9),
+        turn(reply=b"", echo=None, cut=Cut(2, b"s" * 9)),
     ]
     assert all(each.size > least.size for each in larger)
     assert larger[3].size > larger[2].size < larger[4].size
