@@ -173,7 +173,7 @@ def refused(status: int, body: bytes, sent: Collection[str]) -> str | None:
     """
     if status not in (400, 422):
         return None
-    objections = [text for text in _statements(body) if _OBJECTS.search(text) and not _MISSES.search(text)]
+    objections = [text for text in statements(body) if _OBJECTS.search(text) and not _MISSES.search(text)]
     for name in sorted(OPTIONAL.intersection(sent), key=lambda name: (-len(name), name)):
         # Not the member of a parameter: `reasoning.effort` is the request's, `reasoning_details.0` the message's.
         word = re.compile(rf"(?<!\w){name}(?!\w|\.[a-z])")
@@ -182,7 +182,7 @@ def refused(status: int, body: bytes, sent: Collection[str]) -> str | None:
     return None
 
 
-def _statements(body: bytes) -> Iterator[str]:
+def statements(body: bytes) -> Iterator[str]:
     """What an error says, one text per object in it. Upstreams nest objects in lists, in `message`, and as JSON
     in strings (OpenRouter's `metadata.raw`); some send plain text."""
     try:
