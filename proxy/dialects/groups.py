@@ -85,6 +85,16 @@ def named(role: str, raw: bytes) -> str:
     return _text(result.get(RESULTS[role])) if isinstance(result, dict) else ""
 
 
+def made(role: str, raw: bytes) -> list[str]:
+    """The ids of the calls in a message."""
+    return [call.said for call in calls(raw)] if role == "assistant" else []
+
+
+def answered(role: str, raw: bytes) -> str | None:
+    """The id of the call that a message is the result of, empty where it names none; None: it is no result."""
+    return named(role, raw) if role in RESULTS else None
+
+
 def renamed(role: str, raw: bytes, id: str) -> bytes:
     """The result as one of the call `id`; as it is where it says so already or cannot be written."""
     if named(role, raw) == id:

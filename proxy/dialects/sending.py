@@ -6,23 +6,27 @@ no session, and decides nothing about who sent what.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 from proxy.core.history import Entry, History
 from proxy.core.members import Malformed, dumps, elements, loads, members
 from proxy.core.model import Ask, Message, Turn, TurnState
 from proxy.core.plan import Decision, Plan
+from proxy.core.window import Window
 from proxy.dialects import forms, profiles
 from proxy.dialects.asked import asked_form, with_marks
 from proxy.dialects.groups import RESULTS
+from proxy.dialects.images import without_images
 from proxy.dialects.profiles import Profile
 from proxy.dialects.repair import Repair
 from proxy.errors import BadRequest
 
 # Where all that is new is a late result, which goes to its call, a reply is last: Mistral and Perplexity refuse that.
 GO_ON = b'{"role":"user","content":"Go on."}'
+WHOLE = Window()
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,8 @@ def form_of(setting: str, host: str, model: str | None, refused: frozenset[str] 
     return Form(profiles.choose(setting, host), f"{host} {profiles.family(model)}", refused)
 
 
-def compose(ask: Ask, plan: Plan, history: History, form: Form) -> tuple[bytes, int]:
-    """The body to send, and how many messages in it the client did not send.
+def compose(ask: Ask, plan: Plan, history: History, form: Form, window: Window = WHOLE) -> tuple[bytes, int]:
+    """The body to send, and how many messages in it the client did not send. Of what is injected the `window` goes.
 
     Every byte of the body outside of its messages stays as it is. Raises BadRequest for the result of
     a tool call that nobody made, where the history is ours to keep in order.
@@ -60,15 +64,18 @@ def compose(ask: Ask, plan: Plan, history: History, form: Form) -> tuple[bytes, 
         return ask.body, 0
     marked = plan.pairs and not ask.seen and b'"cache_control"' in ask.body
     if plan.whole and not marked:
-        repair = _line(history, form).fork() if plan.line is history.line else _repaired(plan.line, form)
-        _refuse_orphan(repair, plan)
+        kept = plan.line is history.line
+        repair = _line(history, form, window).fork() if kept else _repaired(plan.line, form, window)
+        _refuse_orphan(repair, plan, window)
         for message in plan.tail:
             repair.add(message.role, message.raw)
     else:
-        repair = Repair(form.profile)
-        for entry, theirs in plan.sent:
+        repair = _begun(form, window)
+        for n, (entry, theirs) in enumerate(plan.sent):
+            if n < window.start:
+                continue
             if entry:
-                raw = _stored(entry, form)
+                raw = _stored(entry, form, n < window.blank)
                 raw = with_marks(raw, theirs.raw) if theirs else raw
                 repair.add(entry.message.role, raw, stored=True)
             else:
@@ -93,43 +100,66 @@ def sent_members(body: bytes) -> Collection[str]:
     return [name for name in profiles.OPTIONAL if b'"%b"' % name.encode() in body]
 
 
-def _refuse_orphan(repair: Repair, plan: Plan) -> None:
+def _refuse_orphan(repair: Repair, plan: Plan, window: Window) -> None:
     if plan.decision is not Decision.APPEND or not any([message.role in RESULTS for message in plan.tail]):
         return  # a list that carries its history is the upstream's to judge
     orphan = repair.orphan([(message.role, message.raw) for message in plan.tail])
-    if orphan is not None:
-        raise BadRequest(
-            f"The result of the tool call {orphan!r} follows no such call in this session. Send it to the session"
-            " that made the call, or send the call with it.",
-            param="messages",
-        )
+    if orphan is None:
+        return
+    if window.start:
+        why = "follows no such call in what is still sent of this session. Send what it says in a user's message."
+    else:
+        why = "follows no such call in this session. Send it to the session that made the call, or the call with it."
+    raise BadRequest(f"The result of the tool call {orphan!r} {why}", param="messages")
 
 
-def _line(history: History, form: Form) -> Repair:
-    """The history's messages in this form: kept beside it, so that each turn adds its own and no more."""
+def _line(history: History, form: Form, window: Window) -> Repair:
+    """The history's messages in this form, from the window's beginning on: kept beside it, so that each turn adds its
+    own and no more."""
     line = history.line
-    known: tuple[int, Repair, Message | None] = history.forms.get(form.key, (0, Repair(form.profile), None))
-    done, repair, last = known
-    if done > len(line) or (done and line[done - 1].message is not last):  # of a history that went on otherwise
-        done, repair = 0, Repair(form.profile)
-    for entry in line[done:]:
-        repair.add(entry.message.role, _stored(entry, form), stored=True)
-    history.forms[form.key] = (len(line), repair, line[-1].message if line else None)
+    known: _Known | None = history.forms.get(form.key)
+    if known is None or not known.goes_on(line, window):
+        known = _Known(window.start, _begun(form, window), None, window)
+    repair = known.repair
+    for n, entry in enumerate(line[known.done :], known.done):
+        repair.add(entry.message.role, _stored(entry, form, n < window.blank), stored=True)
+    history.forms[form.key] = _Known(len(line), repair, line[-1].message if line else None, window)
     return repair
 
 
-def _repaired(line: Collection[Entry], form: Form) -> Repair:
+class _Known(NamedTuple):
+    """What is kept beside a history in one form: how many of its messages are in it, and the last of them."""
+
+    done: int
+    repair: Repair
+    last: Message | None
+    window: Window
+
+    def goes_on(self, line: Sequence[Entry], window: Window) -> bool:
+        """Whether a line, seen through a window, is this and perhaps more."""
+        same = self.last is None or (self.done <= len(line) and line[self.done - 1].message is self.last)
+        return same and self.window == window
+
+
+def _repaired(line: Sequence[Entry], form: Form, window: Window) -> Repair:
+    repair = _begun(form, window)
+    for n, entry in enumerate(line[window.start :], window.start):
+        repair.add(entry.message.role, _stored(entry, form, n < window.blank), stored=True)
+    return repair
+
+
+def _begun(form: Form, window: Window) -> Repair:
     repair = Repair(form.profile)
-    for entry in line:
-        repair.add(entry.message.role, _stored(entry, form), stored=True)
+    if window.summary is not None:
+        repair.add("user", window.summary, stored=True)
     return repair
 
 
-def _stored(entry: Entry, form: Form) -> bytes:
-    """A stored message as it goes upstream."""
+def _stored(entry: Entry, form: Form, blank: bool) -> bytes:
+    """A stored message as it goes upstream; where it is `blank`, without its images."""
     message, turn = entry.message, entry.turn
     if message.role != "assistant":
-        raw = asked_form(message.raw)
+        raw = asked_form(without_images(message.raw) if blank else message.raw)
         return raw if form.profile.developer or message.role != "developer" else _renamed(raw)
     if turn.form == form.key:
         return message.raw if entry.ours else asked_form(message.raw)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core.members import dumps
-from proxy.dialects.groups import NO_RESULT, Call, Group, StandIn, calls, named, renamed
+from proxy.dialects.groups import NO_RESULT, Call, Group, StandIn, answered, calls, made, named, renamed
 
 Json = dict[str, Any]
 NINE = "[a-zA-Z0-9]{9}"
@@ -263,3 +263,11 @@ def test_each_call_has_an_id_of_its_own_and_one_result(ids: list[Any], results: 
     assert len(made) == len(ids) == len(set(made)) and all(made)
     assert sorted(answers + missing) == sorted(made)
     assert pattern != NINE or all(len(id) == 9 for id in made)
+
+
+def test_which_result_is_of_which_call_is_told_by_ids() -> None:
+    assert made("assistant", b'{"role":"assistant","tool_calls":[{"id":"a"},{"id":""},{}]}') == ["a", "", ""]
+    assert made("user", b'{"role":"user","tool_calls":[{"id":"a"}]}') == []
+    assert answered("tool", b'{"role":"tool","tool_call_id":"a"}') == "a"
+    assert answered("tool", b'{"role":"tool"}') == ""
+    assert answered("user", b'{"role":"user","tool_call_id":"a"}') is None

@@ -15,6 +15,7 @@ from proxy.core.members import dumps, loads, members
 from proxy.core.model import Message, Turn, TurnState
 from proxy.core.plan import Decision, Mode, Plan
 from proxy.core.reconcile import decide
+from proxy.core.window import Window
 from proxy.dialects import chat, marks, profiles
 from proxy.dialects.groups import NO_RESULT
 from proxy.dialects.sending import GO_ON, Form, compose, echo, form_of, sent_members
@@ -553,3 +554,93 @@ def test_forms_with_equal_names_send_equal_bytes() -> None:
 )
 def test_which_optional_members_a_body_has(body: bytes, names: set[str]) -> None:
     assert {*sent_members(body)} == names
+
+
+# A part of a history ---------------------------------------------------------------------------
+
+SUMMARY = b'{"role":"user","content":"in short"}'
+PICTURE = b'{"role":"user","content":[{"type":"image_url","image_url":{"url":"data:image/png;base64,AAAA"}}]}'
+NO_PICTURE = b'{"role":"user","content":[{"type":"text","text":"[image]"}]}'
+
+
+def numbered(*turns: list[bytes]) -> History:
+    replies = [b'{"role":"assistant","content":"%d"}' % n for n in range(len(turns))]
+    return history(*[turn(str(n), asked, replies[n]) for n, asked in enumerate(turns)])
+
+
+def windowed(past: History, window: Window, *own: bytes, mode: Mode = Mode.APPEND, under: Form = ECHO) -> Any:
+    ask = chat.read(request(*own))
+    body, injected = compose(ask, decide(ask, past, marks, mode), past, under, window)
+    return json.loads(body)["messages"], injected
+
+
+def reply(n: int) -> bytes:
+    return b'{"role":"assistant","content":"%d"}' % n
+
+
+def test_a_window_is_the_end_of_a_history_behind_its_system_block() -> None:
+    past = numbered([OLD], [OLD], [OLD]).plus(turn("s", [OLD], parent="2", system=SYSTEM))
+    assert windowed(past, Window(4), USER) == (loaded(SYSTEM, OLD, reply(2), OLD, REPLY, USER), 5)
+    assert windowed(past, Window(8), USER) == (loaded(SYSTEM, USER), 1)
+    assert windowed(past, Window(6), DEVELOPER, USER) == (loaded(DEVELOPER, OLD, REPLY, USER), 2)
+
+
+def test_a_summary_stands_for_what_is_left_out() -> None:
+    past = numbered([OLD], [OLD])
+    assert windowed(past, Window(2, 0, SUMMARY), USER) == (loaded(SUMMARY, OLD, reply(1), USER), 3)
+    merged = windowed(past, Window(2, 0, SUMMARY), USER, under=form("vllm"))[0]
+    assert [each["role"] for each in merged] == ["user", "assistant", "user"]
+    assert merged[0]["content"] == "in short\n\nbefore"
+
+
+def test_a_window_is_rendered_once_and_then_only_grows_until_it_moves() -> None:
+    past = numbered([OLD], [OLD], [OLD])
+    windowed(past, Window(2), USER)
+    kept = past.forms[ECHO.key].repair
+    longer = past.plus(turn("3", [USER], parent="2"))
+    assert windowed(longer, Window(2), OLD)[0] == loaded(OLD, reply(1), OLD, reply(2), USER, REPLY, OLD)
+    assert longer.forms[ECHO.key].repair is kept
+    assert windowed(longer, Window(4), OLD)[0] == loaded(OLD, reply(2), USER, REPLY, OLD)
+    assert longer.forms[ECHO.key].repair is not kept
+    assert len(windowed(longer, Window(), OLD)[0]) == 9
+
+
+def test_images_of_old_messages_are_left_out_and_only_theirs() -> None:
+    past = numbered([PICTURE], [PICTURE], [PICTURE])
+    wanted = loaded(NO_PICTURE, reply(0), NO_PICTURE, reply(1), PICTURE, reply(2), PICTURE)
+    assert windowed(past, Window(0, 3), PICTURE) == (wanted, 6)
+    assert windowed(past, Window(2, 3), PICTURE)[0] == wanted[2:]
+
+
+def test_a_line_beside_the_tip_has_its_window_too() -> None:
+    past = numbered([OLD], [PICTURE], [OLD])
+    ask = chat.read(request(USER))
+    plan = replace(decide(ask, past, marks, Mode.APPEND), line=past.line_of("1"), injected=4)
+    body, _ = compose(ask, plan, past, ECHO, Window(2, 3, SUMMARY))
+    assert json.loads(body)["messages"] == loaded(SUMMARY, NO_PICTURE, reply(1), USER)
+
+
+def test_the_end_that_a_client_carries_itself_stays_whole() -> None:
+    past = numbered([OLD], [PICTURE], [USER], [OLD])
+    own = [USER, reply(2), OLD, reply(3), USER]
+    assert windowed(past, Window(2, 3), *own, mode=Mode.AUTO) == (loaded(NO_PICTURE, reply(1), *own), 2)
+    marked = json.dumps({"role": "user", "content": "hi", "x": 1.0, **MARK}).encode()
+    told, injected = windowed(past, Window(2, 3), marked, *own[1:], mode=Mode.AUTO)
+    assert (told[:2], injected) == (loaded(NO_PICTURE, reply(1)), 2)
+    assert told[2:] == [json.loads(USER) | MARK, *loaded(*own[1:])]
+
+
+def test_a_result_whose_call_has_left_is_refused_with_another_sentence() -> None:
+    past = numbered([OLD], [OLD])
+    with pytest.raises(BadRequest, match="in what is still sent of this session"):
+        windowed(past, Window(2), b'{"role":"tool","tool_call_id":"a","content":"x"}')
+    with pytest.raises(BadRequest, match="no such call in this session"):
+        windowed(past, Window(), b'{"role":"tool","tool_call_id":"a","content":"x"}')
+
+
+@given(st.lists(st.sampled_from([OLD, USER, PICTURE]), min_size=1, max_size=8), st.integers(0, 8), st.integers(0, 16))
+def test_every_window_is_what_the_whole_ends_with(asked: list[bytes], turns: int, blank: int) -> None:
+    past = numbered(*[[each] for each in asked])
+    start = 2 * min(turns, len(asked))
+    whole, _ = windowed(past, Window(0, blank), USER)
+    assert windowed(past, Window(start, blank), USER) == (whole[start:], len(past.line) - start)
