@@ -29,6 +29,15 @@ class SessionKey(NamedTuple):
     id: str
 
 
+class ModelKey(NamedTuple):
+    """What a limit is known of: a model, by the name that requests give it, at an upstream's host, as a tenant
+    reaches it."""
+
+    tenant: bytes
+    upstream: str
+    model: str
+
+
 class Message(Struct, frozen=True, gc=False):
     """One message: its role, its JSON byte for byte, and its mark, by which a client's later copy of
     it is recognised (empty where nobody has needed it yet)."""

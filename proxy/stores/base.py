@@ -12,7 +12,7 @@ from collections.abc import Set as AbstractSet
 from typing import Protocol
 
 from proxy.core.history import Session
-from proxy.core.model import Answer, SessionKey, Turn
+from proxy.core.model import Answer, ModelKey, SessionKey, Turn
 
 
 class Store(Protocol):
@@ -27,6 +27,12 @@ class Store(Protocol):
 
     async def learn(self, upstream: str, member: str) -> None:
         """Note a member that an upstream refuses; not durable at once."""
+
+    def limit(self, of: ModelKey, now: int) -> int | None:
+        """The tokens that a model takes, as its upstream named it, unless that is long ago."""
+
+    async def learn_limit(self, of: ModelKey, tokens: int, now: int) -> None:
+        """Note how many tokens a model takes; not durable at once."""
 
     async def load(self, key: SessionKey, now: int, in_use: bool = False) -> Session:
         """The session at `now`: new, continued, or expired (then its history is empty). One `in_use`

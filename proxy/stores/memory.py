@@ -10,7 +10,8 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from proxy.core.history import History, Session, fresh
-from proxy.core.model import Answer, SessionKey, SessionState, Turn
+from proxy.core.model import Answer, ModelKey, SessionKey, SessionState, Turn
+from proxy.stores.learned import Learned
 from proxy.stores.rules import is_expired, is_forgotten, state_at
 
 
@@ -30,14 +31,20 @@ class MemoryStore:
         """`ttl` in ms: the silence after which a session expires."""
         self._ttl = ttl
         self._rows: dict[SessionKey, _Row] = {}
-        self._refusals: dict[str, frozenset[str]] = {}
+        self._learned = Learned()
 
     @property
     def refusals(self) -> Mapping[str, frozenset[str]]:
-        return self._refusals
+        return self._learned.refusals
 
     async def learn(self, upstream: str, member: str) -> None:
-        self._refusals[upstream] = self._refusals.get(upstream, frozenset()) | {member}
+        self._learned.refusal(upstream, member)
+
+    def limit(self, of: ModelKey, now: int) -> int | None:
+        return self._learned.limit(of, now)
+
+    async def learn_limit(self, of: ModelKey, tokens: int, now: int) -> None:
+        self._learned.limited(of, tokens, now)
 
     async def load(self, key: SessionKey, now: int, in_use: bool = False) -> Session:
         row = self._rows.get(key)

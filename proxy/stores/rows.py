@@ -8,7 +8,7 @@ from typing import Any
 
 from proxy.core.history import History
 from proxy.core.members import dumps, elements, loads
-from proxy.core.model import Answer, Layout, Message, SessionKey, Turn, TurnState
+from proxy.core.model import Answer, Cut, Layout, Message, SessionKey, Turn, TurnState
 
 MARK = 16  # bytes of a message's mark
 SMALL = 2048  # bytes of an answer that compressing would gain nothing
@@ -42,6 +42,8 @@ def row_of(id: int, key: SessionKey, turn: Turn, now: int, answer: Answer | None
         turn.request,
         turn.resends,
         text(turn.idempotency_key),
+        turn.cut and turn.cut.at,
+        turn.cut and turn.cut.summary,
         *((answer.status, text(answer.content_type), answer.body) if answer else (None, None, None)),
     )
 
@@ -55,16 +57,9 @@ def history_of(tip: int | None, rows: Iterable[Any]) -> History:
     return History(tuple(turns), None if tip is None else names.get(tip))
 
 
-def refusals_of(rows: Iterable[Any]) -> dict[str, frozenset[str]]:
-    found: dict[str, frozenset[str]] = {}
-    for upstream, member in rows:
-        found[upstream] = found.get(upstream, frozenset()) | {member}
-    return found
-
-
 def _turn(parent: str | None, row: Any) -> Turn:
     name, state, system, asked, roles, reply, echo, model, finish_reason, usage, started, ended, *tree = row
-    layout, marks, form, request, resends, idempotency_key = tree
+    layout, marks, form, request, resends, idempotency_key, cut, summary = tree
     raws = [bytes(raw) for raw in elements(asked)]
     each = [marks[at : at + MARK] for at in range(0, len(marks), MARK)] if marks else [b""] * (len(raws) + 1)
     told = zip(loads(roles.encode()), raws, each, strict=False)
@@ -84,6 +79,7 @@ def _turn(parent: str | None, row: Any) -> Turn:
         model=model,
         finish_reason=finish_reason,
         usage=usage,
+        cut=None if cut is None else Cut(cut, summary),
         started=started,
         ended=ended,
     )

@@ -21,15 +21,16 @@ from typing import Any
 import aiosqlite
 
 from proxy.core.history import Session, fresh
-from proxy.core.model import Answer, SessionKey, SessionState, Turn
+from proxy.core.model import Answer, ModelKey, SessionKey, SessionState, Turn
 from proxy.errors import StoreUnavailable
 from proxy.stores import statements as sql
 from proxy.stores.files import no_space
+from proxy.stores.learned import LIMIT_KEPT, Learned
 from proxy.stores.lock import Lock
 from proxy.stores.migration import migrate
 from proxy.stores.reading import uri
 from proxy.stores.remedy import remedy
-from proxy.stores.rows import history_of, packed, refusals_of, row_of, unpacked
+from proxy.stores.rows import history_of, packed, row_of, unpacked
 from proxy.stores.rules import EXPIRED_KEPT, state_at
 
 _PRAGMAS = (
@@ -77,14 +78,14 @@ class SQLiteStore:
         reader: aiosqlite.Connection,
         ttl: int,
         turn_id: int,
-        refusals: Mapping[str, frozenset[str]],
+        learned: Learned,
     ) -> None:
         self._opened = opened
         self._writer = writer
         self._reader = reader
         self._ttl = ttl
         self._turn_id = turn_id  # the newest; the one writer counts
-        self._refusals = refusals
+        self._learned = learned
         self._queue: asyncio.Queue[_Write | None] = asyncio.Queue()
         self._touches: dict[SessionKey, int] = {}  # not written yet
         self._touched = 0.0  # when some were
@@ -112,9 +113,8 @@ class SQLiteStore:
                 reading = aiosqlite.connect(uri(path), uri=True, isolation_level=None)
                 reader = await opening.enter_async_context(reading)
                 await reader.execute("PRAGMA query_only=ON")
-                async with reader.execute("SELECT upstream, member FROM refusals") as cursor:
-                    refusals = refusals_of(await cursor.fetchall())
-                return cls(opening.pop_all(), writer, reader, ttl, newest or 0, refusals)
+                refusals, limits = [await reader.execute_fetchall(each) for each in (sql.REFUSALS, sql.LIMITS)]
+                return cls(opening.pop_all(), writer, reader, ttl, newest or 0, Learned(refusals, limits))
         except OSError as error:
             raise StoreUnavailable(f"Cannot use {path}: {error.strerror}. {remedy(error)}") from error
         except sqlite3.Error as error:
@@ -127,7 +127,7 @@ class SQLiteStore:
 
     @property
     def refusals(self) -> Mapping[str, frozenset[str]]:
-        return self._refusals
+        return self._learned.refusals
 
     async def load(self, key: SessionKey, now: int, in_use: bool = False) -> Session:
         found = await self._read(sql.SESSION, (key.tenant, key.id))
@@ -181,8 +181,16 @@ class SQLiteStore:
         raise StoreUnavailable("It is deleted, but a reader keeps its content in the log. Delete it again.")
 
     async def learn(self, upstream: str, member: str) -> None:
-        self._refusals = {**self._refusals, upstream: self._refusals.get(upstream, frozenset()) | {member}}
+        self._learned.refusal(upstream, member)
         self._enqueue([(sql.LEARN, [(upstream, member)])]).done.add_done_callback(_retrieved)
+
+    def limit(self, of: ModelKey, now: int) -> int | None:
+        return self._learned.limit(of, now)
+
+    async def learn_limit(self, of: ModelKey, tokens: int, now: int) -> None:
+        self._learned.limited(of, tokens, now)
+        noted: list[Statement] = [(sql.UNLIMIT, [(now - LIMIT_KEPT,)]), (sql.LIMIT, [(*of, tokens, now)])]
+        self._enqueue(noted).done.add_done_callback(_retrieved)
 
     async def touch(self, key: SessionKey, now: int) -> None:
         self._touches[key] = now  # with the next commit: a transaction of its own would cost as much as the turn's

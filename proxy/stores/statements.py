@@ -3,14 +3,15 @@
 SESSION = "SELECT id, tip, touched, emptied FROM sessions WHERE tenant = ? AND session = ?"
 TURNS = """
 SELECT id, parent, name, state, system, asked, roles, reply, echo, model, finish_reason, usage, started, ended,
-       layout, marks, form, request, resends, idempotency_key
+       layout, marks, form, request, resends, idempotency_key, cut, summary
 FROM turns WHERE session = ? ORDER BY id
 """
 # A turn as it arrives: all that is to be done for it in one statement, and for many turns in one step. Each step of a
 # statement gives up Python's lock, and gets it back when it can.
 COLUMNS = (
     "turn, tenant, session, touched, parent, name, state, system, asked, roles, reply, echo, model, finish_reason, "
-    "usage, started, ended, layout, marks, form, request, resends, idempotency_key, status, content_type, body"
+    "usage, started, ended, layout, marks, form, request, resends, idempotency_key, cut, summary, "
+    "status, content_type, body"
 )
 ARRIVE = f"INSERT INTO arriving ({COLUMNS}) VALUES "  # noqa: S608
 _SESSION = "(SELECT id FROM sessions WHERE tenant = NEW.tenant AND session = NEW.session)"
@@ -26,10 +27,11 @@ CREATE TEMP TRIGGER arrival INSTEAD OF INSERT ON arriving BEGIN
     INSERT INTO sessions (tenant, session, touched, tip) VALUES (NEW.tenant, NEW.session, NEW.touched, NEW.turn)
     ON CONFLICT (tenant, session) DO UPDATE SET tip = excluded.tip, touched = excluded.touched, emptied = 0;
     INSERT INTO turns (id, session, parent, name, state, system, asked, roles, reply, echo, model, finish_reason, usage,
-                       started, ended, layout, marks, form, request, resends, idempotency_key)
+                       started, ended, layout, marks, form, request, resends, idempotency_key, cut, summary)
     SELECT NEW.turn, s.id, (SELECT id FROM turns WHERE session = s.id AND name = NEW.parent), NEW.name, NEW.state,
            NEW.system, NEW.asked, NEW.roles, NEW.reply, NEW.echo, NEW.model, NEW.finish_reason, NEW.usage, NEW.started,
-           NEW.ended, NEW.layout, NEW.marks, NEW.form, NEW.request, NEW.resends, NEW.idempotency_key
+           NEW.ended, NEW.layout, NEW.marks, NEW.form, NEW.request, NEW.resends, NEW.idempotency_key,
+           NEW.cut, NEW.summary
     FROM sessions s WHERE s.tenant = NEW.tenant AND s.session = NEW.session;
     DELETE FROM answers WHERE slot = 0 AND NEW.status IS NULL AND session = {_SESSION};
     {_ANSWER.format(slot="0", wanted="NEW.status IS NOT NULL")}
@@ -52,6 +54,10 @@ DELETE = (
     "DELETE FROM sessions WHERE tenant = ? AND session = ?",
 )
 LEARN = "INSERT OR IGNORE INTO refusals (upstream, member) VALUES (?, ?)"
+REFUSALS = "SELECT upstream, member FROM refusals"
+LIMITS = "SELECT tenant, upstream, model, tokens, learned FROM limits"
+LIMIT = "INSERT OR REPLACE INTO limits (tenant, upstream, model, tokens, learned) VALUES (?, ?, ?, ?, ?)"
+UNLIMIT = "DELETE FROM limits WHERE learned < ?"
 TOUCH = "UPDATE sessions SET touched = max(touched, ?) WHERE tenant = ? AND session = ? AND emptied = 0"
 # What was read before a write is waited for may have changed since: only the session that was seen goes.
 EMPTY = "UPDATE sessions SET tip = NULL, emptied = 1 WHERE id = ? AND touched = ?"

@@ -12,7 +12,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from proxy.core.history import Session
-from proxy.core.model import Answer, SessionKey, SessionState, Turn
+from proxy.core.model import Answer, ModelKey, SessionKey, SessionState, Turn
 from proxy.stores.base import Store
 from proxy.stores.rules import is_expired
 
@@ -50,6 +50,12 @@ class WarmStore:
 
     async def learn(self, upstream: str, member: str) -> None:
         await self._inner.learn(upstream, member)
+
+    def limit(self, of: ModelKey, now: int) -> int | None:
+        return self._inner.limit(of, now)
+
+    async def learn_limit(self, of: ModelKey, tokens: int, now: int) -> None:
+        await self._inner.learn_limit(of, tokens, now)
 
     async def load(self, key: SessionKey, now: int, in_use: bool = False) -> Session:
         """With every turn whose append has returned, also while the session was read."""

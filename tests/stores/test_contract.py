@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 from proxy.core.history import History, Session
-from proxy.core.model import Answer, Layout, Message, SessionKey, SessionState, Turn, TurnState
+from proxy.core.model import Answer, Cut, Layout, Message, ModelKey, SessionKey, SessionState, Turn, TurnState
 from tests.stores.conftest import DAY, KINDS, TTL, A, B, Shelf, answer, opened, session, turn, turns
 
 NEW, CONTINUED, EXPIRED = SessionState.NEW, SessionState.CONTINUED, SessionState.EXPIRED
@@ -319,6 +319,40 @@ async def test_what_upstreams_refuse_is_learned(shelf: Shelf) -> None:
     await shelf.store.learn("b", "audio")
     await shelf.reopen()
     assert shelf.store.refusals == {**wanted, "b": {"refusal", "audio"}}
+
+
+async def test_what_models_take_is_learned_per_tenant_and_forgotten_in_a_day(shelf: Shelf) -> None:
+    mine, theirs, other = ModelKey(b"t", "host", "m"), ModelKey(b"u", "host", "m"), ModelKey(b"t", "host", "n")
+    assert shelf.store.limit(mine, 0) is None
+    await shelf.store.learn_limit(mine, 4096, 0)
+    await shelf.store.learn_limit(other, 512, 5)
+    await shelf.store.learn_limit(mine, 2048, 10)
+    for _ in range(2):
+        assert [shelf.store.limit(key, DAY) for key in (mine, theirs, other)] == [2048, None, 512]
+        assert shelf.store.limit(mine, DAY + 11) is None
+        await shelf.reopen()
+    await shelf.store.learn_limit(theirs, 8192, DAY + 11)
+    for _ in range(2):
+        assert [shelf.store.limit(key, DAY + 11) for key in (mine, theirs, other)] == [None, 8192, None]
+        await shelf.reopen()
+    assert shelf.store.limit(theirs, 0) == 8192
+
+
+async def test_a_cut_is_kept_with_its_turn(shelf: Shelf) -> None:
+    summary = b'{"role":"user","content":"in short"}'
+    one = turn("1")
+    line = [one, turn("2", one, cut=Cut(2)), turn("3", turn("2"), cut=Cut(4, summary)), turn("4", turn("3"))]
+    for each in line:
+        await shelf.store.append(A, [each], 0)
+        await shelf.store.load(A, 0)
+    await shelf.store.append(A, [turn("other", line[1])], 0)
+    for _ in range(2):
+        history = (await shelf.store.load(A, 0)).history
+        assert history.turns[:4] == tuple(line)
+        cuts = [history.cut_of(f"turn_{name}") for name in ("1", "2", "3", "4", "other")]
+        assert cuts == [Cut(), Cut(2), Cut(4, summary), Cut(4, summary), Cut(2)]
+        assert history.cut == Cut(2)
+        await shelf.reopen()
 
 
 async def test_a_sweep_is_bounded_and_takes_the_oldest_first(shelf: Shelf) -> None:

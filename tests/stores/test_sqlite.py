@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from proxy.core.history import fresh
-from proxy.core.model import Answer, Message, SessionKey, SessionState
+from proxy.core.model import Answer, Message, ModelKey, SessionKey, SessionState
 from proxy.errors import StoreLocked, StoreUnavailable
 from proxy.stores import sqlite as module
+from proxy.stores.learned import LIMIT_KEPT
 from proxy.stores.migration import steps
 from proxy.stores.secret import load_secret
 from proxy.stores.sqlite import SQLiteStore
@@ -460,6 +461,14 @@ async def test_a_database_that_others_broke_is_an_answer_not_a_crash(path: Path,
         await sqlite.append(A, [turn("2")], 0)
 
 
+async def test_old_limits_go_from_the_file_too(path: Path, sqlite: SQLiteStore) -> None:
+    await sqlite.learn_limit(ModelKey(b"t", "host", "old"), 4096, 0)
+    await sqlite.ping()
+    await sqlite.learn_limit(ModelKey(b"t", "host", "new"), 8192, LIMIT_KEPT + 1)
+    await sqlite.ping()
+    assert look(path, "SELECT model, tokens FROM limits") == [("new", 8192)]
+
+
 async def test_the_touch_of_a_group_comes_first(path: Path, sqlite: SQLiteStore) -> None:
     """Begin and end of a turn in one group, behind another's append: the end counts."""
 
@@ -495,9 +504,10 @@ async def test_an_empty_file_becomes_a_database(tmp_path: Path) -> None:
     assert look(path, "PRAGMA user_version") == [(len(steps()),)]
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 async def test_a_database_of_any_earlier_version_goes_on(tmp_path: Path, version: int) -> None:
-    """The first had turns by parent, without marks, layouts or forms; the second kept no answers."""
+    """The first had turns by parent, without marks, layouts or forms; the second kept no answers, the third no
+    windows."""
     path = tmp_path / "sessions.db"
     one, two = turns("1", "2")
     for number, step in enumerate(steps()[:version], 1):

@@ -1,0 +1,44 @@
+"""What was learned of upstreams: the members that they refuse, and how much their models take. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from proxy.core.model import ModelKey
+
+# A server may come back with a larger context, and would never be asked for more than it once had. What it then
+# costs to find out again is one refused request.
+LIMIT_KEPT = 24 * 3600 * 1000  # ms
+
+
+class Limit(NamedTuple):
+    tokens: int
+    learned: int  # ms since the epoch
+
+
+class Learned:
+    """What is known so far, to begin with the rows that were kept."""
+
+    def __init__(self, refusals: Iterable[Any] = (), limits: Iterable[Any] = ()) -> None:
+        self.refusals: Mapping[str, frozenset[str]] = {}
+        for upstream, member in refusals:
+            self.refusal(upstream, member)
+        self._limits = {ModelKey(*key): Limit(tokens, learned) for *key, tokens, learned in limits}
+
+    def refusal(self, upstream: str, member: str) -> None:
+        self.refusals = {**self.refusals, upstream: self.refusals.get(upstream, frozenset()) | {member}}
+
+    def limit(self, of: ModelKey, now: int) -> int | None:
+        """The tokens that a model takes, if that is known and not too old."""
+        found = self._limits.get(of)
+        return found.tokens if found and not is_old(found.learned, now) else None
+
+    def limited(self, of: ModelKey, tokens: int, now: int) -> None:
+        fresh = [(key, found) for key, found in self._limits.items() if not is_old(found.learned, now)]
+        self._limits = {**dict(fresh), of: Limit(tokens, now)}
+
+
+def is_old(learned: int, now: int) -> bool:
+    """Whether a limit need not be kept any more. A clock that went back never makes one old."""
+    return now - learned > LIMIT_KEPT
