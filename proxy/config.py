@@ -28,6 +28,7 @@ from proxy.shapes import (
     FromHeader,
     KeyHash,
     Listen,
+    Model,
     Mounts,
     Name,
     Origins,
@@ -36,6 +37,7 @@ from proxy.shapes import (
     Secret,
     Size,
     Tenant,
+    Text,
     rows,
 )
 from proxy.source import Place, Source
@@ -96,10 +98,22 @@ class Sessions(Section):
     finish_limit: Duration = _is("10m")
 
 
+class Summary(Section):
+    model: Model | None = None
+    prompt: Text = (
+        "Summarize the conversation below for the assistant that will go on with it. Keep names, facts, numbers,"
+        " decisions, preferences and open questions. Write the summary alone."
+    )
+    max_tokens: Count = 1024
+
+
 class History(Section):
-    max_tokens: None = None
-    max_messages: None = None
-    overflow: Literal["trim"] = "trim"
+    max_tokens: Count | None = None
+    max_messages: Count | None = None
+    max_bytes: Size | None = None
+    image_turns: Count | None = None
+    overflow: Literal["trim", "error", "summarize"] = "trim"
+    summary: Summary = _is({})
 
 
 class Tls(Section):
@@ -243,8 +257,12 @@ def _clashes(source: Source, data: dict[str, Any]) -> None:
 
 def _unknown(place: Place, keys: list[str]) -> str:
     if not keys:
-        model: Any = Config.model_fields[str(place[0])].annotation if len(place) > 1 else Config
-        keys = list(next(iter(get_args(model)), model).model_fields)
+        model: Any = Config
+        for step in place[:-1]:
+            if isinstance(step, str):
+                section = model.model_fields[step].annotation
+                model = next(iter(get_args(section)), section)
+        keys = list(model.model_fields)
     near = difflib.get_close_matches(str(place[-1]).lower(), keys, 1)
     hint = f"did you mean '{near[0]}'?" if near else f"write one of {', '.join(keys)}"
     return f"unknown key '{place[-1]}'; {hint}"

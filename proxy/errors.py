@@ -85,6 +85,12 @@ class RequestTooLarge(BadRequest):
     status, code, should_retry = 413, "request_too_large", False
 
 
+class ContextTooLong(BadRequest):
+    """With the history that is put in front a request is over a limit of ours; the code is the one clients know."""
+
+    code, should_retry = "context_length_exceeded", False
+
+
 class UnsupportedEncoding(BadRequest):
     status, code = 415, "unsupported_encoding"
 

@@ -106,6 +106,8 @@ KeyHash = Annotated[
     ),
 ]
 Name = Annotated[str, Shape("[!#$%&'*+.^_`|~0-9A-Za-z-]+", "a name without spaces, such as x-session-id")]
+Model = Annotated[str, Shape("[!-~]+", "the name of a model, as the upstream knows it")]
+Text = Annotated[str, Shape(r"[\s\S]*\S[\s\S]*", "a text that says something")]
 Origin = Annotated[str, Shape(r"\*|[a-z][a-z0-9+.-]*://[^\s/?#@]+", "'*' or a list of origins")]
 _PROFILES = ["auto", *sorted(PROFILES)]
 Profile = Annotated[str, Shape("|".join(_PROFILES), f"one of {', '.join(_PROFILES)}")]

@@ -45,7 +45,9 @@ class Bound(NamedTuple):
     cost: Callable[[int], float]
 
 
-def begin(bounds: Sequence[Bound], start: int, end: int, places: Callable[[], Sequence[int]]) -> int:
+def begin(
+    bounds: Sequence[Bound], start: int, end: int, places: Callable[[], Sequence[int]], depth: float = DEPTH
+) -> int:
     """Where the window of a request begins that began at `start` so far, of a history up to `end`.
 
     There, as long as no bound is exceeded. Else at one of the `places`, in rising order and behind `start`: deep, so
@@ -57,12 +59,12 @@ def begin(bounds: Sequence[Bound], start: int, end: int, places: Callable[[], Se
         return start
     legal = places()
     fits = [place for place in legal if all([bound.cost(place) <= bound.limit for bound in bounds])]
-    deep = [place for place in fits if all([bound.cost(place) <= _goal(bound, end) for bound in over])]
-    on_grid = [place for place in deep if _is_first(place, start, legal) and _is_enough(over, place, end)]
+    deep = [place for place in fits if all([bound.cost(place) <= _goal(bound, end, depth) for bound in over])]
+    on_grid = [place for place in deep if _is_first(place, start, legal) and _is_enough(over, place, end, depth)]
     return next(iter(on_grid or deep or fits or legal[-1:]), start)
 
 
-def _goal(bound: Bound, end: int, share: float = DEPTH) -> float:
+def _goal(bound: Bound, end: int, share: float) -> float:
     alone = bound.cost(end)
     return alone + share * (bound.limit - alone)
 
@@ -73,9 +75,9 @@ def _is_first(place: int, start: int, legal: Sequence[int]) -> bool:
     return place // GRID != before // GRID
 
 
-def _is_enough(over: Sequence[Bound], place: int, end: int) -> bool:
+def _is_enough(over: Sequence[Bound], place: int, end: int, depth: float) -> bool:
     """Whether a place leaves at least half of what it might."""
-    return all([bound.cost(place) >= _goal(bound, end, DEPTH / 2) for bound in over])
+    return all([bound.cost(place) >= _goal(bound, end, depth / 2) for bound in over])
 
 
 def places(line: Line, asked: Sequence[Message], start: int, end: int, groups: Groups) -> list[int]:

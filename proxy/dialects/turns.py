@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from proxy.core.model import Ask, Message, Reply, Turn, TurnState
+from proxy.core.model import Ask, Cut, Message, Reply, Turn, TurnState
 from proxy.core.plan import Plan
 from proxy.dialects.marks import mark
 from proxy.dialects.sending import Form, echo_of
@@ -22,13 +22,14 @@ def turns_of(
     request: bytes,
     idempotency_key: str | None = None,
     state: TurnState = TurnState.COMPLETE,
+    cut: Cut | None = None,
     started: int = 0,
     ended: int = 0,
 ) -> list[Turn]:
     """The turn `id`, behind those that its list brought along (they get IDs by `new_id`).
 
-    `remembered` is the system block in force at the parent, `request` the digest of the body, the
-    times are in ms since the epoch.
+    `remembered` is the system block in force at the parent, `request` the digest of the body, `cut` where its window
+    begins if that is new, the times are in ms since the epoch.
     """
     turns: list[Turn] = []
     for messages in plan.adopted:
@@ -67,6 +68,7 @@ def turns_of(
         model=reply.model or ask.model,
         finish_reason=reply.finish_reason,
         usage=reply.usage,
+        cut=cut,
         started=started,
         ended=ended,
     )
