@@ -16,12 +16,14 @@ from proxy.core import headers
 from proxy.core.history import Entry, History
 from proxy.core.members import dumps, loads
 from proxy.core.model import SessionKey, SessionState, TurnState
+from proxy.core.sizes import Counts, counts
 from proxy.errors import BadRequest, MethodNotAllowed, NotFound, SessionNotFound, TurnNotFound
 from proxy.web import caller
 from proxy.web.broadcast import replay
 from proxy.web.listener import Answered, Listener, WhileThere
 from proxy.web.runtime import Runtime
 from proxy.web.turn import RecordedTurn
+from proxy.web.window import limit_of
 
 PAGE, MOST = 100, 1000  # messages in a page, and at most
 GRACE = 2.0  # seconds
@@ -49,6 +51,7 @@ async def _show(request: web.BaseRequest, runtime: Runtime, key: SessionKey) -> 
     history, turns = await _load(runtime, key)
     last = history.last
     branch = history.ancestors(history.tip)
+    counted = counts(last.usage) if last and last.usage else Counts()
     shown = {
         "id": key.id,
         "object": "session",
@@ -59,6 +62,11 @@ async def _show(request: web.BaseRequest, runtime: Runtime, key: SessionKey) -> 
         "updated_at": last.ended // 1000 if last else None,
         "model": last.model if last else None,
         "usage": loads(last.usage) if last and last.usage else None,
+        "tokens": counted.prompt + counted.reply or None,
+        "cached_tokens": counted.cached if counted.prompt else None,
+        "limit": limit_of(runtime, key.tenant, last) if last else None,
+        "cut": history.cut.at,
+        "summary": loads(history.cut.summary) if history.cut.summary else None,
         "in_flight": [{"turn": turn.id, "decision": turn.plan.decision} for turn in turns],
     }
     return _json(dumps(shown))

@@ -25,6 +25,7 @@ from proxy.web.live import Place
 from proxy.web.runtime import Runtime
 from proxy.web.target import Target
 from proxy.web.turn import RecordedTurn
+from proxy.web.window import Fit
 
 log = logging.getLogger("proxy.relay")
 
@@ -181,16 +182,17 @@ def _dry_run(runtime: Runtime, call: Call, reading: Reading) -> web.Response:
     target, plan = call.target, reading.plan
     refused = runtime.store.refusals.get(target.host, frozenset())
     form = sending.form_of(target.upstream.profile, target.host, call.ask.model, refused)
-    body, injected = sending.compose(call.ask, plan, reading.session.history, form)
+    fit = Fit(runtime, call, plan, reading.session.history, form)
+    body, injected = fit.body(form)
     sources: list[dict[str, str]] = []
     if plan.system is not None:
         sources.append({"from": "request" if call.ask.system is not None else "history", "role": "system"})
-    for entry, theirs in plan.sent:
+    for entry, theirs in plan.sent[fit.dropped :]:
         if entry:
             sources.append({"from": "history", "turn": entry.turn.id, "role": entry.message.role})
         elif theirs:
             sources.append({"from": "request", "role": theirs.role})
-    told = {"decision": plan.decision, "reason": plan.reason, "injected": injected}
+    told = {"decision": plan.decision, "reason": plan.reason, "injected": injected, "dropped": fit.dropped}
     return web.Response(
         body=dumps({**told, "messages": sources, "body": body.decode(errors="replace")}),
         content_type="application/json",

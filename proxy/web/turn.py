@@ -28,6 +28,7 @@ from proxy.web.live import Place
 from proxy.web.pieces import Body
 from proxy.web.runtime import Runtime
 from proxy.web.upstream import Response
+from proxy.web.window import Fit
 
 log = logging.getLogger("proxy.turn")
 _REFUSALS = 3  # members that a request is stripped of, one after another
@@ -54,7 +55,8 @@ class RecordedTurn:
         self._runtime, self._session, self._place = runtime, session, place
         self._recorded = call.recorded and plan.decision is not Decision.ASIDE
         self._form = self._form_of(runtime.store.refusals.get(call.target.host, frozenset()))
-        self._body, self._injected = sending.compose(call.ask, plan, session.history, self._form)
+        self._fit = Fit(runtime, call, plan, session.history, self._form)
+        self._body, self._injected = self._fit.body(self._form)
         self._exchange = Exchange(cast(Dialect, chat), limit)
         self._cuttable = False  # a stop cancels the task
         self._settling = self._committing = self.kept = False
@@ -161,6 +163,9 @@ class RecordedTurn:
         answer = await runtime.client.ask("POST", target.url, sent, self._body, target.upstream)
         try:
             body = Body(answer)
+            if await self._fit.refused(answer, body):
+                self._body, self._injected = self._fit.body(self._form)
+                return True
             if answer.status in (400, 422) and (members := sending.sent_members(self._body)):
                 if self._strip(profiles.refused(answer.status, await body.beginning(_ERROR_SIZE), members)):
                     return True
@@ -180,7 +185,7 @@ class RecordedTurn:
         if member is None or len(self._form.refused - self._known_refusals()) >= _REFUSALS:
             return False
         before, self._form = self._body, self._form_of(self._form.refused | {member})
-        self._body, self._injected = sending.compose(self.call.ask, self.plan, self._session.history, self._form)
+        self._body, self._injected = self._fit.body(self._form)
         return self._body != before
 
     def _form_of(self, refused: frozenset[str]) -> Form:
@@ -269,6 +274,7 @@ class RecordedTurn:
             request=self.call.request,
             idempotency_key=self.call.idempotency_key,
             state=TurnState.CUT if cut else TurnState.COMPLETE,
+            cut=self._fit.cut,
             started=self._started,
             ended=runtime.now(),
         )
@@ -305,5 +311,5 @@ class RecordedTurn:
             ("x-session-turn", self.id),
             ("x-session-decision", self.plan.decision),
             ("x-session-injected", str(self._injected)),
-            ("x-session-dropped", "0"),
+            ("x-session-dropped", str(self._fit.dropped)),
         ]

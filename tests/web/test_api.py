@@ -95,6 +95,11 @@ async def test_a_session_shows_where_it_stands(serve: Serve) -> None:
         "messages": 4,
         "model": "fake-1",
         "usage": usage,
+        "tokens": 9,
+        "cached_tokens": 0,
+        "limit": None,
+        "cut": 0,
+        "summary": None,
         "in_flight": [],
     }
 

@@ -184,8 +184,11 @@ class Playing(Response):
         self.headers = [("content-type", "text/event-stream" if status == 200 else "application/json")]
         self._named = CIMultiDictProxy(CIMultiDict(self.headers))
 
+    async def piece(self) -> bytes:
+        return await anext(self._pieces, b"")
+
     async def flow(self, take: Callable[[bytes], bool]) -> bool:
-        while piece := await anext(self._pieces, b""):
+        while piece := await self.piece():
             if not take(piece):
                 return True
         return False
