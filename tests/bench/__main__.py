@@ -3,6 +3,7 @@
     python -m tests.bench [--only SCENARIO,...]     the table; LONG=1 for more and longer rounds
     python -m tests.bench --growth                  a database with a million messages against an empty one
     python -m tests.bench --soak [TURNS]            memory and descriptors over many turns
+    python -m tests.bench --long [TURNS]            a conversation longer than a real model's context
 
 Prints figures and asserts nothing about time. Exit status 1: a target failed, lost messages or changed bytes; or a soak
 found a slope.
@@ -16,7 +17,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable
 
-from tests.bench import growth, setting, soak, table
+from tests.bench import growth, long, setting, soak, table
 from tests.bench.bench import Bench
 from tests.bench.machine import CannotStart, Machine
 from tests.bench.scenarios import SCENARIOS
@@ -40,6 +41,8 @@ def benched(asked: argparse.Namespace, command: str) -> int:
             return growth.run(machine)
         if asked.soak:
             return soak.run(machine, asked.soak)
+        if asked.long:
+            return long.run(machine, asked.long)
         bench = Bench(machine, machine.proxy(), machine.nginx(), *((9, 3.0) if LONG else (3, 1.2)))
         return run(bench, [SCENARIOS[name] for name in asked.only])
 
@@ -62,6 +65,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--soak", type=int, nargs="?", const=200_000, metavar="TURNS", help="turns; 200,000 unless given"
     )
+    parser.add_argument("--long", type=int, nargs="?", const=long.TURNS, metavar="TURNS", help="turns; 300 by default")
     return parser.parse_args(arguments)
 
 
