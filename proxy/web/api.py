@@ -134,6 +134,7 @@ async def _delete(request: web.BaseRequest, runtime: Runtime, key: SessionKey) -
         await _stopped(runtime, key)  # those that began beside the line meanwhile
         await _load(runtime, key)
         await runtime.store.delete(key)
+        runtime.summaries.forget(key)
     finally:
         place.leave()
     return _json(dumps({"id": key.id, "object": "session.deleted", "deleted": True}))

@@ -9,6 +9,7 @@ from typing import Any
 from proxy.config import Config
 from proxy.stores.base import Store
 from proxy.web.live import Live
+from proxy.web.summaries import Summaries
 from proxy.web.target import Target, find
 from proxy.web.upstream import Client
 
@@ -26,6 +27,7 @@ class Runtime:
     now: Callable[[], int]
     turn_id: Callable[[], str]
     live: Live[Any] = field(default_factory=Live)  # of turn.RecordedTurn, which is made of a runtime
+    summaries: Summaries = field(default_factory=Summaries)
     _routes: dict[tuple[str, str], Target | None] = field(default_factory=dict)
     _routed: Config | None = None
 

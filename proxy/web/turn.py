@@ -100,6 +100,8 @@ class RecordedTurn:
         if self._committing:
             self._runtime.live.delivered(self.call.key, self.id, False)  # it may be in the history all the same
         self._leave()
+        if self.kept:
+            self._fit.kept()
 
     async def _run(self) -> None:
         try:

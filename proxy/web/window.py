@@ -21,6 +21,7 @@ from proxy.errors import ContextTooLong, ProxyError
 from proxy.web.call import Call
 from proxy.web.pieces import Body
 from proxy.web.runtime import Runtime
+from proxy.web.summarize import Asked, after
 from proxy.web.upstream import Response
 
 log = logging.getLogger("proxy.window")
@@ -53,7 +54,7 @@ class Fit:
         self.window = Window()
         if plan.injected and plan.decision is not Decision.ASIDE:
             self._before = in_force(history, plan)
-            self.window = self._chosen()
+            self.window = self._chosen(self._summarized() or self._before)
 
     def body(self, form: Form) -> tuple[bytes, int]:
         """The body to send, and how many messages in it the client did not send; see `sending.compose`."""
@@ -103,6 +104,13 @@ class Fit:
         self.window = Window(start, self.window.blank)
         return True
 
+    def kept(self) -> None:
+        """The turn is kept: what it leaves may have to be summarized for the next one."""
+        call = self._call
+        if self._settings.overflow == "summarize" and not self._plan.resends:
+            form, model = self._form, call.ask.model
+            after(self._runtime, Asked(call.key, call.target, model, form, self._frame, self.limit))
+
     @property
     def _trims(self) -> bool:
         return self._settings.overflow != "error"
@@ -121,17 +129,26 @@ class Fit:
         sizes = [size_of(message.raw) for message in self._plan.messages]
         return Size(*[sum(each) for each in zip(Size(), *sizes, strict=True)])
 
-    def _tokens(self) -> Tokens:
-        plan, window = self._plan, self.window
-        frame = len(plan.system or b"") + len(self._call.ask.tools)
-        at = window.start, window.blank
-        same = lambda turn: self._form.binds(turn.form)  # noqa: E731
-        return tokens(plan.line, self._sizes, at, plan.injected, self._own, frame, same)
+    @property
+    def _frame(self) -> int:
+        return len(self._plan.system or b"") + len(self._call.ask.tools)
 
-    def _chosen(self) -> Window:
+    def _tokens(self) -> Tokens:
+        plan, at = self._plan, (self._before.at, self.window.blank)  # what was counted was counted before
+        same = lambda turn: self._form.binds(turn.form)  # noqa: E731
+        return tokens(plan.line, self._sizes, at, plan.injected, self._own, self._frame, same)
+
+    def _summarized(self) -> Cut | None:
+        """The cut with a summary that was prepared since the last turn."""
+        if self._settings.overflow != "summarize" or self._plan.line is not self._history.line:
+            return None
+        found = self._runtime.summaries.ready(self._call.key, self._history)
+        return found if found and found.at <= self._plan.injected else None
+
+    def _chosen(self, cut: Cut) -> Window:
         settings, end = self._settings, self._plan.injected
         blank = self._sizes.blank(settings.image_turns) if settings.image_turns else 0
-        self.window = Window(self._before.at, blank, self._before.summary)
+        self.window = Window(cut.at, blank, cut.summary)
         bounds = self._bounds()
         start = begin(bounds, self.window.start, end, self._places)
         if start == self.window.start:
