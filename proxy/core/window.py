@@ -113,6 +113,8 @@ def in_force(history: History, plan: Plan) -> Cut:
     """Where the window of a plan begins, as far as that was decided before: never within what its client carries
     itself."""
     cut = history.cut if plan.line is history.line else history.cut_of(plan.parent)
+    if not cut.at:
+        return cut
     if plan.decision is Decision.RETRY:
         cut = moved(cut, plan.layout)
     at = min(cut.at, plan.injected)

@@ -28,6 +28,7 @@ log = logging.getLogger("proxy.window")
 TRIES = 2  # times that a refused request is sent again
 _ERROR_SIZE = 64 * 1024  # bytes of an error that are looked at
 _SMALL = 16 * 1024  # bytes of a 200 that may be an error
+NO_CUT = Cut()
 _LEAST = 4 * 1024  # bytes of a request that may be too long for a model
 
 
@@ -50,8 +51,7 @@ class Fit:
         self._runtime, self._call, self._plan, self._history, self._form = runtime, call, plan, history, form
         self._settings = runtime.config.history
         self._tries = self._size = 0
-        self._before = Cut()
-        self.window = Window()
+        self._before, self.window = NO_CUT, sending.WHOLE
         if plan.injected and plan.decision is not Decision.ASIDE:
             self._before = in_force(history, plan)
             self.window = self._chosen(self._summarized() or self._before)
@@ -70,8 +70,8 @@ class Fit:
     @property
     def cut(self) -> Cut | None:
         """Where the window begins, if that is to be kept with the turn."""
-        found = Cut(self.window.start, self.window.summary)
-        return found if found != self._before else None
+        start, _, summary = self.window
+        return None if (start, summary) == self._before else Cut(start, summary)
 
     @property
     def limit(self) -> int | None:
@@ -148,7 +148,8 @@ class Fit:
     def _chosen(self, cut: Cut) -> Window:
         settings, end = self._settings, self._plan.injected
         blank = self._sizes.blank(settings.image_turns) if settings.image_turns else 0
-        self.window = Window(cut.at, blank, cut.summary)
+        if cut.at or blank:
+            self.window = Window(cut.at, blank, cut.summary)
         bounds = self._bounds()
         start = begin(bounds, self.window.start, end, self._places)
         if start == self.window.start:
