@@ -6,7 +6,7 @@ A foreign session is not to be told from one that does not exist. Knows no upstr
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 from urllib.parse import unquote
 
@@ -15,7 +15,7 @@ from aiohttp import web
 from proxy.core import headers
 from proxy.core.history import Entry, History
 from proxy.core.members import dumps, loads
-from proxy.core.model import SessionKey, SessionState, TurnState
+from proxy.core.model import SessionKey, SessionState, Turn, TurnState
 from proxy.core.sizes import Counts, counts
 from proxy.errors import BadRequest, MethodNotAllowed, NotFound, SessionNotFound, TurnNotFound
 from proxy.web import caller
@@ -62,6 +62,7 @@ async def _show(request: web.BaseRequest, runtime: Runtime, key: SessionKey) -> 
         "updated_at": last.ended // 1000 if last else None,
         "model": last.model if last else None,
         "usage": loads(last.usage) if last and last.usage else None,
+        "totals": _totals(branch),
         "tokens": counted.prompt + counted.reply or None,
         "cached_tokens": counted.cached if counted.prompt else None,
         "limit": limit_of(runtime, key.tenant, last) if last else None,
@@ -70,6 +71,16 @@ async def _show(request: web.BaseRequest, runtime: Runtime, key: SessionKey) -> 
         "in_flight": [{"turn": turn.id, "decision": turn.plan.decision} for turn in turns],
     }
     return _json(dumps(shown))
+
+
+def _totals(branch: Sequence[Turn]) -> dict[str, int]:
+    """What the upstream counted over all turns: of the prompts' tokens, how many it had in its cache."""
+    told = [counts(turn.usage) for turn in branch if turn.usage]
+    return {
+        "prompt_tokens": sum([each.prompt for each in told]),
+        "cached_tokens": sum([each.cached for each in told]),
+        "completion_tokens": sum([each.reply for each in told]),
+    }
 
 
 async def _messages(request: web.BaseRequest, runtime: Runtime, key: SessionKey) -> Answered:

@@ -162,6 +162,8 @@ def test_a_prompt_is_never_less_than_nothing() -> None:
 def test_a_count_of_before_the_cut_tells_nothing_of_after_it() -> None:
     before, cut = turn(0, usage=usage(50)), turn(1, cut=Cut(2))
     assert estimate(history(before, cut), start=2).ratio == RATIO
+    within = turn(1, usage=usage(50))
+    assert estimate(history(turn(0), within, turn(2, cut=Cut(2))), start=2).ratio == RATIO
     counted = turn(1, cut=Cut(2), usage=usage(30))
     assert estimate(history(before, counted), start=2).of(2) == 30 + 0.3 * 40
 

@@ -95,6 +95,7 @@ async def test_a_session_shows_where_it_stands(serve: Serve) -> None:
         "messages": 4,
         "model": "fake-1",
         "usage": usage,
+        "totals": {"prompt_tokens": 10, "cached_tokens": 0, "completion_tokens": 4},
         "tokens": 9,
         "cached_tokens": 0,
         "limit": None,

@@ -131,8 +131,27 @@ async def test_a_refused_request_is_cut_and_sent_again(serve: Serve, counts: boo
     assert len((await history(proxy)).line) == 80
     assert shown["limit"] == (16 * TOKENS if counts else None)
     assert shown["tokens"] == TOKENS * (len(upstream.requests[-1].messages) + 1)
-    assert shown["cached_tokens"] == 7
+    assert (shown["cached_tokens"], shown["totals"]["cached_tokens"]) == (7, 7 * 40)
     assert kept_prefixes(upstream) >= 0.75 * len(upstream.requests)
+
+
+async def test_what_an_error_counts_corrects_an_estimate_without_any(serve: Serve) -> None:
+    """A model whose tokens are long, at an upstream that tells no usage: the cut would be far too deep."""
+
+    def sparse(request: Received) -> Reply:
+        tokens = len(request.body) // 16
+        if tokens <= 375:
+            return sse("answer", WORDS)
+        said = {"type": "exceed_context_size_error", "n_prompt_tokens": tokens, "n_ctx": 375}
+        return error(400, {"error": said})
+
+    async with ScriptedUpstream(sparse) as upstream:
+        proxy = await serve(upstream.base_url)
+        told = await talked(proxy, 40, stream=True)
+        while dropped(told[0]) == 0:
+            told.pop(0)
+        first = upstream.requests[41 - len(told)]
+        assert 1500 < len(first.body) < 3600
 
 
 async def test_a_limit_is_learned_for_the_tenant_and_the_model_that_met_it(serve: Serve) -> None:
@@ -182,7 +201,10 @@ async def test_a_refused_request_is_sent_again_twice_at_most(serve: Serve) -> No
         await talked(proxy, 40)
         upstream.script = lambda request: error(413, {"detail": "too many input tokens"})
         assert (await ask(proxy.port, [user("more")])).status == 413
-        assert len(upstream.requests) == 40 + 1 + TRIES
+        whole, *tries = [len(request.messages) for request in upstream.requests[40:]]
+    assert len(tries) == TRIES
+    assert 0.5 * whole < tries[0] < 0.65 * whole
+    assert 0.2 * tries[0] < tries[1] < 0.35 * tries[0]
 
 
 async def test_limits_that_cannot_hold_the_new_message_leave_it_to_the_upstream(serve: Serve) -> None:
@@ -265,7 +287,7 @@ async def test_an_error_in_a_200_is_one_where_it_can_be_seen_in_time(serve: Serv
 
 async def test_an_error_inside_a_stream_is_not_waited_for(serve: Serve) -> None:
     def studio(request: Received) -> Reply:
-        reply = sse("x")
+        reply = sse("x", framing="length")
         reply.pieces = [event({"error": {"message": "maximum context length is 960 tokens"}})]
         return reply if len(request.messages) > 16 else counted(request)
 
