@@ -12,10 +12,11 @@ from typing import Any, cast
 from proxy.core.exchange import Dialect, Exchange, Outcome, Verdict
 from proxy.core.history import History
 from proxy.core.members import dumps, elements
-from proxy.core.model import Ask, Turn, TurnState
+from proxy.core.model import Ask, Cut, Turn, TurnState
 from proxy.core.plan import Decision, Mode, Plan
 from proxy.core.reconcile import decide, is_retry, retried
-from proxy.dialects import chat, marks, sending
+from proxy.core.window import Bound, Window, begin, in_force, is_trimmed, places, reaching
+from proxy.dialects import chat, groups, marks, sending
 from proxy.dialects.turns import turns_of
 
 Json = dict[str, Any]
@@ -51,6 +52,7 @@ class Posted:
     plan: Plan
     body: bytes
     turns: list[Turn]
+    dropped: int = 0
 
     @property
     def messages(self) -> list[bytes]:
@@ -59,10 +61,11 @@ class Posted:
 
 
 class Session:
-    """One session, one request after another."""
+    """One session, one request after another. `limit`: the messages that may go with a history of ours."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int | None = None) -> None:
         self.history = History()
+        self.limit = limit
         self.heard: dict[str, bool] = {}  # by turn: whether the client has seen its end
         self._ids = 0
 
@@ -79,16 +82,28 @@ class Session:
         ask, request = chat.read(body, self.history.forms.get("seen")), blake2b(body, digest_size=16).digest()
         plan = self._decide(ask, request, mode, counted)
         form = sending.form_of(profile, f"{profile}.test", ask.model)
-        sent, _ = sending.compose(ask, plan, self.history, form)
+        cut, start = self._window(plan)
+        window = Window(start, start + 3 if start else 0)  # with a few images left out behind it
+        sent, _ = sending.compose(ask, plan, self.history, form, window)
         outcome = _outcome(answer)
         turns: list[Turn] = []
         id = self._new_id()
         if plan.decision is not Decision.ASIDE:
             if outcome.verdict in (Verdict.COMPLETE, Verdict.CUT):
-                turns = self._keep(ask, plan, form, id, request, outcome)
+                moved = Cut(start) if start > cut.at else None
+                turns = self._keep(ask, plan, form, id, request, outcome, moved)
             if turns:
                 self.heard[id] = outcome.verdict is Verdict.COMPLETE and answer.heard
-        return Posted(plan, sent, turns)
+        return Posted(plan, sent, turns, start)
+
+    def _window(self, plan: Plan) -> tuple[Cut, int]:
+        """Where the window begins so far, and from this request on."""
+        if not is_trimmed(plan):
+            return Cut(), 0
+        cut, end, own = in_force(self.history, plan), plan.injected, len(plan.messages)
+        at = reaching(plan.line, plan.messages, cut.at, end, groups)
+        bounds = [Bound(self.limit, lambda start: end - start + own)] if self.limit else []
+        return cut, begin(bounds, at, end, lambda: places(plan.line, plan.messages, at, end, groups))
 
     def _decide(self, ask: Ask, request: bytes, mode: Mode, counted: bool) -> Plan:
         history = self.history
@@ -99,7 +114,9 @@ class Session:
             self.heard[last.id] = True  # a turn of its own
         return decide(ask, history, marks, mode)
 
-    def _keep(self, ask: Ask, plan: Plan, form: sending.Form, id: str, request: bytes, outcome: Outcome) -> list[Turn]:
+    def _keep(
+        self, ask: Ask, plan: Plan, form: sending.Form, id: str, request: bytes, outcome: Outcome, moved: Cut | None
+    ) -> list[Turn]:
         cut = outcome.verdict is Verdict.CUT
         turns = turns_of(
             ask,
@@ -111,6 +128,7 @@ class Session:
             remembered=self.history.system_of(plan.parent),
             request=request,
             state=TurnState.CUT if cut else TurnState.COMPLETE,
+            cut=moved,
         )
         if cut and turns[-1].echo is None:
             return []

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from proxy.core.members import dumps
 from proxy.core.plan import Decision
 from proxy.dialects.profiles import PROFILES
+from proxy.errors import BadRequest
 from tests import strict
 from tests.conversation import Answer, Session
 
@@ -253,13 +254,13 @@ def marked(message: Json) -> Json:
     return message | {"cache_control": MARK}
 
 
-def run(program: list[int]) -> None:
+def run(program: list[int], limit: int | None = None) -> None:
     first = Random(program[0])
     reasons = first.random() < 0.15
     profile = first.choice(["deepseek", "moonshot"] if reasons else sorted(PROFILES))
     model = first.choice(MODELS)
     styles = first.choice([["append"], ["list"], ["append", "list"]])
-    session, client, upstream = Session(), Client(reasons), Upstream(reasons)
+    session, client, upstream = Session(limit), Client(reasons), Upstream(reasons)
     for seed in program:
         dice = Random(seed)
         if not reasons and dice.random() < 0.25:
@@ -270,7 +271,11 @@ def run(program: list[int]) -> None:
         body = dumps({"model": model, "messages": client.next(dice, style, profile)})
         for again in (False, True):
             answer = upstream.answer(dice)
-            posted = session.post(body, answer, profile=profile, counted=again)
+            try:
+                posted = session.post(body, answer, profile=profile, counted=again)
+            except BadRequest as refused:  # the call had no ID, and has left
+                assert limit and ("call ''" in refused.message or "call 'mine" in refused.message)
+                return
             assert posted.plan.decision is Decision.ASIDE or not strict.problems(posted.body, profile, reasons)
             if (answer.message is not None and answer.clean and answer.heard) or dice.random() < 0.5:
                 break
@@ -285,6 +290,12 @@ EXAMPLES = max(10_000, settings.get_profile(settings.get_current_profile_name())
 @given(st.lists(st.integers(0, 2**32), min_size=3, max_size=8))
 def test_every_request_is_accepted(program: list[int]) -> None:
     run(program)
+
+
+@settings(max_examples=EXAMPLES // 4)
+@given(st.lists(st.integers(0, 2**32), min_size=6, max_size=16), st.integers(1, 12))
+def test_every_request_of_a_window_is_accepted(program: list[int], limit: int) -> None:
+    run(program, limit)
 
 
 def call(*ids: str, arguments: str = "{}") -> Json:

@@ -94,6 +94,24 @@ def places(line: Line, asked: Sequence[Message], start: int, end: int, groups: G
     return legal
 
 
+def reaching(line: Line, asked: Sequence[Message], start: int, end: int, groups: Groups) -> int:
+    """`start`, or where a window has to begin that holds the calls whose results are among the `asked` messages: one
+    may be late, and its call have left."""
+    told = [groups.answered(message.role, message.raw) for message in asked]
+    wanted = {id for id in told if id}
+    first = place = end
+    while wanted and place:
+        place -= 1
+        made = wanted.intersection(groups.made(line[place].message.role, line[place].message.raw))
+        wanted -= made
+        first = place if made else first
+    if first >= start:
+        return start
+    while first and line[first].message.role != "user":
+        first -= 1
+    return first
+
+
 def _reach(messages: Sequence[Message], groups: Groups) -> dict[int, int]:
     """By the place of a message with calls, that of their last result."""
     calls: dict[str, int] = {}
@@ -107,6 +125,11 @@ def _reach(messages: Sequence[Message], groups: Groups) -> dict[int, int]:
             latest = n
             calls.update(dict.fromkeys(made, n))
     return reach
+
+
+def is_trimmed(plan: Plan) -> bool:
+    """Whether messages may be left out: of what is injected, never of what a client carries itself."""
+    return bool(plan.injected) and not plan.resends and plan.decision is not Decision.ASIDE
 
 
 def in_force(history: History, plan: Plan) -> Cut:

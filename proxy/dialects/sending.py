@@ -66,7 +66,7 @@ def compose(ask: Ask, plan: Plan, history: History, form: Form, window: Window =
     if plan.whole and not marked:
         kept = plan.line is history.line
         repair = _line(history, form, window).fork() if kept else _repaired(plan.line, form, window)
-        _refuse_orphan(repair, plan, window)
+        _refuse_orphan(repair, plan)
         for message in plan.tail:
             repair.add(message.role, message.raw)
     else:
@@ -100,17 +100,16 @@ def sent_members(body: bytes) -> Collection[str]:
     return [name for name in profiles.OPTIONAL if b'"%b"' % name.encode() in body]
 
 
-def _refuse_orphan(repair: Repair, plan: Plan, window: Window) -> None:
+def _refuse_orphan(repair: Repair, plan: Plan) -> None:
     if plan.decision is not Decision.APPEND or not any([message.role in RESULTS for message in plan.tail]):
         return  # a list that carries its history is the upstream's to judge
     orphan = repair.orphan([(message.role, message.raw) for message in plan.tail])
-    if orphan is None:
-        return
-    if window.start:
-        why = "follows no such call in what is still sent of this session. Send what it says in a user's message."
-    else:
-        why = "follows no such call in this session. Send it to the session that made the call, or the call with it."
-    raise BadRequest(f"The result of the tool call {orphan!r} {why}", param="messages")
+    if orphan is not None:
+        raise BadRequest(
+            f"The result of the tool call {orphan!r} follows no such call in this session. Send it to the session"
+            " that made the call, or send the call with it.",
+            param="messages",
+        )
 
 
 def _line(history: History, form: Form, window: Window) -> Repair:

@@ -11,9 +11,9 @@ from functools import cached_property
 
 from proxy.core.history import History
 from proxy.core.model import Cut, ModelKey, Turn
-from proxy.core.plan import Decision, Plan
+from proxy.core.plan import Plan
 from proxy.core.sizes import Size, Sizes, Tokens, size_of, sizes_of, tokens
-from proxy.core.window import DEPTH, Bound, Window, begin, in_force, places
+from proxy.core.window import DEPTH, Bound, Window, begin, in_force, is_trimmed, places, reaching
 from proxy.dialects import groups, sending
 from proxy.dialects.overflow import STATUSES, overflow, room
 from proxy.dialects.sending import Form
@@ -52,7 +52,8 @@ class Fit:
         self._settings = runtime.config.history
         self._tries = self._size = 0
         self._before, self.window = NO_CUT, sending.WHOLE
-        if plan.injected and plan.decision is not Decision.ASIDE:
+        self._is_trimmed = is_trimmed(plan)
+        if self._is_trimmed:
             self._before = in_force(history, plan)
             self.window = self._chosen(self._summarized() or self._before)
 
@@ -71,7 +72,7 @@ class Fit:
     def cut(self) -> Cut | None:
         """Where the window begins, if that is to be kept with the turn."""
         start, _, summary = self.window
-        return None if (start, summary) == self._before else Cut(start, summary)
+        return Cut(start, summary) if start >= self._before.at and (start, summary) != self._before else None
 
     @property
     def limit(self) -> int | None:
@@ -94,7 +95,7 @@ class Fit:
             return False
         if found.limit:
             await self._runtime.store.learn_limit(self._model, found.limit, self._runtime.now())
-        if self._tries == TRIES or not self._plan.injected or self._plan.decision is Decision.ASIDE:
+        if self._tries == TRIES or not self._is_trimmed:
             return False
         start = self._narrower(found.limit, found.tokens)
         if start == self.window.start:
@@ -149,7 +150,8 @@ class Fit:
         settings, end = self._settings, self._plan.injected
         blank = self._sizes.blank(settings.image_turns) if settings.image_turns else 0
         if cut.at or blank:
-            self.window = Window(cut.at, blank, cut.summary)
+            at = reaching(self._plan.line, self._plan.messages, cut.at, end, groups) if cut.at else 0
+            self.window = Window(at, blank, cut.summary)
         bounds = self._bounds()
         start = begin(bounds, self.window.start, end, self._places)
         if start == self.window.start:
@@ -188,7 +190,7 @@ class Fit:
 
     def _may_be_refused(self, answer: Response) -> bool:
         """Whether a 200 may be an error: LM Studio and routers answer so. A stream is not held back for it."""
-        if not self._plan.injected or self._call.ask.stream or self._size < _LEAST:
+        if not self._is_trimmed or self._call.ask.stream or self._size < _LEAST:
             return False
         length = answer.length
         return length is not None and length <= _SMALL

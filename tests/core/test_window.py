@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from proxy.core.history import History
 from proxy.core.model import Cut, Layout, Message, Turn
 from proxy.core.plan import Decision, Plan
 from proxy.core.sizes import GRID
-from proxy.core.window import DEPTH, Bound, begin, in_force, places
+from proxy.core.window import DEPTH, Bound, begin, in_force, is_trimmed, places, reaching
 
 ROLES = {"u": "user", "a": "assistant", "c": "assistant", "r": "tool", "s": "system"}
 
@@ -86,6 +87,35 @@ def test_places_lie_behind_where_the_window_begins_so_far() -> None:
     told = history("u a u a u a")
     assert places(told.line, [message("u")], 2, 6, IDS) == [4, 6]
     assert places(told.line, [message("u")], 6, 6, IDS) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "asked", "start", "wanted"),
+    [
+        ("u a u a u a", "u", 4, 4),
+        ("u a u c1 u a", "r1", 4, 2),
+        ("u a u c1 u a", "u r1", 4, 2),
+        ("u a u c1 u a", "r1", 2, 2),
+        ("u c1 u c1 u a", "r1", 2, 2),
+        ("u c2 r2 c1 u a", "r1", 4, 0),
+        ("c1 u a", "r1", 1, 0),
+        ("u c1 u c2 u a", "r2 r1", 4, 0),
+        ("u a u c1 u a", "r9", 4, 4),
+        ("u a u c1 u a", "r9 r1", 4, 2),
+        ("u a u c1 u a", "r", 4, 4),
+    ],
+)
+def test_a_window_holds_the_call_of_a_late_result(line: str, asked: str, start: int, wanted: int) -> None:
+    told = history(line)
+    assert reaching(told.line, [message(name) for name in asked.split()], start, len(told.line), IDS) == wanted
+
+
+def test_only_what_is_injected_is_trimmed() -> None:
+    plan = append(history("u a"))
+    assert is_trimmed(plan)
+    assert not is_trimmed(replace(plan, injected=0))
+    assert not is_trimmed(replace(plan, resends=True))
+    assert not is_trimmed(replace(plan, decision=Decision.ASIDE))
 
 
 # Beginnings

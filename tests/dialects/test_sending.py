@@ -630,14 +630,6 @@ def test_the_end_that_a_client_carries_itself_stays_whole() -> None:
     assert told[2:] == [json.loads(USER) | MARK, *loaded(*own[1:])]
 
 
-def test_a_result_whose_call_has_left_is_refused_with_another_sentence() -> None:
-    past = numbered([OLD], [OLD])
-    with pytest.raises(BadRequest, match="in what is still sent of this session"):
-        windowed(past, Window(2), b'{"role":"tool","tool_call_id":"a","content":"x"}')
-    with pytest.raises(BadRequest, match="no such call in this session"):
-        windowed(past, Window(), b'{"role":"tool","tool_call_id":"a","content":"x"}')
-
-
 @given(st.lists(st.sampled_from([OLD, USER, PICTURE]), min_size=1, max_size=8), st.integers(0, 8), st.integers(0, 16))
 def test_every_window_is_what_the_whole_ends_with(asked: list[bytes], turns: int, blank: int) -> None:
     past = numbered(*[[each] for each in asked])

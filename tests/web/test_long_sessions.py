@@ -118,6 +118,20 @@ async def test_the_system_prompt_stays_and_tool_groups_stay_whole(serve: Serve) 
         assert all(message["tool_call_id"] in made for message in rest if message["role"] == "tool")
 
 
+async def test_a_late_result_finds_its_call_although_it_has_left(serve: Serve) -> None:
+    async with ScriptedUpstream([completion(None, message=calling("c1"))]) as upstream:
+        proxy = await serve(upstream.base_url, history={"max_messages": 10})
+        await ask(proxy.port, [user("look")])
+        upstream.script = counted
+        told = await talked(proxy, 12)
+        assert dropped(told[-1]) > 2
+        late = await ask(proxy.port, [result("c1")])
+        assert (late.status, dropped(late)) == (200, 0)
+        assert upstream.requests[-1].messages[2]["content"] == "result of c1"
+        assert dropped((await talked(proxy, 1, 12))[0]) >= dropped(told[-1])
+        assert not any(message["role"] == "tool" for message in upstream.requests[-1].messages)
+
+
 @pytest.mark.parametrize("counts", [True, False])
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_refused_request_is_cut_and_sent_again(serve: Serve, counts: bool, stream: bool) -> None:
