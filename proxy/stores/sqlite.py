@@ -11,10 +11,9 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,13 @@ from proxy.core.model import Answer, ModelKey, SessionKey, SessionState, Turn
 from proxy.errors import StoreUnavailable
 from proxy.stores import statements as sql
 from proxy.stores.files import no_space
+from proxy.stores.group import GROUP, Grouping, Statement, Write, merged
 from proxy.stores.learned import LIMIT_KEPT, Learned
 from proxy.stores.lock import Lock
 from proxy.stores.migration import migrate
 from proxy.stores.reading import uri
 from proxy.stores.remedy import remedy
-from proxy.stores.rows import history_of, packed, row_of, unpacked
+from proxy.stores.rows import history_of, row_of, unpacked
 from proxy.stores.rules import EXPIRED_KEPT, state_at
 
 _PRAGMAS = (
@@ -42,32 +42,6 @@ REWRITTEN = 16 << 20  # bytes up to which a database is written anew after a del
 TRUNCATIONS = 100  # tries to empty the log after a deletion, 50 ms apart
 BUSY = 5000  # ms a commit waits for a stranger who locks the database
 TOUCHING = 1.0  # seconds between two writes of signs of life, beside turns
-TOGETHER = 32  # turns in a statement
-_GROUP = "a transaction of ours"  # no SQL: see _Grouping
-_PLACES = f"({', '.join('?' * len(sql.COLUMNS.split(',')))})"
-
-Statement = tuple[str, Sequence[Any]]
-
-
-@dataclass(slots=True)
-class _Write:
-    """Statements that stand or fall together, and who waits for them."""
-
-    statements: list[Statement]
-    done: asyncio.Future[bool]
-    rewrite: int = 0  # the file is written anew where it has no more bytes
-    truncate: bool = False  # then the log is emptied, and `done` says whether it could be
-
-    settled: bool = False
-
-    def settle(self, outcome: bool | StoreUnavailable) -> None:
-        self.settled = True
-        if self.done.done():  # with its caller, which is being cancelled
-            return
-        if isinstance(outcome, bool):
-            self.done.set_result(outcome)
-        else:
-            self.done.set_exception(outcome)
 
 
 class SQLiteStore:
@@ -86,7 +60,7 @@ class SQLiteStore:
         self._ttl = ttl
         self._turn_id = turn_id  # the newest; the one writer counts
         self._learned = learned
-        self._queue: asyncio.Queue[_Write | None] = asyncio.Queue()
+        self._queue: asyncio.Queue[Write | None] = asyncio.Queue()
         self._touches: dict[SessionKey, int] = {}  # not written yet
         self._touched = 0.0  # when some were
         self._loop = asyncio.get_running_loop()
@@ -102,7 +76,7 @@ class SQLiteStore:
                 path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 opening.callback(Lock(path).release)
                 os.close(os.open(path, os.O_CREAT | os.O_CLOEXEC, 0o600))
-                writing = aiosqlite.connect(path, isolation_level=None, factory=_Grouping)
+                writing = aiosqlite.connect(path, isolation_level=None, factory=Grouping)
                 writer = await opening.enter_async_context(writing)
                 for pragma in _PRAGMAS:
                     await writer.execute(pragma)
@@ -225,10 +199,10 @@ class SQLiteStore:
         except sqlite3.Error as error:
             raise _unavailable(error) from error
 
-    def _enqueue(self, statements: list[Statement], **more: Any) -> _Write:
+    def _enqueue(self, statements: list[Statement], **more: Any) -> Write:
         if self._closed:
             raise StoreUnavailable("The store is closed.")
-        write = _Write(statements, self._loop.create_future(), **more)
+        write = Write(statements, self._loop.create_future(), **more)
         self._queue.put_nowait(write)
         return write
 
@@ -253,14 +227,14 @@ class SQLiteStore:
             await self._commit(group)
             write = write and await self._queue.get()
 
-    async def _commit(self, group: list[_Write]) -> None:
-        statements = _merged(group)
+    async def _commit(self, group: list[Write]) -> None:
+        statements = merged(group)
         touches = self._due_touches(bool(statements) and statements.keys() == {sql.ARRIVE})
         if touches:
             rows = [(now, key.tenant, key.id) for key, now in touches.items()]
             statements = {sql.TOUCH: rows, **statements}
         try:
-            await self._writer.executemany(_GROUP, statements)
+            await self._writer.executemany(GROUP, statements)
             if limit := max([write.rewrite for write in group]):
                 await self._rewritten(limit)
             truncated = any([write.truncate for write in group]) and await self._emptied()
@@ -302,42 +276,6 @@ class SQLiteStore:
 async def _one(connection: aiosqlite.Connection, statement: str) -> Any:
     async with connection.execute(statement) as cursor:
         return await cursor.fetchone()
-
-
-class _Grouping(sqlite3.Connection):
-    """A connection that takes a whole transaction in one call: each hop to its thread costs as much as a row."""
-
-    def executemany(self, statement: str, parameters: Any, /) -> sqlite3.Cursor:
-        if statement != _GROUP:
-            return super().executemany(statement, parameters)
-        if parameters.keys() == {sql.ARRIVE} and len(rows := parameters[sql.ARRIVE]) <= TOGETHER:
-            return self._each(sql.ARRIVE, rows)  # a statement is a transaction
-        try:
-            self.execute("BEGIN IMMEDIATE")
-            for each, rows in parameters.items():
-                self._each(each, rows)
-            return self.execute("COMMIT")
-        except BaseException:
-            with suppress(sqlite3.Error):  # an I/O error has rolled it back already
-                self.execute("ROLLBACK")
-            raise
-
-    def _each(self, statement: str, rows: Sequence[Any]) -> sqlite3.Cursor:
-        if statement != sql.ARRIVE:
-            return super().executemany(statement, rows)
-        for at in range(0, len(rows), TOGETHER):
-            some = rows[at : at + TOGETHER]
-            done = self.execute(statement + ", ".join([_PLACES] * len(some)), packed(some))
-        return done
-
-
-def _merged(group: Iterable[_Write]) -> dict[str, list[Any]]:
-    """Equal statements of a group as one."""
-    merged: dict[str, list[Any]] = {}
-    for write in group:
-        for each, rows in write.statements:
-            merged.setdefault(each, []).extend(rows)
-    return merged
 
 
 def _retrieved(done: asyncio.Future[bool]) -> None:

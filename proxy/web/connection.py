@@ -7,40 +7,26 @@ may carry another request is said here. Knows nothing of URLs, of headers to sen
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable
 from contextlib import suppress
 from typing import cast
 
 from aiohttp import EMPTY_PAYLOAD, StreamReader
-from aiohttp.base_protocol import BaseProtocol
-from aiohttp.http import HttpResponseParser, HttpVersion10, HttpVersion11, RawResponseMessage
+from aiohttp.http import HttpResponseParser, RawResponseMessage
 
 from proxy.errors import BadRequest, ProxyError, UpstreamTimeout, UpstreamUnreachable
 from proxy.web.origin import AWAY, LATE
+from proxy.web.parsing import HEAD, holds_more, is_valid, parser
+from proxy.web.patience import Patience
 from proxy.web.request import LAST, Request, chunk
 
-_HEAD = 64 * 1024  # bytes that a head may have
 _HIGH = 128 * 1024  # bytes of an answer that may lie unread before no more are taken
 _JOIN = 64 * 1024  # a body up to this size is written in one with its head
-_ENDLESS = 2**29  # the reader's own bound, beyond ours: it could not be held to it without its private parts
-_TICK = 0.001  # seconds by which a timer may come early
 Take = Callable[[bytes], bool]  # whether more is wanted
-_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 _NO_HTTP = "The upstream's answer is no valid HTTP. Look at what runs there."
 BROKEN = "The upstream broke off its answer."
 _SILENT = "The upstream fell silent in the middle of its answer."
-
-
-class _NeverPaused(BaseProtocol):
-    """What the parser's reader asks to pause: nothing, since reading is paused by what lies unread there."""
-
-    def pause_reading(self) -> None:
-        """Never asked for: the reader's bound is beyond ours."""
-
-    def resume_reading(self, resume_parser: bool = True) -> None:
-        """Asked for after each read."""
 
 
 class Connection(asyncio.Protocol):
@@ -50,7 +36,6 @@ class Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self.lost: asyncio.Future[None] = self._loop.create_future()
         self.answered = False  # a byte has come since the last request
-        self._pausing = _NeverPaused(self._loop)
         self._transport: asyncio.Transport | None = None
         self._parser: HttpResponseParser | None = None  # while there is a request
         self._message: RawResponseMessage | None = None
@@ -63,8 +48,7 @@ class Connection(asyncio.Protocol):
         self._sending: asyncio.Task[None] | None = None  # until all of the request has gone
         self._waiter: asyncio.Future[None] | None = None
         self._room: asyncio.Future[None] | None = None  # while the upstream takes no more
-        self._due = self._look_at = 0.0
-        self._timer: asyncio.TimerHandle | None = None
+        self._patience = Patience(self._loop, self._late)
 
     # One exchange
 
@@ -109,7 +93,7 @@ class Connection(asyncio.Protocol):
             else:
                 self._idle, self._sink = idle, take
                 if not waits:  # framing alone is no sign of life
-                    self._expect(idle)
+                    self._patience.expect(idle)
                 waits = True
                 try:
                     await self._wait()
@@ -133,11 +117,11 @@ class Connection(asyncio.Protocol):
         parser, transport, self._parser = self._parser, self._open, None
         whole = self._message and not self._message.should_close and self._body.at_eof()
         sent = transport and not self._sending and not transport.get_write_buffer_size()
-        if not (whole and sent and parser) or _holds_more(parser):
+        if not (whole and sent and parser) or holds_more(parser):
             self.abort()
             return False
         self._body = EMPTY_PAYLOAD
-        self._expect(idle)
+        self._patience.expect(idle)
         return True
 
     def abort(self) -> None:
@@ -150,9 +134,7 @@ class Connection(asyncio.Protocol):
     def _stop(self) -> None:
         if self._sending:
             self._sending.cancel()
-        if self._timer:
-            self._timer.cancel()
-            self._timer = None
+        self._patience.end()
 
     @property
     def is_answered(self) -> bool:
@@ -171,16 +153,7 @@ class Connection(asyncio.Protocol):
     # The request
 
     def _begin(self, request: Request, seconds: float) -> None:
-        self._parser = HttpResponseParser(
-            self._pausing,
-            self._loop,
-            _ENDLESS,
-            max_line_size=_HEAD,
-            max_field_size=_HEAD,
-            response_with_body=not request.is_head,
-            read_until_eof=True,
-            auto_decompress=False,
-        )
+        self._parser = parser(self._loop, request.is_head)
         self._message, self._fault = None, None
         self._head_size = self._taken = 0
         self.answered = False
@@ -193,7 +166,7 @@ class Connection(asyncio.Protocol):
         else:
             transport.write(request.head)
             transport.write(request.body)
-        self._expect(seconds)
+        self._patience.expect(seconds)
         if request.stream:
             self._sending = self._loop.create_task(self._send(request.stream, request.length, seconds))
 
@@ -218,7 +191,7 @@ class Connection(asyncio.Protocol):
         if transport := self._open:
             transport.write(data)
         if self._message is None:
-            self._expect(seconds)
+            self._patience.expect(seconds)
         if self._room:
             await self._room
 
@@ -249,7 +222,7 @@ class Connection(asyncio.Protocol):
             return
         if self._message is None:
             self._head_size += len(data)
-            if self._head_size > _HEAD:
+            if self._head_size > HEAD:
                 self._fail(UpstreamUnreachable(_NO_HTTP))
         elif self._body.total_bytes - self._taken > _HIGH and not self._paused and (transport := self._open):
             self._paused = True
@@ -262,7 +235,7 @@ class Connection(asyncio.Protocol):
         data = self._body.read_nowait()
         if not data:
             return False
-        self._expect(self._idle)
+        self._patience.expect(self._idle)
         try:
             self._stopped = not self._given(data, take)
         except Exception as error:
@@ -272,7 +245,7 @@ class Connection(asyncio.Protocol):
 
     def _take(self, message: RawResponseMessage, body: StreamReader) -> None:
         """Raises ValueError for what is no head of an answer to what was asked."""
-        if self._message or not _is_valid(message):
+        if self._message or not is_valid(message):
             raise ValueError("not the head of an answer to what was asked")
         if message.code >= 200:
             self._message, self._body = message, body
@@ -309,44 +282,8 @@ class Connection(asyncio.Protocol):
         self.abort()
         self._wake()
 
-    def _expect(self, seconds: float) -> None:
-        """Something is to come within that time. One timer that looks again when it is early serves all: each
-        piece of a stream would else make one and cancel it."""
-        self._due = self._loop.time() + seconds
-        if self._timer is None or self._due < self._look_at:
-            self._look_later()
-
-    def _look_later(self) -> None:
-        if self._timer:
-            self._timer.cancel()
-        self._look_at = self._due
-        self._timer = self._loop.call_at(self._due, self._look)
-
-    def _look(self) -> None:
-        self._timer = None
-        if self._loop.time() < self._due - _TICK:
-            self._look_later()
-        elif self._parser is None:  # at rest
+    def _late(self) -> None:
+        if self._parser is None:  # at rest
             self.abort()
         elif self._waiter and not self._waiter.done():
             self._fail(UpstreamTimeout(_SILENT if self._message else LATE))
-
-
-def _is_valid(message: RawResponseMessage) -> bool:
-    """What aiohttp's parser lets pass and must not be handed on. It gives bodies coded otherwise as they are, while
-    the header that says so ends at this hop."""
-    codings = [value.lower() for value in message.headers.getall("Transfer-Encoding", ())]
-    return (
-        message.version in (HttpVersion10, HttpVersion11)
-        and (not codings or (codings == ["chunked"] and message.version == HttpVersion11))
-        and (message.code == 100 or message.code > 101)
-        and not _CONTROL.search(b"".join([value for _, value in message.raw_headers]))
-    )
-
-
-def _holds_more(parser: HttpResponseParser) -> bool:
-    """Whether more than an answer has come: at its end the parser gives what has begun of a message."""
-    try:
-        return parser.feed_eof() is not None
-    except Exception:
-        return True

@@ -1,0 +1,80 @@
+"""What is written together: the statements of several callers as one transaction, given to the database in one call.
+
+Knows SQL by name only, and neither sessions nor the loop that waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from proxy.errors import StoreUnavailable
+from proxy.stores import statements as sql
+from proxy.stores.rows import packed
+
+GROUP = "a transaction of ours"  # no SQL: see Grouping
+TOGETHER = 32  # turns in a statement
+_PLACES = f"({', '.join('?' * len(sql.COLUMNS.split(',')))})"
+
+Statement = tuple[str, Sequence[Any]]
+
+
+@dataclass(slots=True)
+class Write:
+    """Statements that stand or fall together, and who waits for them."""
+
+    statements: list[Statement]
+    done: asyncio.Future[bool]
+    rewrite: int = 0  # the file is written anew where it has no more bytes
+    truncate: bool = False  # then the log is emptied, and `done` says whether it could be
+
+    settled: bool = False
+
+    def settle(self, outcome: bool | StoreUnavailable) -> None:
+        self.settled = True
+        if self.done.done():  # with its caller, which is being cancelled
+            return
+        if isinstance(outcome, bool):
+            self.done.set_result(outcome)
+        else:
+            self.done.set_exception(outcome)
+
+
+class Grouping(sqlite3.Connection):
+    """A connection that takes a whole transaction in one call: each hop to its thread costs as much as a row."""
+
+    def executemany(self, statement: str, parameters: Any, /) -> sqlite3.Cursor:
+        if statement != GROUP:
+            return super().executemany(statement, parameters)
+        if parameters.keys() == {sql.ARRIVE} and len(rows := parameters[sql.ARRIVE]) <= TOGETHER:
+            return self._each(sql.ARRIVE, rows)  # a statement is a transaction
+        try:
+            self.execute("BEGIN IMMEDIATE")
+            for each, rows in parameters.items():
+                self._each(each, rows)
+            return self.execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):  # an I/O error has rolled it back already
+                self.execute("ROLLBACK")
+            raise
+
+    def _each(self, statement: str, rows: Sequence[Any]) -> sqlite3.Cursor:
+        if statement != sql.ARRIVE:
+            return super().executemany(statement, rows)
+        for at in range(0, len(rows), TOGETHER):
+            some = rows[at : at + TOGETHER]
+            done = self.execute(statement + ", ".join([_PLACES] * len(some)), packed(some))
+        return done
+
+
+def merged(group: Iterable[Write]) -> dict[str, list[Any]]:
+    """Equal statements of a group as one."""
+    merged: dict[str, list[Any]] = {}
+    for write in group:
+        for each, rows in write.statements:
+            merged.setdefault(each, []).extend(rows)
+    return merged
