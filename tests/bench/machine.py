@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ http {{
     keepalive_requests 1000000000;
     upstream behind {{ server 127.0.0.1:{behind}; keepalive 1024; keepalive_requests 1000000000; }}
     server {{
-        listen 127.0.0.1:{port} backlog=4096;
+        listen 127.0.0.1:{port} backlog=4096{tls};
         location / {{
             proxy_pass http://behind;
             proxy_http_version 1.1;
@@ -48,6 +48,12 @@ http {{
     }}
 }}
 """
+
+
+TLS = """ ssl;
+        ssl_certificate {folder}/cert.pem; ssl_certificate_key {folder}/key.pem"""
+CERTIFICATE = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+NAMES = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
 
 
 class CannotStart(Exception):
@@ -115,9 +121,15 @@ class Machine:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def proxy(self, settings: Mapping[str, Any] | None = None, name: str = "proxy", state: str | None = None) -> Target:
+    def proxy(
+        self,
+        settings: Mapping[str, Any] | None = None,
+        name: str = "proxy",
+        state: str | None = None,
+        trusted: Path | None = None,
+    ) -> Target:
         """The proxy, ready, with a fresh database, or that of an earlier one of the same `state`. `settings` are
-        further keys of its configuration."""
+        further keys of its configuration, `trusted` is a certificate that its upstream may have."""
         folder = self.folder / (state or f"{name}-{len(self._processes)}")
         folder.mkdir(exist_ok=True)
         config = folder / "config.yaml"
@@ -127,20 +139,39 @@ class Machine:
         command = ["-m", "proxy", "serve", "--config", str(config), "--listen", f"127.0.0.1:{port}"]
         with (folder / "log").open("w+") as log, self.second_core():
             environ = {**os.environ, "STATE_DIRECTORY": str(folder)}
+            environ |= {"SSL_CERT_FILE": str(trusted)} if trusted else {}
             process = self._start([sys.executable, *command], env=environ, stdout=log, stderr=log)
         return self._ready(Target(name, port, process.pid), "/readyz", folder / "log")
 
     def nginx(self) -> Target | None:
         """A plain reverse proxy, one worker, nothing buffered; None where nginx is not installed."""
+        return self._nginx("nginx")
+
+    def behind_tls(self) -> Target | None:
+        """The proxy with an upstream that is reached by TLS only: nginx ends it, on the upstream's core. None where
+        nginx or openssl is not installed."""
+        folder, openssl = self.folder / "tls", shutil.which("openssl")
+        if not (openssl and nginx_binary()):
+            return None
+        folder.mkdir()
+        files = ["-keyout", f"{folder}/key.pem", "-out", f"{folder}/cert.pem"]
+        subprocess.run([openssl, *CERTIFICATE, *NAMES, *files], check=True, capture_output=True)
+        front = self._nginx("tls", TLS.format(folder=folder))
+        assert front
+        upstreams = [{"base_url": f"https://127.0.0.1:{front.port}/v1"}]
+        return self.proxy({"upstreams": upstreams}, name="proxy over TLS", trusted=folder / "cert.pem")
+
+    def _nginx(self, name: str, tls: str = "") -> Target | None:
         if not (binary := nginx_binary()):
             return None
-        folder, port = self.folder / "nginx", free_port()
-        folder.mkdir()
+        folder, port = self.folder / name, free_port()
+        folder.mkdir(exist_ok=True)
         file = folder / "nginx.conf"
-        file.write_text(NGINX.format(folder=folder, port=port, behind=self.upstream.port))
-        with self.second_core():
+        file.write_text(NGINX.format(folder=folder, port=port, behind=self.upstream.port, tls=tls))
+        with nullcontext() if tls else self.second_core():
             process = self._start([binary, "-p", str(folder), "-c", str(file)], stderr=subprocess.DEVNULL)
-        return self._ready(Target("nginx", port, process.pid), "/__stats", folder / "error.log")
+        target = Target(name, port, process.pid)
+        return target if tls else self._ready(target, "/__stats", folder / "error.log")
 
     def stop(self, target: Target) -> None:
         """End a target at once: what it keeps is not asked for again, or must be there all the same."""

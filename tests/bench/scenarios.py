@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from statistics import median
@@ -152,6 +153,38 @@ def resend(bench: Bench) -> list[Row]:
     return [row(GOALS["resend"], found, lambda: [over(found["recorded"], found["pass-through"], per_request)], note)]
 
 
+def tls(bench: Bench) -> list[Row]:
+    """What every hosted upstream asks for besides: the same turns, requests and streams with an upstream behind TLS."""
+    secured = bench.machine.behind_tls()
+    if not secured:
+        return [Row(GOALS["tls"], "not measured: no nginx, or no openssl", Counter())]
+    cast: Cast = {
+        "recorded": (bench.proxy, RECORDED),
+        "pass-through": (bench.proxy, PLAIN),
+        "recorded over TLS": (secured, RECORDED),
+        "pass-through over TLS": (secured, PLAIN),
+    }
+    found = bench.in_rounds(cast, 16, Run(seconds=bench.seconds), warm=Run(seconds=bench.seconds / 5))
+    paced: Cast = {name: (target, replace(kind, pace=PACE)) for name, (target, kind) in cast.items()}
+    streams = bench.in_rounds({name: paced[name] for name in paced if "pass" in name}, 100, Run(turns=1, spread=STREAM))
+    bench.machine.stop(secured)
+
+    def turns(*names: str) -> list[float]:
+        return [1000 * median(map(per_request, found[name])) for name in names]
+
+    def event(name: str) -> float:
+        return 1e6 * median(map(per_event, streams[name]))
+
+    def note() -> str:
+        recorded, passed = turns("recorded", "pass-through")
+        return f" (without: {recorded:.2f} / {passed:.3f} ms / {event('pass-through'):.0f} us)"
+
+    def values() -> list[float]:
+        return [*turns("recorded over TLS", "pass-through over TLS"), event("pass-through over TLS")]
+
+    return [row(GOALS["tls"], found | {f"streams, {name}": visits for name, visits in streams.items()}, values, note)]
+
+
 def start(bench: Bench) -> list[Row]:
     """How long the proxy takes to be ready, what it needs when idle, and for each of 200 streams that it holds."""
     times, sizes = [], []
@@ -228,5 +261,6 @@ SCENARIOS: dict[str, Callable[[Bench], list[Row]]] = {
     "events": events,
     "first": first,
     "resend": resend,
+    "tls": tls,
     "start": start,
 }

@@ -34,6 +34,8 @@ class Goal:
         )
 
     def limit(self, limits: tuple[float, ...]) -> str:
+        if not limits:
+            return ""
         shown = limits[:1] if len({*limits}) == 1 else limits
         return f"{'≥' if self.least else '≤'} {self._with_units([f'{limit:g}' for limit in shown])}"
 
@@ -47,6 +49,7 @@ class Goal:
 
 
 MS = ("ms",)
+TLS_UNITS = ("ms", "ms", "us")
 GOALS = {
     "pass": Goal("pass-through, 16 connections, requests/s over nginx", (0.12,), (0.30,), least=True),
     "turn": Goal(
@@ -76,6 +79,9 @@ GOALS = {
         "over plain pass-through of the same body",
         (2.5,),
         (1.5,),
+    ),
+    "tls": Goal(
+        "over TLS to the upstream: CPU of a recorded turn / of a pass-through / of an event", (), (), TLS_UNITS
     ),
     "memory": Goal("memory idle / per held stream", (80, 60), (55, 30), ("MB", "KB")),
     "start": Goal("ready after start", (1.5,), (0.5,), ("s",)),
@@ -118,7 +124,8 @@ def row(
         return Row(goal, f"not measured: no {missing.args[0]}", faults)
     except Unclear as why:
         return Row(goal, f"not measured: {why}{note()}", faults)
-    return Row(goal, f"{goal.told(got)}{note()} · {goal.verdict(got)}", faults)
+    verdict = f" · {goal.verdict(got)}" if goal.must else ""
+    return Row(goal, f"{goal.told(got)}{note()}{verdict}", faults)
 
 
 def table(rows: Sequence[Row], faults: Counter[str]) -> str:
