@@ -121,7 +121,7 @@ async def _stopped(runtime: Runtime, key: SessionKey) -> list[dict[str, Any]]:
 
 async def _stream(request: web.BaseRequest, runtime: Runtime, key: SessionKey) -> Answered:
     history, turns = await _load(runtime, key)
-    listener = Listener(request, runtime.config)
+    listener = Listener(request, runtime.config, runtime.watch)
     if turns:
         await turns[-1].broadcast.follow(listener, _NO_STORE)
         turns[-1].note_delivery()
@@ -139,7 +139,7 @@ async def _stream(request: web.BaseRequest, runtime: Runtime, key: SessionKey) -
 async def _delete(request: web.BaseRequest, runtime: Runtime, key: SessionKey) -> Answered:
     sessions = runtime.config.sessions
     await _stopped(runtime, key)
-    async with WhileThere(request, lambda: None):
+    async with WhileThere(request, runtime.watch, lambda: None):
         place = await runtime.live.place(key, sessions.queue_limit, sessions.queue_timeout)
     try:
         await _stopped(runtime, key)  # those that began beside the line meanwhile

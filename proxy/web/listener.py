@@ -10,6 +10,7 @@ import struct
 import time
 from collections.abc import Callable
 from types import TracebackType
+from typing import Any
 
 from aiohttp import web
 
@@ -18,8 +19,7 @@ from proxy.core.headers import Pairs
 from proxy.web import cors
 from proxy.web.head import framed
 from proxy.web.request import LAST, chunk
-
-LOOK = 0.25  # seconds between two looks at whether a client is still there
+from proxy.web.watch import Watch
 
 
 class Listener:
@@ -29,12 +29,12 @@ class Listener:
     A client that takes nothing for `limits.write_timeout` is gone, once `look` is called.
     """
 
-    def __init__(self, request: web.BaseRequest, config: Config) -> None:
+    def __init__(self, request: web.BaseRequest, config: Config, watch: Watch) -> None:
         self.gone = False
         self.status = 0  # of the head that was written
         self.keep_alive = False
         self._request, self._protocol, self._config = request, request.protocol, config
-        self._timeout = config.limits.write_timeout
+        self._watch, self._timeout = watch, config.limits.write_timeout
         self._waits_since: float | None = None
         self._head = b""  # not written yet
         self._chunked = self._bodiless = False
@@ -47,7 +47,7 @@ class Listener:
 
     def watched(self) -> WhileThere:
         """For whoever writes and has no looks of its own: cut off once the client has gone."""
-        return WhileThere(self._request, self.look, min(LOOK, self._timeout))
+        return WhileThere(self._request, self._watch, self.look)
 
     def look(self) -> None:
         """Give up a client that takes nothing. Called from time to time: a timer for each piece would cost more
@@ -151,28 +151,28 @@ class WhileThere:
     only to a handler that reads or writes, and an upstream may think for minutes. Calls `look` each time that the
     client was still there."""
 
-    def __init__(self, request: web.BaseRequest, look: Callable[[], None], every: float = LOOK) -> None:
-        self._request, self._look_too, self._every = request, look, every
-        self._bound = asyncio.timeout(None)
+    def __init__(self, request: web.BaseRequest, watch: Watch, look: Callable[[], None]) -> None:
+        self._request, self._watch, self._look_too = request, watch, look
+        self._task: asyncio.Task[Any] | None = None
+        self._cut = False
 
     async def __aenter__(self) -> None:
-        await self._bound.__aenter__()
-        self._timer = asyncio.get_running_loop().call_later(self._every, self._look)
+        self._task = asyncio.current_task()
+        self._watch.add(self._look)
 
     def _look(self) -> None:
-        loop = asyncio.get_running_loop()
         transport = self._request.transport
-        if transport is None or transport.is_closing():
-            self._bound.reschedule(loop.time())
-            return
-        self._look_too()
-        self._timer = loop.call_later(self._every, self._look)
+        if transport is not None and not transport.is_closing():
+            self._look_too()
+        elif self._task:
+            self._cut = True
+            self._watch.remove(self._look)
+            self._task.cancel()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._timer.cancel()
-        try:
-            await self._bound.__aexit__(kind, error, trace)
-        except TimeoutError:
+        self._watch.remove(self._look)
+        alone = self._cut and self._task is not None and not self._task.uncancel()
+        if alone and kind is asyncio.CancelledError:  # by nobody else
             raise ConnectionResetError("The client has gone.") from None

@@ -35,7 +35,7 @@ async def forward(request: web.BaseRequest, runtime: Runtime, target: Target) ->
     A drain waits for it or cuts it: aiohttp's own clean-up would close the connection before the
     handler could reset it.
     """
-    listener = Listener(request, runtime.config)
+    listener = Listener(request, runtime.config, runtime.watch)
     with runtime.live.joined():
         await _hand_on(request, runtime, target, listener)
     return listener

@@ -48,7 +48,7 @@ class Reading(NamedTuple):
 
 async def handle(request: web.BaseRequest, runtime: Runtime, target: Target, session_id: str) -> Answered:
     wishes, call = wishes_of(request, runtime), await read_call(request, runtime, target, session_id)
-    listener = Listener(request, runtime.config)
+    listener = Listener(request, runtime.config, runtime.watch)
     reading = await _read(runtime, call, wishes)
     if wishes.must_exist and reading.session.state is not SessionState.CONTINUED:
         raise SessionNotFound("There is no such session. Leave x-session-must-exist out to begin one.")
@@ -172,7 +172,7 @@ async def _place(request: web.BaseRequest, runtime: Runtime, call: Call, on_busy
                 turn.stop(Stopped("Another request of the session interrupted this one. Nothing was recorded."))
 
     look(on_busy is Busy.INTERRUPT)
-    async with WhileThere(request, look):
+    async with WhileThere(request, runtime.watch, look):
         place: Place = await live.place(call.key, sessions.queue_limit, sessions.queue_timeout)
     return place
 

@@ -12,6 +12,7 @@ from proxy.web.live import Live
 from proxy.web.summaries import Summaries
 from proxy.web.target import Target, find
 from proxy.web.upstream import Client
+from proxy.web.watch import LOOK, Watch
 
 ROUTES = 1000  # request targets that are remembered
 
@@ -28,8 +29,12 @@ class Runtime:
     turn_id: Callable[[], str]
     live: Live[Any] = field(default_factory=Live)  # of turn.RecordedTurn, which is made of a runtime
     summaries: Summaries = field(default_factory=Summaries)
+    watch: Watch = field(init=False)
     _routes: dict[tuple[str, str], Target | None] = field(default_factory=dict)
     _routed: Config | None = None
+
+    def __post_init__(self) -> None:
+        self.watch = Watch(lambda: min(LOOK, self.config.limits.write_timeout))
 
     def find(self, raw_target: str, method: str) -> Target | None:
         """Where a request goes; see `target.find`. What was found is remembered as long as the configuration holds."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import zlib
 from collections.abc import Sequence
 from typing import cast
@@ -23,7 +24,7 @@ from proxy.dialects.turns import turns_of
 from proxy.errors import ProxyError, Stopped, StoreUnavailable
 from proxy.web.broadcast import Broadcast
 from proxy.web.call import SEEN, Call, upstream_headers
-from proxy.web.listener import LOOK, Listener
+from proxy.web.listener import Listener
 from proxy.web.live import Place
 from proxy.web.pieces import Body
 from proxy.web.runtime import Runtime
@@ -62,9 +63,7 @@ class RecordedTurn:
         self._settling = self._committing = self.kept = False
         self._noted: bool | None = None  # what was noted of its delivery
         self._stopped: ProxyError | None = None
-        self._look_timer: asyncio.TimerHandle | None = None
         self._deadline: float | None = None
-        self._every = min(LOOK, runtime.config.limits.write_timeout)
 
     @property
     def parent(self) -> str | None:
@@ -86,14 +85,13 @@ class RecordedTurn:
         """Begin; the task ends when the answer has ended."""
         if self._recorded:
             self._runtime.live.enter(self.call.key, self)
-        self._look_timer = asyncio.get_running_loop().call_later(self._every, self._look)
+        self._runtime.watch.add(self._look)
         self.task = self._runtime.live.start(self._run(), self._over)
         return self.task
 
     def _over(self) -> None:
         # Not in the task itself: one that is cancelled before its first step runs no `finally`.
-        if self._look_timer:
-            self._look_timer.cancel()
+        self._runtime.watch.remove(self._look)
         self.broadcast.fail(self._stopped or ProxyError("The proxy failed at this request. Its log says why."))
         if self._recorded:
             self._runtime.live.leave(self.call.key, self)
@@ -140,8 +138,6 @@ class RecordedTurn:
 
     def _look(self) -> None:
         """Whether somebody listens: a client that leaves while nothing is written to it is told nowhere else."""
-        loop = asyncio.get_running_loop()
-        self._look_timer = loop.call_later(self._every, self._look)
         self.broadcast.look()
         if not self.broadcast.deserted:
             self._deadline = None
@@ -150,8 +146,9 @@ class RecordedTurn:
         else:
             if not self.call.finishes:
                 self.stop()  # one that says that it is whole goes on, as one that is to finish
-            self._deadline = self._deadline or loop.time() + self._runtime.config.sessions.finish_limit
-            if loop.time() >= self._deadline:
+            now = time.monotonic()
+            self._deadline = self._deadline or now + self._runtime.config.sessions.finish_limit
+            if now >= self._deadline:
                 self._end_unless_committing()
 
     def _end_unless_committing(self) -> None:
