@@ -1,0 +1,65 @@
+"""What has happened so far, as plain numbers: cheap to count on the way of a request, read when somebody asks.
+
+Knows no request, no clock and no format; times are in seconds. Whatever is counted by a name takes names that the
+house or the configuration chose, never a client's: there are as many numbers after a year as after a day.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+from proxy.core.usage import Counts
+
+LONG = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0)
+SHORT = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
+
+
+class Spread:
+    """How values lie: how many up to each bound and above the one before, the last of all `counts` for those above
+    all bounds; and their sum."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def add(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+
+class Numbers:
+    """All of them, from the start of the process."""
+
+    def __init__(self) -> None:
+        self.requests: Counter[tuple[str, str, int]] = Counter()  # by route, upstream, first digit of the status
+        self.turns: Counter[tuple[str, str]] = Counter()  # by decision, outcome
+        self.rejected: Counter[str] = Counter()  # by the code of the error
+        self.prompt = self.cached = self.completion = self.reasoning = 0  # tokens
+        self.total: defaultdict[str, Spread] = defaultdict(lambda: Spread(LONG))  # by route, as the next two
+        self.first: defaultdict[str, Spread] = defaultdict(lambda: Spread(LONG))
+        self.overhead: defaultdict[str, Spread] = defaultdict(lambda: Spread(SHORT))
+        self.queue = Spread(LONG)  # of those that waited
+        self.commit = Spread(SHORT)
+
+    def answered(
+        self, route: str, upstream: str, status: int, total: float, first: float | None, overhead: float | None
+    ) -> None:
+        """A request has its answer, or its client has gone: then `status` is 0 where it was given none."""
+        self.requests[route, upstream, status // 100] += 1
+        self.total[route].add(total)
+        if first is not None:
+            self.first[route].add(first)
+        if overhead is not None:
+            self.overhead[route].add(overhead)
+
+    def used(self, told: Counts) -> None:
+        """Tokens of a turn: those `cached` are among the prompt's, those of `reasoning` among the completion's."""
+        self.prompt += told.prompt
+        self.cached += told.cached
+        self.completion += told.reply
+        self.reasoning += told.thoughts
