@@ -26,6 +26,7 @@ from proxy.stores.memory import MemoryStore
 from proxy.stores.sqlite import SQLiteStore
 from proxy.stores.warm import WarmStore
 from proxy.web.call import Call
+from proxy.web.line import Line
 from proxy.web.runtime import Runtime
 from proxy.web.target import find
 from proxy.web.upstream import Client
@@ -74,7 +75,7 @@ class Session:
         ask = chat.read(body)
         plan: Plan = decide(ask, self.history, marks)
         assert self._target
-        call = Call(self._target, KEY, ask, [], b"", True)
+        call = Call(self._target, KEY, ask, [], b"", True, Line("", 0.0))
         fit = Fit(self._runtime, call, plan, self.history, FORM)
         sent, _ = fit.body(FORM)
         reply = Reply(message=said("assistant", n), finish_reason="stop", finished=True)

@@ -19,6 +19,7 @@ from proxy.core.model import SessionKey, SessionState, Turn, TurnState
 from proxy.core.sizes import Counts, counts
 from proxy.errors import BadRequest, MethodNotAllowed, NotFound, SessionNotFound, TurnNotFound
 from proxy.web import caller
+from proxy.web import line as lines
 from proxy.web.broadcast import replay
 from proxy.web.listener import Answered, Listener, WhileThere
 from proxy.web.runtime import Runtime
@@ -44,7 +45,8 @@ async def answer(request: web.BaseRequest, runtime: Runtime) -> Answered:
     except UnicodeDecodeError:
         raise BadRequest("The session ID in the path is not valid UTF-8. Encode it so.") from None
     tenant = caller.tenant(runtime.config, list(request.headers.items()), runtime.secret)
-    return await methods[request.method](request, runtime, SessionKey(tenant, name))
+    key = lines.of(request).key = SessionKey(tenant, name)
+    return await methods[request.method](request, runtime, key)
 
 
 async def _show(request: web.BaseRequest, runtime: Runtime, key: SessionKey) -> Answered:
@@ -130,7 +132,7 @@ async def _stream(request: web.BaseRequest, runtime: Runtime, key: SessionKey) -
     kept = await runtime.store.answer(key, last.id) if last else None
     if last is None or kept is None:
         raise TurnNotFound("This session has no turn in flight, and its last answer is not kept.")
-    await replay(listener, last, kept, _NO_STORE)
+    await replay(listener, last, kept, [*_NO_STORE, (lines.NAME, lines.of(request).id)])
     if last.state is TurnState.COMPLETE and not listener.gone:
         runtime.live.delivered(key, last.id, True)
     return listener

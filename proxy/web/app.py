@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
@@ -18,6 +17,7 @@ from proxy.core import headers
 from proxy.core.members import dumps
 from proxy.errors import Draining, NotFound, ProxyError
 from proxy.web import api, caller, cors, passthrough, relay
+from proxy.web import line as lines
 from proxy.web.listener import Answered
 from proxy.web.runtime import Runtime
 
@@ -51,6 +51,9 @@ class _Request(web.BaseRequest):
     async def _prepare_hook(self, response: web.StreamResponse) -> None:
         """For answers of our own. What an Application has signals for; tests/web/test_untouched.py pins it."""
         response.headers.pop("Server", None)
+        line = self.get(lines.KEY)  # none where aiohttp refuses what is no HTTP
+        if line and (line.route != "passed" or line.fault):
+            response.headers[lines.NAME] = line.id
         for name, value in cors.ours(self, self.runtime.config):
             response.headers.add(name, value)
 
@@ -96,28 +99,31 @@ def _without_bytes(record: logging.LogRecord) -> bool:
 
 
 async def _answer(request: web.BaseRequest, runtime: Runtime) -> Answered:
-    begun = time.monotonic()
+    line, response = lines.begun(request, runtime), cast(Answered | None, None)
     try:
-        response: Answered = await dispatch(request, runtime)
+        response = await dispatch(request, runtime)
     except ProxyError as fault:
-        response = _fault(request, fault)
+        line.fault, response = fault.code, _fault(request, fault)
     except ConnectionError:
         raise
     except Exception:
-        log.exception("a fault of the proxy's own")
-        response = _fault(request, ProxyError("The proxy failed at this request. Its log says why."))
-    if log.isEnabledFor(logging.INFO):
-        path = request.raw_path.partition("?")[0]  # a query may hold a key
-        log.info("%s %s %s %.1f ms", request.method, path, response.status, 1000 * (time.monotonic() - begun))
+        log.exception("a fault of the proxy's own, at request %s", line.id)
+        own = ProxyError("The proxy failed at this request. Its log says why.")
+        line.fault, response = own.code, _fault(request, own)
+    finally:
+        lines.over(request, runtime, line, response)
     return response
 
 
 async def dispatch(request: web.BaseRequest, runtime: Runtime) -> Answered:
+    line = lines.of(request)
     if request.path in ("/healthz", "/readyz"):
+        line.route = "health"
         return await _health(request.path, runtime)
     pairs = list(request.headers.items())
     headers.refuse_invalid_utf8(pairs)
     if request.raw_path.startswith("/sessions/"):
+        line.route = "sessions"
         return (
             cors.preflight(request)
             if cors.is_preflight(request, runtime.config)
@@ -129,12 +135,15 @@ async def dispatch(request: web.BaseRequest, runtime: Runtime) -> Answered:
         raise NotFound(f"Nothing is mounted at this path. Point the client's base URL at one of: {mounts}.")
     if cors.is_preflight(request, runtime.config):
         return cors.preflight(request)
+    line.upstream = found.host
     caller.admit(runtime.config, found.upstream, pairs)
+    line.route = "passed"
     if request.method == "GET" and request.headers.get("Upgrade", "").lower() == "websocket":
         return await passthrough.websocket(request, runtime, found)
     if request.method == "POST" and found.is_chat:
         session_id = headers.session_id(pairs, runtime.config.sessions.headers)
         if session_id is not None:
+            line.route = "recorded"
             return await relay.handle(request, runtime, found, session_id)
     return await passthrough.forward(request, runtime, found)
 

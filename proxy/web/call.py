@@ -7,6 +7,7 @@ Decides nothing and knows no history.
 from __future__ import annotations
 
 import asyncio
+import time
 from enum import StrEnum
 from functools import lru_cache
 from hashlib import sha256
@@ -23,6 +24,8 @@ from proxy.core.plan import Mode
 from proxy.dialects import chat
 from proxy.errors import BadRequest, RequestTimeout, RequestTooLarge, UnsupportedEncoding
 from proxy.web import caller
+from proxy.web import line as lines
+from proxy.web.line import Line
 from proxy.web.runtime import Runtime
 from proxy.web.target import Target
 
@@ -60,6 +63,7 @@ class Call(Struct, frozen=True):
     pairs: headers.Pairs
     request: bytes  # the digest of its body
     recorded: bool
+    line: Line
     idempotency_key: str | None = None
     finishes: bool = True  # a reply whose client has gone is read to its end
 
@@ -77,11 +81,13 @@ def wishes_of(request: web.BaseRequest, runtime: Runtime) -> Wishes:
 
 async def read_call(request: web.BaseRequest, runtime: Runtime, target: Target, session_id: str) -> Call:
     config, pairs = runtime.config, list(request.headers.items())
-    key = SessionKey(caller.tenant(config, pairs, runtime.secret), session_id)
+    line = lines.of(request)
+    line.key = key = SessionKey(caller.tenant(config, pairs, runtime.secret), session_id)
     recorded = headers.choice(request.headers, "x-session-store", ["no"]) is None
     idempotency_key = headers.idempotency_key(request.headers)
     policy = headers.choice(request.headers, "x-session-on-disconnect", ["finish", "cancel"])
     body = await _body(request, config.limits.request_body, config.limits.body_timeout)
+    line.read, line.size = time.monotonic(), len(body)
     return Call(
         target,
         key,
@@ -89,6 +95,7 @@ async def read_call(request: web.BaseRequest, runtime: Runtime, target: Target, 
         pairs,
         _digest(body),
         recorded,
+        line,
         idempotency_key,
         finishes=(policy or config.sessions.on_disconnect) == "finish",
     )
@@ -141,6 +148,8 @@ def upstream_headers(call: Call, runtime: Runtime) -> headers.Pairs:
     sent = caller.with_our_key(upstream, headers.end_to_end(call.pairs, without))
     if header := upstream.affinity.get("header"):
         sent.append((header, affinity(call.key, runtime.secret)))
+    if not call.line.is_given:
+        sent.append((lines.NAME, call.line.id))
     return [*sent, ("Accept-Encoding", "identity")]
 
 

@@ -32,6 +32,7 @@ class Listener:
     def __init__(self, request: web.BaseRequest, config: Config, watch: Watch) -> None:
         self.gone = False
         self.status = 0  # of the head that was written
+        self.size, self.first = 0, 0.0  # bytes of the body that were given, and when the head went (monotonic)
         self.keep_alive = False
         self._request, self._protocol, self._config = request, request.protocol, config
         self._watch, self._timeout = watch, config.limits.write_timeout
@@ -69,6 +70,7 @@ class Listener:
     def put(self, data: bytes) -> bool:
         """Write without waiting; whether the client takes more at once."""
         if self.status and data and not self._bodiless:
+            self.size += len(data)
             self._write(chunk(data) if self._chunked else data)
         return self.gone or not self._protocol.writing_paused
 
@@ -100,6 +102,7 @@ class Listener:
         """Straight to the connection: what aiohttp's own response does for each piece costs as much as the piece."""
         if self._head:
             data, self._head = self._head + data, b""
+            self.first = time.monotonic()
             self._request.writer.output_size += len(data)  # by which aiohttp knows that an answer has begun
         transport = self._protocol.transport
         if transport is None or transport.is_closing():

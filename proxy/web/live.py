@@ -101,6 +101,11 @@ class Live(Generic[Turn]):
         """Turns and pass-throughs whose answer has not ended."""
         return len(self._tasks)
 
+    @property
+    def waiting(self) -> int:
+        """Requests that stand in line."""
+        return sum([len(line) for line in self._lines.values()])
+
     async def place(self, key: SessionKey, limit: int, timeout: float) -> Place:
         """Wait for the place of the session's next turn: at most `limit` wait, each `timeout` seconds.
 

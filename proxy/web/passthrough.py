@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import aiohttp
 from aiohttp import web
 
 from proxy.core.headers import Pairs, end_to_end
 from proxy.errors import BadRequest, ProxyError, UpstreamUnreachable
+from proxy.web import line as lines
 from proxy.web.caller import with_our_key
 from proxy.web.listener import Answered, Listener
 from proxy.web.runtime import Runtime
@@ -44,7 +46,10 @@ async def forward(request: web.BaseRequest, runtime: Runtime, target: Target) ->
 async def _hand_on(request: web.BaseRequest, runtime: Runtime, target: Target, listener: Listener) -> None:
     headers = with_our_key(target.upstream, end_to_end(request.headers.items(), _NOT_SENT))
     body = request.content if request.can_read_body else None
+    line = lines.of(request)
+    line.size = request.content_length or 0
     async with listener.watched():
+        line.asked = time.monotonic()
         answer = await runtime.client.ask(request.method, target.url, headers, body, target.upstream)
         try:
             listener.begin(answer.status, end_to_end(answer.headers), not answer.is_here)

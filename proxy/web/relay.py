@@ -7,6 +7,7 @@ may have moved. The turn itself stands in `turn`; how lists are read, in `core.r
 from __future__ import annotations
 
 import logging
+import time
 from typing import NamedTuple
 
 from aiohttp import web
@@ -18,6 +19,7 @@ from proxy.core.plan import Decision, Plan
 from proxy.core.reconcile import decide, is_retry, retried
 from proxy.dialects import marks, sending
 from proxy.errors import IdempotencyKeyReused, SessionBusy, SessionNotFound, Stopped
+from proxy.web import line as lines
 from proxy.web.broadcast import replay
 from proxy.web.call import Busy, Call, Wishes, read_call, wishes_of
 from proxy.web.listener import Answered, Listener, WhileThere
@@ -67,6 +69,7 @@ async def handle(request: web.BaseRequest, runtime: Runtime, target: Target, ses
             return await _again(runtime, call, listener, reading)
         runtime.live.refuse_when_draining()  # those that need no place, too
         turn = RecordedTurn(runtime, call, reading.plan, reading.session, listener, place)
+        call.line.decision, call.line.turn = reading.plan.decision, turn.id
     except BaseException:
         if place:
             place.leave()
@@ -78,12 +81,15 @@ async def handle(request: web.BaseRequest, runtime: Runtime, target: Target, ses
 
 
 async def _again(runtime: Runtime, call: Call, listener: Listener, reading: Reading) -> Answered:
-    decision = ("x-session-decision", Decision.RETRY.value)
+    line, decision = call.line, ("x-session-decision", Decision.RETRY.value)
+    line.decision = Decision.RETRY
     if reading.attached:
+        line.turn = reading.attached.id
         await reading.attached.broadcast.follow(listener, [decision])
         reading.attached.note_delivery()
     elif reading.again and reading.answer:
-        await replay(listener, reading.again, reading.answer, [decision])
+        line.turn = reading.again.id
+        await replay(listener, reading.again, reading.answer, [decision, (lines.NAME, line.id)])
         undelivered = runtime.live.was_delivered(call.key, reading.again.id) is False
         if undelivered and not listener.gone:
             runtime.live.delivered(call.key, reading.again.id, True)
@@ -172,8 +178,12 @@ async def _place(request: web.BaseRequest, runtime: Runtime, call: Call, on_busy
                 turn.stop(Stopped("Another request of the session interrupted this one. Nothing was recorded."))
 
     look(on_busy is Busy.INTERRUPT)
-    async with WhileThere(request, runtime.watch, look):
-        place: Place = await live.place(call.key, sessions.queue_limit, sessions.queue_timeout)
+    waits = time.monotonic()
+    try:
+        async with WhileThere(request, runtime.watch, look):
+            place: Place = await live.place(call.key, sessions.queue_limit, sessions.queue_timeout)
+    finally:
+        call.line.queue = time.monotonic() - waits
     return place
 
 

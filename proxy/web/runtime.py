@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from proxy.config import Config
+from proxy.lines import Lines
+from proxy.numbers import Numbers
 from proxy.stores.base import Store
 from proxy.web.live import Live
 from proxy.web.summaries import Summaries
@@ -19,7 +22,8 @@ ROUTES = 1000  # request targets that are remembered
 
 @dataclass
 class Runtime:
-    """`now` gives the wall clock in ms, `turn_id` a new turn ID that nobody can guess."""
+    """`now` gives the wall clock in ms, `turn_id` a new turn ID that nobody can guess, `request_id` a new name for a
+    request."""
 
     config: Config
     store: Store
@@ -30,6 +34,9 @@ class Runtime:
     live: Live[Any] = field(default_factory=Live)  # of turn.RecordedTurn, which is made of a runtime
     summaries: Summaries = field(default_factory=Summaries)
     watch: Watch = field(init=False)
+    request_id: Callable[[], str] = field(default_factory=lambda: map("req_{}".format, itertools.count(1)).__next__)
+    numbers: Numbers = field(default_factory=Numbers)
+    lines: Lines | None = None
     _routes: dict[tuple[str, str], Target | None] = field(default_factory=dict)
     _routed: Config | None = None
 

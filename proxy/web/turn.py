@@ -18,10 +18,12 @@ from proxy.core.exchange import Dialect, Exchange, Outcome, Verdict
 from proxy.core.history import Session
 from proxy.core.model import Answer, Turn, TurnState
 from proxy.core.plan import Decision, Flight, Plan
+from proxy.core.usage import counts
 from proxy.dialects import chat, profiles, sending
 from proxy.dialects.sending import Form
 from proxy.dialects.turns import turns_of
 from proxy.errors import ProxyError, Stopped, StoreUnavailable
+from proxy.web import line as lines
 from proxy.web.broadcast import Broadcast
 from proxy.web.call import SEEN, Call, upstream_headers
 from proxy.web.listener import Listener
@@ -100,6 +102,7 @@ class RecordedTurn:
         self._leave()
         if self.kept:
             self._fit.kept()
+        self._runtime.numbers.turns[self.plan.decision, self.call.line.outcome or "failed"] += 1
 
     async def _run(self) -> None:
         try:
@@ -159,6 +162,7 @@ class RecordedTurn:
         """Ask the upstream once; whether to ask again, without what it refused."""
         runtime, target = self._runtime, self.call.target
         sent = upstream_headers(self.call, runtime)
+        self.call.line.asked = self.call.line.asked or time.monotonic()
         answer = await runtime.client.ask("POST", target.url, sent, self._body, target.upstream)
         try:
             body = Body(answer)
@@ -231,7 +235,10 @@ class RecordedTurn:
     async def _settle(self, clean: bool) -> None:
         """The end of the answer is here: keep the turn, then let the end go; or break it off."""
         self._settling = self._committing = True
+        line = self.call.line
+        line.ended = time.monotonic()
         outcome = self._exchange.finish(clean)
+        line.outcome = outcome.verdict.value
         released, fault = outcome.verdict in (Verdict.COMPLETE, Verdict.NOTHING), None
         try:
             if self._recorded and outcome.verdict in (Verdict.COMPLETE, Verdict.CUT):
@@ -239,14 +246,18 @@ class RecordedTurn:
         except StoreUnavailable as error:
             log.error("turn %s is not kept, its end is not released: %s", self.id, error)
             released, fault = False, error
+            line.outcome = "unkept"
         self._committing = False
         self._leave()
+        line.released = time.monotonic()
         if not released:
             self.broadcast.fail(fault)
         elif held := self._exchange.release():
             await self.broadcast.write(held)
             self.broadcast.delivered = not self.broadcast.deserted
         self.note_delivery()
+        if usage := outcome.reply.usage:
+            self._runtime.numbers.used(counts(usage))
 
     def note_delivery(self) -> None:
         """For retries: whether a client has seen the end of what was kept. One who takes long tells nothing of
@@ -284,7 +295,9 @@ class RecordedTurn:
             latest = (await runtime.store.load(key, runtime.now(), in_use=True)).history
             drop = latest.plus(*turns).spare(runtime.live.parents(key))
         answer = Answer(*self._said, self._exchange.answer)
+        begun = time.monotonic()
         await runtime.store.append(key, turns, runtime.now(), drop, answer)
+        runtime.numbers.commit.add(time.monotonic() - begun)
         self._note_seen(turns)
         return True
 
@@ -304,6 +317,8 @@ class RecordedTurn:
         sent = headers.end_to_end(answer.headers, _CODED if inflated else _NONE)
         if not 200 <= answer.status < 300:
             return sent  # the upstream's own errors go through untouched
+        if answer.get(lines.NAME) is None:
+            sent.append((lines.NAME, self.call.line.id))
         return [
             *sent,
             ("x-session-state", self._session.state),
