@@ -93,11 +93,11 @@ def _serve(options: argparse.Namespace) -> int:
         return _load(options.config, options.listen)
 
     config = load()
-    daemon.configure_logging(config)
+    lines = daemon.configure_logging(config, os.environ)
     if options.demo or sys.stdout.isatty():
         model = "demo" if options.demo else "the upstream's model"
         print(greeting(options.listen or config.listen, model), flush=True)
-    _run(daemon.serve(load, options.listen, options.demo, os.environ))
+    _run(daemon.serve(load, options.listen, options.demo, os.environ, lines))
     return 0
 
 

@@ -145,7 +145,7 @@ class Admin(Section):
 
 class Log(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
-    format: Literal["auto"] = "auto"
+    format: Literal["auto", "console", "logfmt", "json"] = "auto"
 
 
 class Shutdown(Section):

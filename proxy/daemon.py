@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -21,6 +22,7 @@ from proxy import config as configuration
 from proxy import control, demo, systemd
 from proxy.config import Config
 from proxy.errors import ConfigError, StoreUnavailable
+from proxy.lines import Lines, is_journal, loop_fault
 from proxy.listening import Listening
 from proxy.status import Status
 from proxy.stores.base import Store
@@ -72,13 +74,16 @@ async def open_store(config: Config, environ: Mapping[str, str]) -> tuple[Store,
     return WarmStore(store, ttl, config.limits.cache), secret
 
 
-async def serve(load: Callable[[], Config], listen: str | None, with_demo: bool, environ: Mapping[str, str]) -> None:
+async def serve(
+    load: Callable[[], Config], listen: str | None, with_demo: bool, environ: Mapping[str, str], lines: Lines
+) -> None:
     """Run until SIGTERM or SIGINT. `load` reads the configuration, now and at each reload.
 
     Raises CannotListen, StoreLocked, StoreUnavailable and ConfigError, each with a sentence.
     """
     inherited = systemd.inherited(environ, os.getpid())
     demo_runner, demo_port = await demo.start() if with_demo else (None, 0)
+    asyncio.get_running_loop().set_exception_handler(loop_fault)
     config = load()
     listening = Listening(listen or config.listen, inherited)
 
@@ -94,7 +99,9 @@ async def serve(load: Callable[[], Config], listen: str | None, with_demo: bool,
     config = read()
     store, secret = await open_store(config, environ)
     client = Client()
-    runtime = Runtime(config, store, client, secret, lambda: time.time_ns() // 1_000_000, partial(next, _turn_ids()))
+    turn_id, request_id = [partial(next, _ids(prefix)) for prefix in ("turn_", "req_")]
+    runtime = Runtime(config, store, client, secret, lambda: time.time_ns() // 1_000_000, turn_id)
+    runtime.request_id, runtime.lines = request_id, lines
     runner = build_runner(build_app(runtime), config)
     _spare_the_collector()
     try:
@@ -166,6 +173,8 @@ def _reload(runtime: Runtime, load: Callable[[], Config], status: Status) -> Non
         status.fault = f"the configuration was not reloaded: {error.problems[0]}"
     else:
         status.fault = ""
+        if runtime.lines:
+            runtime.lines.adjust(runtime.config.log.level, runtime.config.log.format)
         log.info("configuration reloaded")
         for key, value in _fixed(runtime.config).items():
             if value != _fixed(before)[key]:
@@ -209,12 +218,16 @@ def _onto_demo(config: Config, port: int) -> Config:
     return config.model_copy(update={"upstreams": (first,)})
 
 
-def _turn_ids() -> Iterator[str]:
+def _ids(prefix: str) -> Iterator[str]:
     """Each call to the kernel for randomness costs as much as forty IDs do otherwise."""
     while True:
         drawn = secrets.token_hex(12 * 64)
-        yield from ["turn_" + drawn[at : at + 24] for at in range(0, len(drawn), 24)]
+        yield from [prefix + drawn[at : at + 24] for at in range(0, len(drawn), 24)]
 
 
-def configure_logging(config: Config) -> None:
-    logging.basicConfig(level=config.log.level.upper(), format="%(levelname)s %(name)s: %(message)s")
+def configure_logging(config: Config, environ: Mapping[str, str]) -> Lines:
+    """Log to the error output from now on."""
+    descriptor = sys.stderr.fileno()
+    lines = Lines(descriptor, config.log.level, config.log.format, is_journal(descriptor, environ))
+    lines.install()
+    return lines

@@ -304,7 +304,7 @@ MISTAKES = [
         "upstreams: [{profile: glm}]",
         "1:14: upstreams.0.profile: must be one of auto, avian, azure",
     ),
-    ("log: {format: json}", "1:7: log.format: must be 'auto'; another value is not available"),
+    ("log: {format: xml}", "1:7: log.format: must be 'auto', 'console', 'logfmt' or 'json'"),
     ("log: {level: loud}", "1:7: log.level: must be 'debug', 'info', 'warning' or 'error'"),
     ("tenant: everybody", "1:1: tenant: must be 'credential' or 'one'"),
     ("tenant: {}", "1:1: tenant: has too few or too many entries; write one"),

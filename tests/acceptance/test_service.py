@@ -127,6 +127,21 @@ async def test_what_was_said_survives_a_restart_and_is_for_the_service_alone(ser
     assert all(line[4:10] == "------" for line in found)
 
 
+async def test_the_journal_has_a_line_per_request_with_its_priority(service: Service) -> None:
+    async with ScriptedUpstream() as upstream:
+        service.configure(upstream.base_url)
+        assert await service.asked("told") == (200, "complete")
+    assert (await service.asked("told"))[0] == 502
+
+    def said(*words: str) -> str:
+        unit = ("--unit", "session-proxy", "--output", "cat", "--no-pager")
+        return service.machine.run("journalctl", *unit, *words)
+
+    await eventually(lambda: "request: POST /v1/chat/completions 502" in said("--priority", "4..4"))
+    assert "request: POST /v1/chat/completions 200" in said("--priority", "6..6")
+    assert " 200 " not in said("--priority", "warning")
+
+
 async def test_the_key_is_read_by_the_service_only(service: Service) -> None:
     service.machine.write("/etc/session-proxy/upstream-api-key", KEY + "\n", 0o600)
     async with ScriptedUpstream() as upstream:
