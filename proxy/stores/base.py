@@ -9,10 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from proxy.core.history import Session
 from proxy.core.model import Answer, ModelKey, SessionKey, Turn
+
+
+class Standing(NamedTuple):
+    """How much there is: sessions that were heard of within the TTL; bytes of the files; sessions that are warm, the
+    bytes they take, and how many loads were from them and how many were not."""
+
+    sessions: int = 0
+    size: int = 0
+    warm: int = 0
+    warm_size: int = 0
+    hits: int = 0
+    misses: int = 0
 
 
 class Store(Protocol):
@@ -67,5 +79,8 @@ class Store(Protocol):
 
     async def ping(self) -> None:
         """Write something, durably."""
+
+    async def standing(self, now: int) -> Standing:
+        """How much there is at `now`."""
 
     async def close(self) -> None: ...

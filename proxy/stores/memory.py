@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from proxy.core.history import History, Session, fresh
 from proxy.core.model import Answer, ModelKey, SessionKey, SessionState, Turn
+from proxy.stores.base import Standing
 from proxy.stores.learned import Learned
 from proxy.stores.rules import is_expired, is_forgotten, state_at
 
@@ -101,5 +102,8 @@ class MemoryStore:
     async def scrub(self) -> None: ...
 
     async def ping(self) -> None: ...
+
+    async def standing(self, now: int) -> Standing:
+        return Standing(sum([not is_expired(row.touched, now, self._ttl) for row in self._rows.values()]))
 
     async def close(self) -> None: ...

@@ -23,6 +23,7 @@ from proxy.core.history import Session, fresh
 from proxy.core.model import Answer, ModelKey, SessionKey, SessionState, Turn
 from proxy.errors import StoreUnavailable
 from proxy.stores import statements as sql
+from proxy.stores.base import Standing
 from proxy.stores.files import no_space
 from proxy.stores.group import GROUP, Grouping, Statement, Write, merged
 from proxy.stores.learned import LIMIT_KEPT, Learned
@@ -50,6 +51,7 @@ class SQLiteStore:
         opened: AsyncExitStack,
         writer: aiosqlite.Connection,
         reader: aiosqlite.Connection,
+        path: Path,
         ttl: int,
         turn_id: int,
         learned: Learned,
@@ -57,7 +59,7 @@ class SQLiteStore:
         self._opened = opened
         self._writer = writer
         self._reader = reader
-        self._ttl = ttl
+        self._path, self._ttl = path, ttl
         self._turn_id = turn_id  # the newest; the one writer counts
         self._learned = learned
         self._queue: asyncio.Queue[Write | None] = asyncio.Queue()
@@ -88,7 +90,7 @@ class SQLiteStore:
                 reader = await opening.enter_async_context(reading)
                 await reader.execute("PRAGMA query_only=ON")
                 refusals, limits = [await reader.execute_fetchall(each) for each in (sql.REFUSALS, sql.LIMITS)]
-                return cls(opening.pop_all(), writer, reader, ttl, newest or 0, Learned(refusals, limits))
+                return cls(opening.pop_all(), writer, reader, path, ttl, newest or 0, Learned(refusals, limits))
         except OSError as error:
             raise StoreUnavailable(f"Cannot use {path}: {error.strerror}. {remedy(error)}") from error
         except sqlite3.Error as error:
@@ -182,6 +184,11 @@ class SQLiteStore:
 
     async def ping(self) -> None:
         await self._write([(sql.BEAT, [()])])
+
+    async def standing(self, now: int) -> Standing:
+        [(sessions,)] = await self._read(sql.ALIVE, (now - self._ttl,))
+        files = [self._path, self._path.with_name(self._path.name + "-wal")]
+        return Standing(sessions, sum([file.stat().st_size for file in files if file.exists()]))
 
     async def close(self) -> None:
         """Commit what waits, then close."""

@@ -66,3 +66,4 @@ WIPE_ANSWERS = WIPE.replace("turns", "answers", 1)
 STALE = "SELECT id, touched, tenant, session FROM sessions WHERE touched < ? AND emptied = 0 ORDER BY touched LIMIT ?"
 FORGET = "DELETE FROM sessions WHERE emptied = 1 AND touched < ?"
 BEAT = "UPDATE pulse SET beat = beat + 1"
+ALIVE = "SELECT count(*) FROM sessions WHERE touched >= ?"  # the index on `touched` answers it alone

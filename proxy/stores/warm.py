@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from proxy.core.history import Session
 from proxy.core.model import Answer, ModelKey, SessionKey, SessionState, Turn
-from proxy.stores.base import Store
+from proxy.stores.base import Standing, Store
 from proxy.stores.rules import is_expired
 
 ENTRY_SIZE = 1024  # bytes an entry takes beside its turns, roughly
@@ -40,7 +40,7 @@ class WarmStore:
         self._inner = inner
         self._ttl = ttl
         self._limit = limit
-        self._size = 0
+        self._size = self._hits = self._misses = 0
         self._entries: OrderedDict[SessionKey, _Entry] = OrderedDict()
         self._reads: dict[SessionKey, set[object]] = {}  # under way, and still true
 
@@ -63,8 +63,10 @@ class WarmStore:
             entry = self._entries.get(key)
             if entry and (in_use or entry.is_live(now, self._ttl)):
                 self._entries.move_to_end(key)
+                self._hits += 1
                 return entry.session
             self._drop(key)
+            self._misses += 1
             session, current = await self._read(key, now, in_use)
             if current:
                 self._keep(key, session, session.touched)
@@ -135,6 +137,10 @@ class WarmStore:
 
     async def ping(self) -> None:
         await self._inner.ping()
+
+    async def standing(self, now: int) -> Standing:
+        inner = await self._inner.standing(now)
+        return inner._replace(warm=len(self._entries), warm_size=self._size, hits=self._hits, misses=self._misses)
 
     async def close(self) -> None:
         self._entries.clear()

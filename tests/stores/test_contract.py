@@ -308,6 +308,15 @@ async def test_a_purge_takes_what_was_silent_for_so_long_whatever_the_ttl(shelf:
     assert [(await shelf.store.load(key, 101)).state for key in (A, B)] == [CONTINUED, EXPIRED]
 
 
+async def test_a_store_tells_how_much_there_is(shelf: Shelf) -> None:
+    assert (await shelf.store.standing(0)).sessions == 0
+    await shelf.store.append(A, [turn()], 0)
+    await shelf.store.append(B, [turn()], TTL // 2)
+    there = [await shelf.store.standing(now) for now in (TTL, TTL + 1, 2 * TTL)]
+    assert [standing.sessions for standing in there] == [2, 1, 0]
+    assert (there[0].size > 4096) == (shelf.kind != "memory")
+
+
 async def test_what_upstreams_refuse_is_learned(shelf: Shelf) -> None:
     assert shelf.store.refusals.get("a") is None
     for upstream, member in [("a", "reasoning"), ("a", "audio"), ("b", "refusal"), ("a", "audio")]:

@@ -66,6 +66,16 @@ async def inner() -> Inner:
     return Inner()
 
 
+async def test_it_tells_what_is_warm_and_how_often_that_was_enough(inner: Inner) -> None:
+    store = WarmStore(inner, TTL, 10_000)
+    await store.append(A, [turn()], 0)
+    for _ in range(3):
+        await store.load(A, 0, in_use=True)
+    told = await store.standing(0)
+    assert (told.sessions, told.warm, told.hits, told.misses) == (1, 1, 2, 1)
+    assert 1024 < told.warm_size < 10_000
+
+
 def big(size: int) -> Turn:
     return turn(asked=(Message("user", b'"' + b"x" * size + b'"'),))
 
