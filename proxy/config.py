@@ -139,8 +139,8 @@ class Cors(Section):
 
 
 class Admin(Section):
-    listen: None = None
-    token: None = None
+    listen: Listen | None = None
+    token: Secret | None = None
 
 
 class Log(Section):
@@ -195,6 +195,16 @@ def unsafe(config: Config, listen: str) -> str | None:
         " list the callers under clients, or remove api_key"
     )
     return say if config.lends and not loopback(listen) else None
+
+
+def _unguarded(config: Config) -> str | None:
+    """Why the admin listener cannot be; None if it can, or is not asked for."""
+    admin = config.admin
+    if admin.listen is None:
+        return None
+    if admin.token is None:
+        return "needs a token; write admin.token as well, such as ${file:admin-token}"
+    return "is the address of listen; choose another one" if admin.listen == config.listen else None
 
 
 def _beside(file: Path, tls: Tls) -> Tls:
@@ -277,6 +287,8 @@ def load(path: str | Path, environ: Mapping[str, str]) -> Config:
         config = config.model_copy(update={"tls": _beside(source.file, config.tls)})
         if why := unsafe(config, config.listen):
             source.problem(source.find(("listen",)), why)
+        if why := _unguarded(config):
+            source.problem(source.find(("admin", "listen")), why)
         if why := _unproven(config.tls):
             source.problem(source.find(("tls", "certificate")), why)
     except Invalid as wrong:

@@ -25,13 +25,13 @@ from proxy.errors import ConfigError, StoreUnavailable
 from proxy.lines import Lines, is_journal, loop_fault
 from proxy.listening import Listening
 from proxy.status import Status
-from proxy.stores.base import Store
+from proxy.stores.base import Standing, Store
 from proxy.stores.memory import MemoryStore
 from proxy.stores.remedy import remedy
 from proxy.stores.secret import SIZE, load_secret
 from proxy.stores.sqlite import SQLiteStore
 from proxy.stores.warm import WarmStore
-from proxy.web import operator
+from proxy.web import admin, operator
 from proxy.web.app import build_app, build_runner
 from proxy.web.runtime import Runtime
 from proxy.web.upstream import Client
@@ -86,6 +86,7 @@ async def serve(
     asyncio.get_running_loop().set_exception_handler(loop_fault)
     config = load()
     listening = Listening(listen or config.listen, inherited)
+    administered = Listening(config.admin.listen, ()) if config.admin.listen else None
 
     def read() -> Config:
         """What the file says now, if it may be served at the addresses we have."""
@@ -93,7 +94,8 @@ async def serve(
         for address in listening.addresses:
             if why := configuration.unsafe(config, address):
                 raise ConfigError([f"{address}: {why}"])
-        listening.secure(config.tls)
+        for each in filter(None, (listening, administered)):
+            each.secure(config.tls)
         return config
 
     config = read()
@@ -111,7 +113,7 @@ async def serve(
         if (named := listen or config.listen) not in listening.addresses:
             log.warning("listen: %s is not used, for systemd holds the sockets", named)
         status = Status(lambda: runtime.live.in_flight, environ, os.getpid())
-        async with _operated(runtime, database_path(config, environ)):
+        async with _operated(runtime, database_path(config, environ)), _administered(runtime, administered):
             await _live(runtime, listening, read, status)
     finally:
         await runner.cleanup()
@@ -133,6 +135,31 @@ async def _operated(runtime: Runtime, database: Path | None) -> AsyncIterator[No
             except OSError as error:
                 log.warning("commands that need a running proxy cannot reach this one: %s", error.strerror)
         yield
+
+
+@asynccontextmanager
+async def _administered(runtime: Runtime, listening: Listening | None) -> AsyncIterator[None]:
+    """Answer an operator's tools meanwhile, where the configuration asks for it. Raises CannotListen."""
+    if listening is None:
+        yield
+        return
+    from proxy import metrics  # nobody else needs prometheus-client
+
+    rendered = metrics.Metrics(runtime.numbers)
+
+    def render(runtime: Runtime, store: Standing | None) -> tuple[bytes, str]:
+        live, limit = runtime.live, runtime.config.limits.cache
+        present = metrics.Present(live.in_flight, live.waiting, limit, live.draining, store)
+        return rendered.render(present), metrics.CONTENT_TYPE
+
+    runner = admin.build_runner(runtime, render)
+    try:
+        await runner.setup()
+        await listening.start(runner)
+        log.info("admin listener on %s", listening)
+        yield
+    finally:
+        await runner.cleanup()
 
 
 async def _live(runtime: Runtime, listening: Listening, load: Callable[[], Config], status: Status) -> None:
@@ -186,6 +213,7 @@ def _fixed(config: Config) -> dict[str, object]:
     """What holds until a restart."""
     return {
         "listen": config.listen,
+        "admin.listen": config.admin.listen,
         "tls": "off" if config.tls.certificate is None else "on",
         "store.path": config.store.path,
         "sessions.ttl": config.sessions.ttl,

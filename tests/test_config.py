@@ -299,7 +299,10 @@ MISTAKES = [
     ("history: {summary: {prompt: ' '}}", "1:21: history.summary.prompt: must be a text that says something"),
     ("history: {summary: {model: 'a b'}}", "1:21: history.summary.model: must be the name of a model"),
     ("history: {summary: {modell: m}}", "1:21: history.summary.modell: unknown key 'modell'; did you mean 'model'?"),
-    ("admin: {listen: 127.0.0.1:1}", "1:9: admin.listen: another value than null is not available"),
+    ("admin: {listen: 127.0.0.1:1}", "1:9: admin.listen: needs a token; write admin.token as well"),
+    ("admin: {listen: 127.0.0.1:8484, token: t}", "1:9: admin.listen: is the address of listen; choose another one"),
+    ("admin: {listen: here, token: t}", "1:9: admin.listen: must be HOST:PORT"),
+    ("admin: {token: 'a b'}", "1:9: admin.token: must be the key alone"),
     (
         "upstreams: [{profile: glm}]",
         "1:14: upstreams.0.profile: must be one of auto, avian, azure",

@@ -14,7 +14,7 @@ import pytest
 from tests.fakes import RawClient, Received, Reply, ScriptedUpstream, completion, error, eventually, sse
 from tests.process import Proxy
 
-KEY, TEXT, SESSION, OURS = "sk-canary-key", "canary-text", "canary-session", "sk-canary-ours"
+KEY, TEXT, SESSION, OURS, TOKEN = "sk-canary-key", "canary-text", "canary-session", "sk-canary-ours", "canary-token"
 HEADERS = [("Authorization", f"Bearer {KEY}"), ("Cookie", "canary-cookie")]
 
 
@@ -80,7 +80,7 @@ async def every_path(port: int) -> None:
 
 @pytest.mark.parametrize("form", ["console", "logfmt", "json"])
 async def test_no_log_holds_what_was_said_nor_who_said_it(tmp_path: Path, form: str) -> None:
-    settings = {"log": {"level": "debug", "format": form}}
+    settings = {"log": {"level": "debug", "format": form}, "admin": {"listen": "127.0.0.1:0", "token": TOKEN}}
     async with ScriptedUpstream(script) as upstream, Proxy(upstream.base_url, tmp_path, settings) as proxy:
         await every_path(proxy.port)
         await proxy.stop()
