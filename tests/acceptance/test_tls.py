@@ -18,7 +18,7 @@ import requests
 from tests.acceptance.daemon import Daemon
 from tests.acceptance.test_commands import session_proxy
 from tests.acceptance.test_sockets import asked, unix
-from tests.fakes import ScriptedUpstream, sse
+from tests.fakes import ScriptedUpstream, free_port, sse
 
 KINDS = {"rsa": ["rsa:2048"], "ec": ["ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]}
 NAMES = ["-subj", "/CN=proxy", "-addext", "subjectAltName=IP:127.0.0.1"]
@@ -51,7 +51,9 @@ def der(certificate: Path) -> bytes:
 
 def test_a_turn_goes_over_tls_and_a_renewed_certificate_is_shown_after_a_reload(tmp_path: Path) -> None:
     first = der(certify(tmp_path, "rsa"))
-    with Daemon(tmp_path, tls=TLS) as daemon, requests.Session() as client:
+    admin = free_port()
+    settings: Any = {"tls": TLS, "admin": {"listen": f"127.0.0.1:{admin}", "token": "t"}}
+    with Daemon(tmp_path, **settings) as daemon, requests.Session() as client:
         daemon.notified("READY")
         verify = str(tmp_path / "proxy.pem")
         url = f"https://127.0.0.1:{daemon.port}/v1"
@@ -60,10 +62,10 @@ def test_a_turn_goes_over_tls_and_a_renewed_certificate_is_shown_after_a_reload(
         assert answer.content.endswith(b"data: [DONE]\n\n") and "Alice" in answer.text
         for kind in ("ec", "rsa", "ec"):
             renewed = der(certify(tmp_path, kind))
-            assert shown(daemon.port) == first
+            assert shown(daemon.port) == shown(admin) == first
             daemon.process.send_signal(signal.SIGHUP)
             assert daemon.notified("RELOADING") and daemon.notified("READY")
-            assert shown(daemon.port) == renewed != first
+            assert shown(daemon.port) == shown(admin) == renewed != first
             first = renewed
         assert client.get(url + "/models", verify=verify, timeout=5).status_code == 200
         (tmp_path / "proxy.key").write_text("no key")
