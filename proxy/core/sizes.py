@@ -11,12 +11,12 @@ import re
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from proxy.core.alignment import Line
 from proxy.core.history import History
-from proxy.core.members import Malformed, loads
 from proxy.core.model import Message, Turn
+from proxy.core.usage import counts
 
 GRID = 8  # messages, and turns where it is about images: what is decided anew stays the same in between
 IMAGE = 1000  # tokens: 85 to 1,600 are common
@@ -153,30 +153,3 @@ def _counted(line: Line, start: int, end: int, same: Callable[[Turn], bool]) -> 
         if turn.cut:  # before it the window was another
             break
     return None
-
-
-class Counts(NamedTuple):
-    """Tokens as an upstream counted them: of the prompt, of the reply and its thoughts, and how many of the prompt's
-    it had in its cache."""
-
-    prompt: int = 0
-    reply: int = 0
-    thoughts: int = 0
-    cached: int = 0
-
-
-def counts(usage: bytes) -> Counts:
-    """The counts in an upstream's `usage`; 0 for what it does not tell."""
-    try:
-        told = loads(usage)
-    except Malformed:
-        return Counts()
-    cached = _number(told, "prompt_tokens_details", "cached_tokens") or _number(told, "prompt_cache_hit_tokens")
-    thoughts = _number(told, "completion_tokens_details", "reasoning_tokens")
-    return Counts(_number(told, "prompt_tokens"), _number(told, "completion_tokens"), thoughts, cached)
-
-
-def _number(value: Any, *path: str) -> int:
-    for name in path:
-        value = value.get(name) if isinstance(value, dict) else None
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0

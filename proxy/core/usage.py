@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import Struct
-
-Number = int | float | None
 
 
 class Counts(NamedTuple):
@@ -20,39 +18,32 @@ class Counts(NamedTuple):
     cached: int = 0
 
 
-class _Details(Struct, frozen=True, gc=False):
-    cached_tokens: Number = 0
-    reasoning_tokens: Number = 0
-
-
-_NO_DETAILS = _Details()
-
-
 class _Usage(Struct, frozen=True, gc=False):
-    prompt_tokens: Number = 0
-    completion_tokens: Number = 0
-    prompt_tokens_details: _Details | None = _NO_DETAILS
-    completion_tokens_details: _Details | None = _NO_DETAILS
-    prompt_cache_hit_tokens: Number = 0  # DeepSeek's
+    prompt_tokens: Any = 0
+    completion_tokens: Any = 0
+    prompt_tokens_details: Any = None
+    completion_tokens_details: Any = None
+    prompt_cache_hit_tokens: Any = 0  # DeepSeek's
 
 
 _USAGE = msgspec.json.Decoder(_Usage)
 
 
 def counts(usage: bytes) -> Counts:
-    """The counts in an upstream's `usage`; 0 for what it does not tell, and for all where it is of another form."""
+    """The counts in an upstream's `usage`; 0 for what it does not tell."""
     try:
         told = _USAGE.decode(usage)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return Counts()
-    asked, said = told.prompt_tokens_details or _NO_DETAILS, told.completion_tokens_details or _NO_DETAILS
+    asked, said = told.prompt_tokens_details, told.completion_tokens_details
+    cached = _whole(asked.get("cached_tokens")) if type(asked) is dict else 0
     return Counts(
         _whole(told.prompt_tokens),
         _whole(told.completion_tokens),
-        _whole(said.reasoning_tokens),
-        _whole(asked.cached_tokens or told.prompt_cache_hit_tokens),
+        _whole(said.get("reasoning_tokens")) if type(said) is dict else 0,
+        cached or _whole(told.prompt_cache_hit_tokens),
     )
 
 
-def _whole(number: Number) -> int:
-    return int(number) if number and 0 < number < 1e15 else 0
+def _whole(number: object) -> int:
+    return int(number) if isinstance(number, int | float) and number is not True and 0 < number < 1e15 else 0

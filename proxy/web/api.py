@@ -16,7 +16,7 @@ from proxy.core import headers
 from proxy.core.history import Entry, History
 from proxy.core.members import dumps, loads
 from proxy.core.model import SessionKey, SessionState, Turn, TurnState
-from proxy.core.sizes import Counts, counts
+from proxy.core.usage import Counts, counts
 from proxy.errors import BadRequest, MethodNotAllowed, NotFound, SessionNotFound, TurnNotFound
 from proxy.web import caller
 from proxy.web import line as lines

@@ -18,15 +18,14 @@ from proxy.core.sizes import (
     IMAGE,
     LOOK_BACK,
     RATIO,
-    Counts,
     Size,
     Sizes,
     Tokens,
-    counts,
     size_of,
     sizes_of,
     tokens,
 )
+from proxy.core.usage import counts
 from proxy.dialects import chat
 from tests.fakes import Recording, recordings_or_skip
 
@@ -206,20 +205,6 @@ def test_an_upstream_that_says_how_much_it_was_is_right() -> None:
     right = found.corrected(2, 320)
     assert (right.of(2), right.ratio) == (320, RATIO * 320 / found.of(2))
     assert right.of(4) == pytest.approx(320 - right.ratio * 200)
-
-
-@pytest.mark.parametrize(
-    ("said", "wanted"),
-    [
-        (b'{"prompt_tokens":9,"completion_tokens":3}', Counts(9, 3)),
-        (b'{"prompt_tokens":9,"prompt_tokens_details":{"cached_tokens":8}}', Counts(9, cached=8)),
-        (b'{"prompt_tokens":9,"prompt_tokens_details":null,"prompt_cache_hit_tokens":7}', Counts(9, cached=7)),
-        (b'{"prompt_tokens":"9","completion_tokens_details":{"reasoning_tokens":2}}', Counts(0, 0, 2)),
-        (b"null", Counts()),
-    ],
-)
-def test_the_counts_of_an_upstream(said: bytes, wanted: Counts) -> None:
-    assert counts(said) == wanted
 
 
 @given(

@@ -41,7 +41,8 @@ NAMES = [
         ({"prompt_tokens": 12, "prompt_cache_hit_tokens": 8}, Counts(12, 0, 0, 8)),
         ({"prompt_tokens": 12.0, "prompt_tokens_details": None, "completion_tokens_details": None}, Counts(12)),
         ({"prompt_tokens": None, "completion_tokens": -1, "prompt_cache_hit_tokens": 1e30}, Counts()),
-        ({"prompt_tokens": "12"}, Counts()),
+        ({"prompt_tokens": "12", "completion_tokens_details": {"reasoning_tokens": 2}}, Counts(0, 0, 2)),
+        ({"prompt_tokens": True, "prompt_tokens_details": [], "completion_tokens": 3}, Counts(0, 3)),
         ([], Counts()),
     ],
 )
