@@ -28,8 +28,10 @@ from proxy.web import line as lines
 from proxy.web.line import Line
 from proxy.web.runtime import Runtime
 from proxy.web.target import Target
+from proxy.web.upstream import Response
 
 _NOT_SENT = headers.OURS | {"host", "expect", "content-length", "content-encoding", "accept-encoding"}
+_CODED = frozenset(["content-encoding", "content-length"])
 SEEN = "seen"  # among what is kept beside a history
 
 
@@ -151,6 +153,12 @@ def upstream_headers(call: Call, runtime: Runtime) -> headers.Pairs:
     if not call.line.is_given:
         sent.append((lines.NAME, call.line.id))
     return [*sent, ("Accept-Encoding", "identity")]
+
+
+def client_headers(answer: Response, call: Call, inflated: bool) -> headers.Pairs:
+    """What of an answer's headers goes to the client: without its encoding, where that was undone."""
+    sent = headers.end_to_end(answer.headers, _CODED if inflated else frozenset())
+    return sent if answer.get(lines.NAME) else [*sent, (lines.NAME, call.line.id)]
 
 
 @lru_cache(16)

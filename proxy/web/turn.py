@@ -23,9 +23,8 @@ from proxy.dialects import chat, profiles, sending
 from proxy.dialects.sending import Form
 from proxy.dialects.turns import turns_of
 from proxy.errors import ProxyError, Stopped, StoreUnavailable
-from proxy.web import line as lines
 from proxy.web.broadcast import Broadcast
-from proxy.web.call import SEEN, Call, upstream_headers
+from proxy.web.call import SEEN, Call, client_headers, upstream_headers
 from proxy.web.listener import Listener
 from proxy.web.live import Place
 from proxy.web.pieces import Body
@@ -35,7 +34,6 @@ from proxy.web.window import Fit
 
 log = logging.getLogger("proxy.turn")
 _REFUSALS = 3  # members that a request is stripped of, one after another
-_CODED, _NONE = frozenset(["content-encoding", "content-length"]), frozenset[str]()
 _ERROR_SIZE = 64 * 1024  # bytes of an error that are looked at
 
 
@@ -314,16 +312,13 @@ class RecordedTurn:
             self._place.leave()
 
     def _client_headers(self, answer: Response, inflated: bool) -> headers.Pairs:
-        sent = headers.end_to_end(answer.headers, _CODED if inflated else _NONE)
         if not 200 <= answer.status < 300:
-            return sent  # the upstream's own errors go through untouched
-        if answer.get(lines.NAME) is None:
-            sent.append((lines.NAME, self.call.line.id))
-        return [
-            *sent,
+            return headers.end_to_end(answer.headers)  # the upstream's own errors go through untouched
+        ours = [
             ("x-session-state", self._session.state),
             ("x-session-turn", self.id),
             ("x-session-decision", self.plan.decision),
             ("x-session-injected", str(self._injected)),
             ("x-session-dropped", str(self._fit.dropped)),
         ]
+        return client_headers(answer, self.call, inflated) + ours

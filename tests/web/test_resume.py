@@ -62,8 +62,8 @@ async def one_stream(chance: random.Random, proxy: RunningProxy, session: str, e
     path, came = f"/sessions/{session}/stream", 0
     async with RawClient(proxy.port) as stays:
         await stays.post(PATH, {"messages": [user(session)], "stream": True}, [("sessionId", session)])
-        await eventually(lambda: in_flight(proxy, session) or stays.ended)
         staying = asyncio.create_task(read(stays))
+        await eventually(lambda: in_flight(proxy, session) or stays.ended)  # one in flight may be missed
         bodies: list[bytes] = []
         for last in (*[False] * chance.randint(1, 5), True):
             came += 1
