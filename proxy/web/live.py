@@ -14,7 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from proxy.core.model import SessionKey
 from proxy.errors import Draining, ProxyError, SessionBusy, SessionQueueFull
 
-REMEMBERED = 20_000  # sessions of which it is known whether a client has seen the last answer
+REMEMBERED = 5_000  # sessions of which it is known whether a client has seen the last answer: a retry comes soon
 _DRAINING = "The proxy is being stopped. Send the request again in a moment."
 CUTTING = 5.0  # seconds that turns have to record what was said when a drain cuts them
 
