@@ -17,9 +17,10 @@ from proxy.core.members import dumps
 from proxy.core.model import Answer, SessionState, Turn, TurnState
 from proxy.core.plan import Decision, Plan
 from proxy.core.reconcile import decide, is_retry, retried
-from proxy.dialects import marks, sending
+from proxy.dialects import marks
 from proxy.errors import IdempotencyKeyReused, SessionBusy, SessionNotFound, Stopped
 from proxy.web import line as lines
+from proxy.web.attempts import Attempts
 from proxy.web.broadcast import replay
 from proxy.web.call import Busy, Call, Wishes, read_call, wishes_of
 from proxy.web.listener import Answered, Listener, WhileThere
@@ -27,7 +28,6 @@ from proxy.web.live import Place
 from proxy.web.runtime import Runtime
 from proxy.web.target import Target
 from proxy.web.turn import RecordedTurn
-from proxy.web.window import Fit
 
 log = logging.getLogger("proxy.relay")
 
@@ -189,21 +189,19 @@ async def _place(request: web.BaseRequest, runtime: Runtime, call: Call, on_busy
 
 def _dry_run(runtime: Runtime, call: Call, reading: Reading) -> web.Response:
     """What `x-session-dry-run` answers: the exact body, and where each of its messages came from."""
-    target, plan = call.target, reading.plan
-    refused = runtime.store.refusals.get(target.host, frozenset())
-    form = sending.form_of(target.upstream.profile, target.host, call.ask.model, refused)
-    fit = Fit(runtime, call, plan, reading.session.history, form)
-    body, injected = fit.body(form)
+    plan = reading.plan
+    first = Attempts(runtime, call, plan, reading.session.history)
+    dropped = first.fit.dropped
     sources: list[dict[str, str]] = []
     if plan.system is not None:
         sources.append({"from": "request" if call.ask.system is not None else "history", "role": "system"})
-    for entry, theirs in plan.sent[fit.dropped :]:
+    for entry, theirs in plan.sent[dropped:]:
         if entry:
             sources.append({"from": "history", "turn": entry.turn.id, "role": entry.message.role})
         elif theirs:
             sources.append({"from": "request", "role": theirs.role})
-    told = {"decision": plan.decision, "reason": plan.reason, "injected": injected, "dropped": fit.dropped}
+    told = {"decision": plan.decision, "reason": plan.reason, "injected": first.injected, "dropped": dropped}
     return web.Response(
-        body=dumps({**told, "messages": sources, "body": body.decode(errors="replace")}),
+        body=dumps({**told, "messages": sources, "body": first.body.decode(errors="replace")}),
         content_type="application/json",
     )

@@ -19,10 +19,10 @@ from proxy.core.history import Session
 from proxy.core.model import Answer, Turn, TurnState
 from proxy.core.plan import Decision, Flight, Plan
 from proxy.core.usage import counts
-from proxy.dialects import chat, profiles, sending
-from proxy.dialects.sending import Form
+from proxy.dialects import chat
 from proxy.dialects.turns import turns_of
 from proxy.errors import ProxyError, Stopped, StoreUnavailable
+from proxy.web.attempts import Attempts
 from proxy.web.broadcast import Broadcast
 from proxy.web.call import SEEN, Call, client_headers, upstream_headers
 from proxy.web.listener import Listener
@@ -30,11 +30,8 @@ from proxy.web.live import Place
 from proxy.web.pieces import Body
 from proxy.web.runtime import Runtime
 from proxy.web.upstream import Response
-from proxy.web.window import Fit
 
 log = logging.getLogger("proxy.turn")
-_REFUSALS = 3  # members that a request is stripped of, one after another
-_ERROR_SIZE = 64 * 1024  # bytes of an error that are looked at
 
 
 class RecordedTurn:
@@ -55,9 +52,7 @@ class RecordedTurn:
         self.task: asyncio.Task[None] | None = None
         self._runtime, self._session, self._place = runtime, session, place
         self._recorded = call.recorded and plan.decision is not Decision.ASIDE
-        self._form = self._form_of(runtime.store.refusals.get(call.target.host, frozenset()))
-        self._fit = Fit(runtime, call, plan, session.history, self._form)
-        self._body, self._injected = self._fit.body(self._form)
+        self._attempts = Attempts(runtime, call, plan, session.history)
         self._exchange = Exchange(cast(Dialect, chat), limit)
         self._cuttable = False  # a stop cancels the task
         self._settling = self._committing = self.kept = False
@@ -99,7 +94,7 @@ class RecordedTurn:
             self._runtime.live.delivered(self.call.key, self.id, False)  # it may be in the history all the same
         self._leave()
         if self.kept:
-            self._fit.kept()
+            self._attempts.fit.kept()
         self._runtime.numbers.turns[self.plan.decision, self.call.line.outcome or "failed"] += 1
 
     async def _run(self) -> None:
@@ -157,41 +152,19 @@ class RecordedTurn:
             self._end()
 
     async def _try(self) -> bool:
-        """Ask the upstream once; whether to ask again, without what it refused."""
+        """Ask the upstream once; whether to ask again, for it refused what was sent."""
         runtime, target = self._runtime, self.call.target
         sent = upstream_headers(self.call, runtime)
         self.call.line.asked = self.call.line.asked or time.monotonic()
-        answer = await runtime.client.ask("POST", target.url, sent, self._body, target.upstream)
+        answer = await runtime.client.ask("POST", target.url, sent, self._attempts.body, target.upstream)
         try:
             body = Body(answer)
-            if await self._fit.refused(answer, body):
-                self._body, self._injected = self._fit.body(self._form)
+            if await self._attempts.refused(answer, body):
                 return True
-            if answer.status in (400, 422) and (members := sending.sent_members(self._body)):
-                if self._strip(profiles.refused(answer.status, await body.beginning(_ERROR_SIZE), members)):
-                    return True
-            elif 200 <= answer.status < 300:
-                for member in self._form.refused - self._known_refusals():
-                    await runtime.store.learn(target.host, member)
             await self._relay(answer, body)
         finally:
             answer.close()
         return False
-
-    def _known_refusals(self) -> frozenset[str]:
-        return self._runtime.store.refusals.get(self.call.target.host, frozenset())
-
-    def _strip(self, member: str | None) -> bool:
-        """Leave a refused member out of the body; whether that changed it."""
-        if member is None or len(self._form.refused - self._known_refusals()) >= _REFUSALS:
-            return False
-        before, self._form = self._body, self._form_of(self._form.refused | {member})
-        self._body, self._injected = self._fit.body(self._form)
-        return self._body != before
-
-    def _form_of(self, refused: frozenset[str]) -> Form:
-        target = self.call.target
-        return sending.form_of(target.upstream.profile, target.host, self.call.ask.model, refused)
 
     async def _relay(self, answer: Response, body: Body) -> None:
         inflated = 200 <= answer.status < 300 and body.undo()
@@ -275,14 +248,14 @@ class RecordedTurn:
             self.call.ask,
             self.plan,
             outcome.reply,
-            self._form,
+            self._attempts.form,
             id=self.id,
             new_id=runtime.turn_id,
             remembered=history.system if parent == history.tip else history.system_of(parent),
             request=self.call.request,
             idempotency_key=self.call.idempotency_key,
             state=TurnState.CUT if cut else TurnState.COMPLETE,
-            cut=self._fit.cut,
+            cut=self._attempts.fit.cut,
             started=self._started,
             ended=runtime.now(),
         )
@@ -318,7 +291,7 @@ class RecordedTurn:
             ("x-session-state", self._session.state),
             ("x-session-turn", self.id),
             ("x-session-decision", self.plan.decision),
-            ("x-session-injected", str(self._injected)),
-            ("x-session-dropped", str(self._fit.dropped)),
+            ("x-session-injected", str(self._attempts.injected)),
+            ("x-session-dropped", str(self._attempts.fit.dropped)),
         ]
         return client_headers(answer, self.call, inflated) + ours

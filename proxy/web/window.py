@@ -26,7 +26,7 @@ from proxy.web.upstream import Response
 
 log = logging.getLogger("proxy.window")
 TRIES = 2  # times that a refused request is sent again
-_ERROR_SIZE = 64 * 1024  # bytes of an error that are looked at
+ERROR_SIZE = 64 * 1024  # bytes of an error that are looked at
 _SMALL = 16 * 1024  # bytes of a 200 that may be an error
 NO_CUT = Cut()
 _LEAST = 4 * 1024  # bytes of a request that may be too long for a model
@@ -87,7 +87,7 @@ class Fit:
         if answer.status not in STATUSES or (answer.status == 200 and not self._may_be_refused(answer)):
             return False
         try:
-            said = await body.beginning(_ERROR_SIZE)
+            said = await body.beginning(ERROR_SIZE)
         except ProxyError:
             return False  # it breaks off, and does so again for who reads on
         found = overflow(answer.status, said)

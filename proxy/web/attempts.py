@@ -1,0 +1,56 @@
+"""What goes upstream for a call, and what goes there next where that is refused: without a member, or with less of
+the history. Knows nothing of what becomes of an answer that is none of these refusals.
+"""
+
+from __future__ import annotations
+
+from proxy.core.history import History
+from proxy.core.plan import Plan
+from proxy.dialects import profiles, sending
+from proxy.dialects.sending import Form
+from proxy.web.call import Call
+from proxy.web.pieces import Body
+from proxy.web.runtime import Runtime
+from proxy.web.upstream import Response
+from proxy.web.window import ERROR_SIZE, Fit
+
+_REFUSALS = 3  # members that a request is stripped of, one after another
+
+
+class Attempts:
+    """`body` is what to send, `injected` how many messages in it the client did not send. Raises BadRequest and
+    ContextTooLong."""
+
+    def __init__(self, runtime: Runtime, call: Call, plan: Plan, history: History) -> None:
+        self._runtime, self._call = runtime, call
+        self.form = self._form(self._known)
+        self.fit = Fit(runtime, call, plan, history, self.form)
+        self.body, self.injected = self.fit.body(self.form)
+
+    async def refused(self, answer: Response, body: Body) -> bool:
+        """Whether an answer refuses what was sent, and something else is to be sent now."""
+        if await self.fit.refused(answer, body):
+            self.body, self.injected = self.fit.body(self.form)
+            return True
+        if answer.status in (400, 422) and (members := sending.sent_members(self.body)):
+            return self._strip(profiles.refused(answer.status, await body.beginning(ERROR_SIZE), members))
+        if 200 <= answer.status < 300:
+            for member in self.form.refused - self._known:
+                await self._runtime.store.learn(self._call.target.host, member)
+        return False
+
+    def _strip(self, member: str | None) -> bool:
+        """Leave a refused member out of the body; whether that changed it."""
+        if member is None or len(self.form.refused - self._known) >= _REFUSALS:
+            return False
+        before, self.form = self.body, self._form(self.form.refused | {member})
+        self.body, self.injected = self.fit.body(self.form)
+        return self.body != before
+
+    @property
+    def _known(self) -> frozenset[str]:
+        return self._runtime.store.refusals.get(self._call.target.host, frozenset())
+
+    def _form(self, refused: frozenset[str]) -> Form:
+        target = self._call.target
+        return sending.form_of(target.upstream.profile, target.host, self._call.ask.model, refused)
