@@ -53,7 +53,6 @@ _SAY = {
     "missing": "the key '{key}' is missing; write it here",
     "dict": "must be a mapping, such as {{header: x-user}}",
     "model": "must be a mapping of keys and values; leave it out to keep the defaults",
-    "none": "another value than null is not available in this version; leave the key out",
     "too": "has too few or too many entries; write one",
     "tuple": "must be a list; leave the key out to keep the default",
 }
@@ -244,8 +243,6 @@ def _explain(source: Source, error: ErrorDetails) -> None:
     what = _SAY.get(kind, "is not what this key takes").format(key="".join(map(str, last)), **context)
     if kind == "extra" or last == ("[key]",):
         what = _unknown(place, re.findall(r"'(\w+)'", expected))
-    elif kind == "literal" and " or " not in expected:
-        what += "; another value is not available in this version"
     # pydantic counts only the entries that are right
     hollow = error["type"] == "too_short" and error["input"]
     if place not in source.broken and not hollow:
