@@ -567,3 +567,17 @@ async def test_a_migration_that_fails_leaves_nothing(tmp_path: Path) -> None:
     await refused(path, "table pulse already exists")
     assert look(path, "SELECT name FROM sqlite_schema") == [("pulse",)]
     assert look(path, "PRAGMA user_version") == [(0,)]
+
+
+async def test_a_touch_beside_turns_waits_a_moment_and_no_longer(
+    path: Path, sqlite: SQLiteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TOUCHING", 0.1)
+    await sqlite.append(A, [turn()], 0)
+    await sqlite.append(B, [turn("2")], 0)
+    await sqlite.touch(A, 10)
+    await sqlite.append(B, [turn("3")], 1)
+    assert look(path, "SELECT max(touched) FROM sessions") == [(1,)]
+    await asyncio.sleep(0.15)
+    await sqlite.append(B, [turn("4")], 2)
+    assert look(path, "SELECT max(touched) FROM sessions") == [(10,)]

@@ -74,6 +74,20 @@ async def test_bodiless_answers_and_redirects_are_handed_on(serve: Serve, status
     assert (head.status, head.header("location")) == (status, "http://127.0.0.1:1/")
 
 
+async def test_an_answer_that_has_no_body_by_its_status_says_nothing_of_a_length(serve: Serve) -> None:
+    """RFC 9110, section 8.6."""
+    replies = [Reply(status=204, headers=[("Content-Length", "0"), ("X-One", "1")], framing="length"), answered()]
+    async with ScriptedUpstream(replies) as upstream:
+        proxy = await serve(upstream.base_url)
+        async with RawClient(proxy.port) as client:
+            await client.request("GET", "/v1/models")
+            head = await client.head()
+            assert await client.body() == b""
+            assert [name.lower() for name, _ in head.headers] == ["x-one"]
+            await client.request("GET", "/v1/models")
+            assert (await client.head()).status == 200
+
+
 async def test_the_answer_to_head_keeps_its_length_and_the_connection_works_on(serve: Serve) -> None:
     replies = [answered(headers=[("Content-Length", "1234")], pieces=[]), answered()]
     async with ScriptedUpstream(replies) as upstream:
