@@ -6,14 +6,14 @@ what goes back upstream in `sending.py`. Pure; knows no session, no upstream and
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
 from proxy.core import sse
 from proxy.core.members import Malformed, dumps, elements, is_utf8, loads, members
 from proxy.core.model import Ask, Message, Reply, Seen
-from proxy.dialects import deltas
+from proxy.dialects import deltas, plain
 from proxy.errors import BadRequest
 
 CACHE_MARK = b'"cache_control"'
@@ -86,44 +86,19 @@ def seen_in(ask: Ask, covered: int) -> Seen | None:
     return Seen(ask.body[: ask.end - 1].rstrip(), ask.start, ask.system, ask.count, covered)
 
 
-class _Delta(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    role: str | None = None
-    content: str | None = None
-
-
-class _TextChoice(msgspec.Struct, gc=False):
-    delta: _Delta
-    index: Literal[0] | None = None
-    finish_reason: None = None
-    error: None = None
-
-
-class _TextChunk(msgspec.Struct, gc=False):
-    """Most events: a piece of text and no more. Any other is refused by its first member that says something."""
-
-    choices: tuple[_TextChoice]
-    model: str | None = None
-    error: None = None
-    usage: None = None
-
-
-_TEXT = msgspec.json.Decoder(_TextChunk)
-
-
 def fold_stream(body: bytes) -> Reply:
     """A finished stream. An event that is no JSON is passed over, as the official clients cannot
     have read it either; an error anywhere makes the reply an error."""
+    return plain.folded(body) or _fold(body)
+
+
+def _fold(body: bytes) -> Reply:
     fold = deltas.Fold()
     error = False
     model = usage = None
-    readable = is_utf8(body)  # msgspec does not look into what it leaves out
     for event in sse.events(body):
         if event.data.startswith(b"[DONE]"):
             break
-        if readable and event.name != "error" and (text := _text(event.data)):
-            model = model or text.model
-            fold.text(text.choices[0].delta.content)
-            continue
         try:
             chunk = loads(event.data)
         except Malformed:
@@ -144,13 +119,6 @@ def fold_stream(body: bytes) -> Reply:
         finished=fold.finish_reason is not None,
         error=error or fold.error,
     )
-
-
-def _text(data: bytes) -> _TextChunk | None:
-    try:
-        return _TEXT.decode(data)
-    except (msgspec.MsgspecError, RecursionError):
-        return None
 
 
 class _Choice(msgspec.Struct):

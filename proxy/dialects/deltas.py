@@ -29,12 +29,6 @@ class Fold:
             if isinstance(choice, dict) and not choice.get("index"):
                 self._choice(choice)
 
-    def text(self, content: str | None) -> None:
-        """A chunk that has a piece of text and no more."""
-        message = self._message = self._message or _nothing_yet()
-        if content is not None:
-            message["content"] = _joined("content", message["content"], content)
-
     def message(self) -> dict[str, Any] | None:
         """The message, or None where no delta came at all."""
         if self._message is None:

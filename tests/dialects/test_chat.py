@@ -209,23 +209,6 @@ def test_a_stream_without_a_delta_has_no_message() -> None:
     assert (reply.message, reply.model) == (None, None)
 
 
-_odd: st.SearchStrategy[Any] = st.sampled_from([None, "", "x", 0, 1, False, [], {}, {"a": 1}, "\ud800"])
-_delta = st.fixed_dictionaries({}, optional={"role": _odd, "content": _odd | st.text(), "refusal": _odd, "name": _odd})
-_choice = st.fixed_dictionaries(
-    {}, optional={"index": _odd, "delta": _delta | _odd, "finish_reason": _odd, "error": _odd, "logprobs": _odd}
-)
-_chunk = st.fixed_dictionaries(
-    {"choices": st.lists(_choice, max_size=2) | st.just([{"index": 0, "delta": {"content": "so "}}])},
-    optional={"model": _odd, "usage": _odd, "error": _odd, "id": _odd},
-)
-
-
-@given(st.lists(_chunk, max_size=6))
-def test_what_is_read_fast_is_read_the_same(chunks: list[Any]) -> None:
-    body = stream(*chunks)
-    assert chat.fold_stream(body) == chat.fold_stream(body + b": \xff\n")  # of no use to the fast reader
-
-
 def completion(message: bytes, **choice: Any) -> bytes:
     rest = json.dumps({"finish_reason": "stop", **choice})[1:-1]
     return b'{"model":"m","choices":[{"index":0,"message": ' + message + b" ," + rest.encode() + b"}]}"

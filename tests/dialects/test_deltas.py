@@ -307,19 +307,6 @@ def test_pieces_add_up_to_tool_calls(pieces: list[list[Any]], wanted: list[Json]
     assert fold(*[{"tool_calls": some} for some in pieces]) == said(tool_calls=wanted)
 
 
-@given(st.lists(st.none() | st.text(max_size=3) | st.lists(st.just({"type": "text", "text": "p"}), max_size=2)))
-def test_a_piece_of_text_counts_as_the_chunk_that_has_it(contents: list[Any]) -> None:
-    texts, chunks = Fold(), Fold()
-    for content in contents:
-        chunk = {"choices": [{"delta": {"content": content}}]}
-        chunks.chunk(chunk)
-        if isinstance(content, list):
-            texts.chunk(chunk)
-        else:
-            texts.text(content)
-    assert texts.message() == chunks.message()
-
-
 def test_content_and_tool_calls_stand_in_one_reply() -> None:
     message = fold({"content": " "}, {"content": "\n", "tool_calls": [piece(0, "a", "f")]}, {"tool_calls": None})
     assert message == said(" \n", tool_calls=[call("a", "f")])
