@@ -22,6 +22,7 @@ from proxy.core.history import Entry
 from proxy.core.members import dumps
 from proxy.core.model import Turn
 from proxy.core.plan import Decision, Mode
+from proxy.dialects import marks
 from tests.conversation import Answer, Posted, Session
 
 Json = dict[str, Any]
@@ -379,7 +380,8 @@ def stored_by(turn: Turn) -> list[int]:
 
 
 def is_once(line: tuple[Entry, ...]) -> bool:
-    return len({entry.message.mark for entry in line}) == len({id(entry.message) for entry in line}) == len(line)
+    texts, messages = {marks.mark(entry.message.raw) for entry in line}, {id(entry.message) for entry in line}
+    return len(texts) == len(messages) == len(line)
 
 
 KINDS = (

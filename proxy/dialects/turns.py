@@ -29,7 +29,8 @@ def turns_of(
     """The turn `id`, behind those that its list brought along (they get IDs by `new_id`).
 
     `remembered` is the system block in force at the parent, `request` the digest of the body, `cut` where its window
-    begins if that is new, the times are in ms since the epoch.
+    begins if that is new, the times are in ms since the epoch. Marks are taken where the list carried a history: of
+    another client's messages nobody may ever need them.
     """
     turns: list[Turn] = []
     for messages in plan.adopted:
@@ -50,14 +51,15 @@ def turns_of(
                 ended=started,
             )
         )
+    carried = plan.resends or bool(turns)
     raw = reply.message or b"null"
     said = echo_of(raw, form, finish_reason=reply.finish_reason, state=state)
     turn = Turn(
         id=id,
         system=plan.system or b"" if not turns and plan.system != remembered else None,
-        asked=marked(plan.asked),
+        asked=marked(plan.asked) if carried else tuple(plan.asked),
         reply=raw,
-        echo=None if said is None else Message("assistant", said, mark(said)),
+        echo=None if said is None else Message("assistant", said, mark(said) if carried else b""),
         parent=turns[-1].id if turns else plan.parent,
         layout=plan.layout,
         state=state,
