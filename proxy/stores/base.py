@@ -7,11 +7,12 @@ epoch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from typing import NamedTuple, Protocol
 
 from proxy.core.history import Session
+from proxy.core.learned import Learned
 from proxy.core.model import Answer, ModelKey, SessionKey, Turn
 
 
@@ -34,14 +35,11 @@ class Store(Protocol):
     """
 
     @property
-    def refusals(self) -> Mapping[str, frozenset[str]]:
-        """By upstream, the members of messages that it was found to refuse."""
+    def learned(self) -> Learned:
+        """What is known of upstreams; it is only read."""
 
     async def learn(self, upstream: str, member: str) -> None:
         """Note a member that an upstream refuses; not durable at once."""
-
-    def limit(self, of: ModelKey, now: int) -> int | None:
-        """The tokens that a model takes, as its upstream named it, unless that is long ago."""
 
     async def learn_limit(self, of: ModelKey, tokens: int, now: int) -> None:
         """Note how many tokens a model takes; not durable at once."""

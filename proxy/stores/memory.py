@@ -5,14 +5,14 @@ Single-threaded by construction: no method awaits between reading and writing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from proxy.core.history import History, Session, fresh
+from proxy.core.learned import Learned
 from proxy.core.model import Answer, ModelKey, SessionKey, SessionState, Turn
 from proxy.stores.base import Standing
-from proxy.stores.learned import Learned
 from proxy.stores.rules import is_expired, is_forgotten, state_at
 
 
@@ -32,20 +32,13 @@ class MemoryStore:
         """`ttl` in ms: the silence after which a session expires."""
         self._ttl = ttl
         self._rows: dict[SessionKey, _Row] = {}
-        self._learned = Learned()
-
-    @property
-    def refusals(self) -> Mapping[str, frozenset[str]]:
-        return self._learned.refusals
+        self.learned = Learned()
 
     async def learn(self, upstream: str, member: str) -> None:
-        self._learned.refusal(upstream, member)
-
-    def limit(self, of: ModelKey, now: int) -> int | None:
-        return self._learned.limit(of, now)
+        self.learned.refusal(upstream, member)
 
     async def learn_limit(self, of: ModelKey, tokens: int, now: int) -> None:
-        self._learned.limited(of, tokens, now)
+        self.learned.limited(of, tokens, now)
 
     async def load(self, key: SessionKey, now: int, in_use: bool = False) -> Session:
         row = self._rows.get(key)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
@@ -20,13 +20,13 @@ from typing import Any
 import aiosqlite
 
 from proxy.core.history import Session, fresh
+from proxy.core.learned import LIMIT_KEPT, Learned
 from proxy.core.model import Answer, ModelKey, SessionKey, SessionState, Turn
 from proxy.errors import StoreUnavailable
 from proxy.stores import statements as sql
 from proxy.stores.base import Standing
 from proxy.stores.files import no_space
 from proxy.stores.group import GROUP, Grouping, Statement, Write, merged
-from proxy.stores.learned import LIMIT_KEPT, Learned
 from proxy.stores.lock import Lock
 from proxy.stores.migration import migrate
 from proxy.stores.reading import uri
@@ -61,7 +61,7 @@ class SQLiteStore:
         self._reader = reader
         self._path, self._ttl = path, ttl
         self._turn_id = turn_id  # the newest; the one writer counts
-        self._learned = learned
+        self.learned = learned
         self._queue: asyncio.Queue[Write | None] = asyncio.Queue()
         self._touches: dict[SessionKey, int] = {}  # not written yet
         self._touched = 0.0  # when some were
@@ -100,10 +100,6 @@ class SQLiteStore:
     @property
     def holds_turns(self) -> bool:
         return self._turn_id > 0
-
-    @property
-    def refusals(self) -> Mapping[str, frozenset[str]]:
-        return self._learned.refusals
 
     async def load(self, key: SessionKey, now: int, in_use: bool = False) -> Session:
         found = await self._read(sql.SESSION, (key.tenant, key.id))
@@ -157,14 +153,11 @@ class SQLiteStore:
         raise StoreUnavailable("It is deleted, but a reader keeps its content in the log. Delete it again.")
 
     async def learn(self, upstream: str, member: str) -> None:
-        self._learned.refusal(upstream, member)
+        self.learned.refusal(upstream, member)
         self._enqueue([(sql.LEARN, [(upstream, member)])]).done.add_done_callback(_retrieved)
 
-    def limit(self, of: ModelKey, now: int) -> int | None:
-        return self._learned.limit(of, now)
-
     async def learn_limit(self, of: ModelKey, tokens: int, now: int) -> None:
-        self._learned.limited(of, tokens, now)
+        self.learned.limited(of, tokens, now)
         noted: list[Statement] = [(sql.UNLIMIT, [(now - LIMIT_KEPT,)]), (sql.LIMIT, [(*of, tokens, now)])]
         self._enqueue(noted).done.add_done_callback(_retrieved)
 

@@ -7,7 +7,7 @@ is not: an entry changes only after the inner store's append returned.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
@@ -37,22 +37,15 @@ class _Entry:
 class WarmStore:
     def __init__(self, inner: Store, ttl: int, limit: int) -> None:
         """`ttl` in ms, as the inner store's; `limit` in bytes."""
-        self._inner = inner
+        self._inner, self.learned = inner, inner.learned
         self._ttl = ttl
         self._limit = limit
         self._size = self._hits = self._misses = 0
         self._entries: OrderedDict[SessionKey, _Entry] = OrderedDict()
         self._reads: dict[SessionKey, set[object]] = {}  # under way, and still true
 
-    @property
-    def refusals(self) -> Mapping[str, frozenset[str]]:
-        return self._inner.refusals
-
     async def learn(self, upstream: str, member: str) -> None:
         await self._inner.learn(upstream, member)
-
-    def limit(self, of: ModelKey, now: int) -> int | None:
-        return self._inner.limit(of, now)
 
     async def learn_limit(self, of: ModelKey, tokens: int, now: int) -> None:
         await self._inner.learn_limit(of, tokens, now)

@@ -49,7 +49,7 @@ class Attempts:
 
     @property
     def _known(self) -> frozenset[str]:
-        return self._runtime.store.refusals.get(self._call.target.host, frozenset())
+        return self._runtime.store.learned.refusals.get(self._call.target.host, frozenset())
 
     def _form(self, refused: frozenset[str]) -> Form:
         target = self._call.target

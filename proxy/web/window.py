@@ -38,7 +38,7 @@ def limit_of(runtime: Runtime, tenant: bytes, last: Turn) -> int | None:
     settings, model = runtime.config.history, last.model or ""
     named = None
     while named is None and model:
-        named = runtime.store.limit(ModelKey(tenant, last.form.partition(" ")[0], model), runtime.now())
+        named = runtime.store.learned.limit(ModelKey(tenant, last.form.partition(" ")[0], model), runtime.now())
         model = model.rpartition("-")[0]
     return min([limit for limit in (settings.max_tokens, named) if limit], default=None)
 
@@ -78,7 +78,7 @@ class Fit:
     def limit(self) -> int | None:
         """The tokens that a prompt may have: by the configuration, and by what the upstream said once."""
         known = [self._settings.max_tokens] if self._settings.max_tokens else []
-        if self._trims and (named := self._runtime.store.limit(self._model, self._runtime.now())):
+        if self._trims and (named := self._runtime.store.learned.limit(self._model, self._runtime.now())):
             known.append(named - room(self._call.ask, named))
         return min(known, default=None)
 

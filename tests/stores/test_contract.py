@@ -318,33 +318,33 @@ async def test_a_store_tells_how_much_there_is(shelf: Shelf) -> None:
 
 
 async def test_what_upstreams_refuse_is_learned(shelf: Shelf) -> None:
-    assert shelf.store.refusals.get("a") is None
+    assert shelf.store.learned.refusals.get("a") is None
     for upstream, member in [("a", "reasoning"), ("a", "audio"), ("b", "refusal"), ("a", "audio")]:
         await shelf.store.learn(upstream, member)
     wanted = {"a": {"reasoning", "audio"}, "b": {"refusal"}}
-    assert shelf.store.refusals == wanted
+    assert shelf.store.learned.refusals == wanted
     await shelf.reopen()
-    assert shelf.store.refusals == wanted
+    assert shelf.store.learned.refusals == wanted
     await shelf.store.learn("b", "audio")
     await shelf.reopen()
-    assert shelf.store.refusals == {**wanted, "b": {"refusal", "audio"}}
+    assert shelf.store.learned.refusals == {**wanted, "b": {"refusal", "audio"}}
 
 
 async def test_what_models_take_is_learned_per_tenant_and_forgotten_in_a_day(shelf: Shelf) -> None:
     mine, theirs, other = ModelKey(b"t", "host", "m"), ModelKey(b"u", "host", "m"), ModelKey(b"t", "host", "n")
-    assert shelf.store.limit(mine, 0) is None
+    assert shelf.store.learned.limit(mine, 0) is None
     await shelf.store.learn_limit(mine, 4096, 0)
     await shelf.store.learn_limit(other, 512, 5)
     await shelf.store.learn_limit(mine, 2048, 10)
     for _ in range(2):
-        assert [shelf.store.limit(key, DAY) for key in (mine, theirs, other)] == [2048, None, 512]
-        assert shelf.store.limit(mine, DAY + 11) is None
+        assert [shelf.store.learned.limit(key, DAY) for key in (mine, theirs, other)] == [2048, None, 512]
+        assert shelf.store.learned.limit(mine, DAY + 11) is None
         await shelf.reopen()
     await shelf.store.learn_limit(theirs, 8192, DAY + 11)
     for _ in range(2):
-        assert [shelf.store.limit(key, DAY + 11) for key in (mine, theirs, other)] == [None, 8192, None]
+        assert [shelf.store.learned.limit(key, DAY + 11) for key in (mine, theirs, other)] == [None, 8192, None]
         await shelf.reopen()
-    assert shelf.store.limit(theirs, 0) == 8192
+    assert shelf.store.learned.limit(theirs, 0) == 8192
 
 
 async def test_a_cut_is_kept_with_its_turn(shelf: Shelf) -> None:

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from proxy.core.history import fresh
+from proxy.core.learned import LIMIT_KEPT
 from proxy.core.model import Answer, Message, ModelKey, SessionKey, SessionState
 from proxy.errors import StoreLocked, StoreUnavailable
 from proxy.stores import sqlite as module
-from proxy.stores.learned import LIMIT_KEPT
 from proxy.stores.migration import steps
 from proxy.stores.secret import load_secret
 from proxy.stores.sqlite import SQLiteStore

@@ -21,7 +21,7 @@ class Learned:
     """What is known so far, to begin with the rows that were kept."""
 
     def __init__(self, refusals: Iterable[Any] = (), limits: Iterable[Any] = ()) -> None:
-        self.refusals: Mapping[str, frozenset[str]] = {}
+        self.refusals: Mapping[str, frozenset[str]] = {}  # by upstream, members of messages
         for upstream, member in refusals:
             self.refusal(upstream, member)
         self._limits = {ModelKey(*key): Limit(tokens, learned) for *key, tokens, learned in limits}
@@ -30,7 +30,7 @@ class Learned:
         self.refusals = {**self.refusals, upstream: self.refusals.get(upstream, frozenset()) | {member}}
 
     def limit(self, of: ModelKey, now: int) -> int | None:
-        """The tokens that a model takes, if that is known and not too old."""
+        """The tokens that a model takes, as its upstream named it, unless that is long ago."""
         found = self._limits.get(of)
         return found.tokens if found and not is_old(found.learned, now) else None
 
