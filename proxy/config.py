@@ -169,12 +169,13 @@ class Config(Section):
     @property
     def lends(self) -> bool:
         """Whether whoever reaches us uses a key of ours."""
-        return not self.clients and any(upstream.api_key for upstream in self.upstreams)
+        return not self.clients and any([upstream.api_key for upstream in self.upstreams])
 
     @property
     def tenant_rule(self) -> Literal["credential", "one"] | FromHeader:
-        unset = "tenant" not in self.model_fields_set
-        return "one" if unset and self.lends and loopback(self.listen) else self.tenant
+        if self.lends and "tenant" not in self.model_fields_set and loopback(self.listen):
+            return "one"
+        return self.tenant
 
 
 def address(listen: str) -> tuple[str, int] | str:

@@ -63,6 +63,7 @@ class Exchange:
         self._terminator = Terminator()
         self._last = b""
         self._released = False
+        self._flows = False  # a piece that is whole lines of a stream goes on as it is
 
     def begin(self, status: int, content_type: str | None, length: int | None) -> None:
         """The head of the answer: status, its content type, the body's length where it is known."""
@@ -74,6 +75,14 @@ class Exchange:
     def receive(self, piece: bytes) -> bytes:
         """Take a piece of the body; give what of it, and of what waited, may go on now."""
         self.size += len(piece)
+        if self._flows and piece.endswith(b"\n") and b"[DONE]" not in piece and self.size <= self._limit:
+            self._pieces.append(piece)
+            return piece
+        out = self._received(piece)
+        self._flows = self._kind is _STREAM and self._length is None and self._terminator.rests
+        return out
+
+    def _received(self, piece: bytes) -> bytes:
         kind = self._kind
         if kind is _OTHER or self._released:
             return piece
@@ -137,7 +146,7 @@ class Exchange:
 
     def release(self) -> bytes:
         """What was held back; everything that comes from now on goes on at once."""
-        self._released = True
+        self._released, self._flows = True, False
         self._pieces.clear()
         return self._terminator.held + self._last
 

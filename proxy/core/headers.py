@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 
 from proxy.errors import BadRequest, ConflictingSessionId, InvalidSessionId
@@ -49,12 +49,16 @@ MAX_KEY = 255
 def end_to_end(pairs: Iterable[tuple[str, str]], without: frozenset[str] = frozenset()) -> Pairs:
     """The pairs that go on to the next hop: neither hop-by-hop by the standard, nor named by
     `Connection`, nor in `without` (lower case)."""
-    lower = [(pair[0].lower(), pair) for pair in pairs]
-    drop = _dropped(without)
-    for name, (_, value) in lower:
-        if name == "connection":
-            drop = drop.union([token.strip().lower() for token in value.split(",")])
-    return [pair for name, pair in lower if name not in drop]
+    drop, kept, named = _dropped(without), [], ""
+    for pair in pairs:
+        if (name := pair[0].lower()) not in drop:
+            kept.append(pair)
+        elif name == "connection":
+            named += "," + pair[1]
+    if not named:
+        return kept
+    names = {token.strip().lower() for token in named.split(",")}
+    return [pair for pair in kept if pair[0].lower() not in names]
 
 
 @lru_cache(64)
@@ -93,7 +97,7 @@ def valid_id(value: str) -> str:
     """A session ID as it is. Raises InvalidSessionId."""
     if not 1 <= len(value) <= MAX_ID:
         raise InvalidSessionId(f"A session ID has 1 to {MAX_ID} characters; this one has {len(value)}.")
-    if any(unicodedata.category(character) in ("Cc", "Cs") for character in value):
+    if not value.isprintable() and any(unicodedata.category(character) in ("Cc", "Cs") for character in value):
         raise InvalidSessionId("A session ID is valid UTF-8 without control characters. Choose another one.")
     return value
 
@@ -102,8 +106,12 @@ def credential(pairs: Iterable[tuple[str, str]]) -> str | None:
     """The caller's credential: `Authorization`, else `api-key`, else `x-api-key`."""
     found: dict[str, str] = {}
     for name, value in pairs:
-        found.setdefault(name.lower(), value)
-    return next((found[name] for name in CREDENTIALS if found.get(name)), None)
+        if (lower := name.lower()) in CREDENTIALS:
+            found.setdefault(lower, value)
+    for name in CREDENTIALS:
+        if found.get(name):
+            return found[name]
+    return None
 
 
 def bare_key(credential: str) -> str:
@@ -133,7 +141,7 @@ def tenant(kind: str, value: str | None, secret: bytes) -> bytes:
     return hmac.digest(secret, text.encode(errors="surrogateescape"), "sha256")
 
 
-def choice(headers: Mapping[str, str], name: str, words: Sequence[str]) -> str | None:
+def choice(headers: Mapping[str, str], name: str, words: Collection[str]) -> str | None:
     """Which of `words` an optional header of ours says; None without it. Another one is the caller's mistake."""
     value = headers.get(name)
     if value is None:

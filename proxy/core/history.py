@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from msgspec import Struct
+
 from proxy.core.model import Cut, Layout, Message, SessionState, Turn, TurnState
 
 # What stays of branches that the tip has left, until the session expires.
@@ -25,8 +27,7 @@ class Entry(NamedTuple):
     ours: bool
 
 
-@dataclass(frozen=True)
-class History:
+class History(Struct, frozen=True, dict=True):
     """Turns in the order of their commit; `tip` is the ID of the turn the session stands at."""
 
     turns: tuple[Turn, ...] = ()
@@ -70,7 +71,8 @@ class History:
     @property
     def resends(self) -> bool:
         """Whether the client is one that resends: its latest request carried the history itself."""
-        return self.last is not None and self.last.resends
+        last = self.last
+        return last is not None and last.resends
 
     def ancestors(self, tip: str | None, known: Container[str] = ()) -> list[Turn]:
         """From the turn `tip` back to the first, or to before the first of the `known`."""

@@ -24,19 +24,21 @@ class Learned:
         self.refusals: Mapping[str, frozenset[str]] = {}  # by upstream, members of messages
         for upstream, member in refusals:
             self.refusal(upstream, member)
-        self._limits = {ModelKey(*key): Limit(tokens, learned) for *key, tokens, learned in limits}
+        self.limits: Mapping[ModelKey, Limit] = {
+            ModelKey(*key): Limit(tokens, learned) for *key, tokens, learned in limits
+        }
 
     def refusal(self, upstream: str, member: str) -> None:
         self.refusals = {**self.refusals, upstream: self.refusals.get(upstream, frozenset()) | {member}}
 
     def limit(self, of: ModelKey, now: int) -> int | None:
         """The tokens that a model takes, as its upstream named it, unless that is long ago."""
-        found = self._limits.get(of)
+        found = self.limits.get(of)
         return found.tokens if found and not is_old(found.learned, now) else None
 
     def limited(self, of: ModelKey, tokens: int, now: int) -> None:
-        fresh = [(key, found) for key, found in self._limits.items() if not is_old(found.learned, now)]
-        self._limits = {**dict(fresh), of: Limit(tokens, now)}
+        fresh = [(key, found) for key, found in self.limits.items() if not is_old(found.learned, now)]
+        self.limits = {**dict(fresh), of: Limit(tokens, now)}
 
 
 def is_old(learned: int, now: int) -> bool:

@@ -97,7 +97,7 @@ class Turn(Struct, frozen=True, gc=False):
     def size(self) -> int:
         """Bytes this turn takes in memory, roughly: its messages, once more in the joined form that
         is sent, and 768 for the objects around them."""
-        raw = sum(len(message.raw) + 256 for message in self.asked)
+        raw = sum([len(message.raw) + 256 for message in self.asked])
         echo = len(self.echo.raw) if self.echo else 0
         copies = 3 if self.resends else 2  # of a client that resends its list is kept, too
         summary = len(self.cut.summary or b"") if self.cut else 0
@@ -143,9 +143,13 @@ class Ask(Struct, frozen=True, dict=True):
     seen: Seen | None = None
     whole: Callable[[], tuple[Message, ...]] | None = None  # reads the messages that were seen, too
 
-    @cached_property
+    @property
     def messages(self) -> tuple[Message, ...]:
         """What follows the system block."""
+        return self._messages if self.whole else self.tail
+
+    @cached_property
+    def _messages(self) -> tuple[Message, ...]:
         return self.whole() if self.whole else self.tail
 
     @property

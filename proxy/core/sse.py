@@ -69,10 +69,13 @@ class Terminator:
         self.held = b""
         self._at_line_start = True  # of the first byte of `held`
 
+    @property
+    def rests(self) -> bool:
+        """Whether all lines so far are whole, and none is the terminator's. Then it need not see a piece that is
+        whole lines, none of them the terminator's either."""
+        return self._at_line_start and not (self.held or self.seen)
+
     def feed(self, piece: bytes) -> bytes:
-        if not self.held and not self.seen and piece.endswith(b"\n") and b"[DONE]" not in piece:
-            self._at_line_start = True
-            return piece  # whole lines, as nearly every piece is
         if self.seen:
             self.held += piece
             return b""

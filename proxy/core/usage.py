@@ -46,4 +46,6 @@ def counts(usage: bytes) -> Counts:
 
 
 def _whole(number: object) -> int:
-    return int(number) if isinstance(number, int | float) and number is not True and 0 < number < 1e15 else 0
+    if type(number) is int or type(number) is float:
+        return int(number) if 0 < number < 1e15 else 0
+    return 0

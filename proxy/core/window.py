@@ -54,8 +54,7 @@ def begin(
     that it happens rarely, and on the grid where that leaves not much less. What fits no bound is cut as far as it
     can be, for the upstream to judge.
     """
-    over = [bound for bound in bounds if bound.cost(start) > bound.limit]
-    if not over:
+    if not (over := [bound for bound in bounds if bound.cost(start) > bound.limit]):
         return start
     legal = places()
     fits = [place for place in legal if all([bound.cost(place) <= bound.limit for bound in bounds])]

@@ -187,7 +187,7 @@ class Repair:
 
     def _joined_tail(self) -> list[bytes]:
         # A reply goes on where its prefill stops; two messages of a user are two.
-        return _joined(self._tail, "" if self._role == "assistant" else "\n\n")
+        return self._tail if len(self._tail) < 2 else _joined(self._tail, "" if self._role == "assistant" else "\n\n")
 
     def _close(self, group: Group) -> None:
         pieces, missing = group.close()
@@ -239,8 +239,6 @@ def _silent(raw: bytes) -> bool:
 
 def _joined(raws: list[bytes], separator: str) -> list[bytes]:
     """The messages as one; as they are where one of them cannot be joined."""
-    if len(raws) < 2:
-        return raws
     try:
         messages = [loads(raw) for raw in raws]
         return [dumps(_one(messages, separator))]

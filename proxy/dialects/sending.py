@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from proxy.core.history import Entry, History
 from proxy.core.members import Malformed, dumps, elements, loads, members
@@ -62,12 +63,14 @@ def compose(ask: Ask, plan: Plan, history: History, form: Form, window: Window =
     """
     if plan.decision is Decision.ASIDE:
         return ask.body, 0
+    tail = plan.tail
     marked = plan.pairs and not ask.seen and b'"cache_control"' in ask.body
     if plan.whole and not marked:
         kept = plan.line is history.line
         repair = _line(history, form, window).fork() if kept else _repaired(plan.line, form, window)
-        _refuse_orphan(repair, plan)
-        for message in plan.tail:
+        if plan.decision is Decision.APPEND:  # a list that carries its history is the upstream's to judge
+            _refuse_orphan(repair, tail)
+        for message in tail:
             repair.add(message.role, message.raw)
     else:
         repair = _begun(form, window)
@@ -81,15 +84,14 @@ def compose(ask: Ask, plan: Plan, history: History, form: Form, window: Window =
             else:
                 assert theirs is not None  # one of the two is there
                 repair.add(theirs.role, theirs.raw)
-    late = bool(plan.tail) and plan.tail[-1].role in RESULTS and repair.ends_with_reply
-    if late and form.profile.asked_last:
+    if form.profile.asked_last and tail and tail[-1].role in RESULTS and repair.ends_with_reply:
         repair.add("user", GO_ON)
     system = _system(ask, plan, form)
     pieces = [*([system] if system else []), *repair.pieces()]
     if not plan.line and b",".join(pieces) == b",".join(elements(ask.body[ask.start : ask.end])):
         return ask.body, 0  # nothing in it is ours: as it was spaced
-    own = ask.count + _count(ask.system)
-    injected = max(0, repair.count + _count(system) - own)
+    blocks = _count(system) - _count(ask.system) if system != ask.system else 0
+    injected = max(0, repair.count + blocks - ask.count)
     # In one copy: a history may be megabytes.
     between = [part for piece in pieces for part in (b",", piece)][1:]
     return b"".join([ask.body[: ask.start], b"[", *between, b"]", ask.body[ask.end :]]), injected
@@ -100,10 +102,10 @@ def sent_members(body: bytes) -> Collection[str]:
     return [name for name in profiles.OPTIONAL if b'"%b"' % name.encode() in body]
 
 
-def _refuse_orphan(repair: Repair, plan: Plan) -> None:
-    if plan.decision is not Decision.APPEND or not any([message.role in RESULTS for message in plan.tail]):
-        return  # a list that carries its history is the upstream's to judge
-    orphan = repair.orphan([(message.role, message.raw) for message in plan.tail])
+def _refuse_orphan(repair: Repair, tail: Sequence[Message]) -> None:
+    if not any([message.role in RESULTS for message in tail]):
+        return
+    orphan = repair.orphan([(message.role, message.raw) for message in tail])
     if orphan is not None:
         raise BadRequest(
             f"The result of the tool call {orphan!r} follows no such call in this session. Send it to the session"
@@ -126,7 +128,7 @@ def _line(history: History, form: Form, window: Window) -> Repair:
     return repair
 
 
-class _Known(NamedTuple):
+class _Known(Struct, frozen=True, gc=False):
     """What is kept beside a history in one form: how many of its messages are in it, and the last of them."""
 
     done: int
@@ -203,7 +205,7 @@ def _system(ask: Ask, plan: Plan, form: Form) -> bytes | None:
     if ask.system is not None:
         blocks = elements(b"[" + ask.system + b"]")
         return _merged(blocks) if form.profile.one_system and len(blocks) > 1 else ask.system
-    if plan.system is None:
+    if not plan.system:
         return None
     blocks = [asked_form(raw) for raw in elements(b"[" + plan.system + b"]")]
     blocks = blocks if form.profile.developer else [_renamed(raw) for raw in blocks]

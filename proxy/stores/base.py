@@ -44,6 +44,9 @@ class Store(Protocol):
     async def learn_limit(self, of: ModelKey, tokens: int, now: int) -> None:
         """Note how many tokens a model takes; not durable at once."""
 
+    def warm(self, key: SessionKey) -> Session | None:
+        """The session as it is in memory, perhaps of an earlier moment; None where it is not."""
+
     async def load(self, key: SessionKey, now: int, in_use: bool = False) -> Session:
         """The session at `now`: new, continued, or expired (then its history is empty). One `in_use`
         does not expire."""

@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from proxy.errors import StoreUnavailable
@@ -67,8 +68,13 @@ class Grouping(sqlite3.Connection):
             return super().executemany(statement, rows)
         for at in range(0, len(rows), TOGETHER):
             some = rows[at : at + TOGETHER]
-            done = self.execute(statement + ", ".join([_PLACES] * len(some)), packed(some))
+            done = self.execute(_arrivals(len(some)), packed(some))
         return done
+
+
+@lru_cache(TOGETHER)
+def _arrivals(rows: int) -> str:
+    return sql.ARRIVE + ", ".join([_PLACES] * rows)
 
 
 def merged(group: Iterable[Write]) -> dict[str, list[Any]]:

@@ -40,6 +40,10 @@ class MemoryStore:
     async def learn_limit(self, of: ModelKey, tokens: int, now: int) -> None:
         self.learned.limited(of, tokens, now)
 
+    def warm(self, key: SessionKey) -> Session | None:
+        row = self._rows.get(key)
+        return Session(SessionState.CONTINUED, row.history, row.touched) if row else None
+
     async def load(self, key: SessionKey, now: int, in_use: bool = False) -> Session:
         row = self._rows.get(key)
         if row is None:

@@ -25,7 +25,7 @@ def row_of(id: int, key: SessionKey, turn: Turn, now: int, answer: Answer | None
         now,
         turn.parent,
         turn.id,
-        turn.state.value,
+        turn.state._value_,
         turn.system,
         b"[" + b",".join([message.raw for message in turn.asked]) + b"]",
         dumps([message.role for message in turn.asked]).decode(),
@@ -91,13 +91,15 @@ def _layout(parts: list[Any]) -> Layout:
 
 def _marks(turn: Turn) -> bytes | None:
     """The marks of a turn's messages, one after another; None where one has none."""
+    if turn.echo and not turn.echo.mark:
+        return None
     marks = [message.mark for message in (*turn.asked, *([turn.echo] if turn.echo else []))]
     return b"".join(marks) if all([len(mark) == MARK for mark in marks]) else None
 
 
 def text(value: str | None) -> str | None:
     """Text as SQLite takes it. A lone surrogate has no UTF-8, and would fail the whole group."""
-    return value and value.encode(errors="backslashreplace").decode()
+    return value if not value or value.isascii() else value.encode(errors="backslashreplace").decode()
 
 
 def packed(rows: Sequence[Row]) -> list[Any]:

@@ -1,7 +1,7 @@
 """Sessions and turns in one SQLite file.
 
 One connection in the world writes and checkpoints (see `lock.py`): a writer task takes what
-waits in its queue and commits it in one transaction, WAL and `synchronous=FULL`, so a power
+waits and commits it in one transaction, WAL and `synchronous=FULL`, so a power
 cut takes nothing that was acknowledged, and a group costs one fsync. Everybody else reads
 through a connection that cannot write. Knows nothing of lines, dialects or HTTP.
 """
@@ -62,10 +62,11 @@ class SQLiteStore:
         self._path, self._ttl = path, ttl
         self._turn_id = turn_id  # the newest; the one writer counts
         self.learned = learned
-        self._queue: asyncio.Queue[Write | None] = asyncio.Queue()
+        self._waiting: list[Write] = []
         self._touches: dict[SessionKey, int] = {}  # not written yet
         self._touched = 0.0  # when some were
         self._loop = asyncio.get_running_loop()
+        self._bell: asyncio.Future[None] | None = None  # while the writer has nothing to do
         self._closed = False
         self._task = asyncio.create_task(self._run())
 
@@ -100,6 +101,9 @@ class SQLiteStore:
     @property
     def holds_turns(self) -> bool:
         return self._turn_id > 0
+
+    def warm(self, key: SessionKey) -> Session | None:
+        return None
 
     async def load(self, key: SessionKey, now: int, in_use: bool = False) -> Session:
         found = await self._read(sql.SESSION, (key.tenant, key.id))
@@ -188,7 +192,7 @@ class SQLiteStore:
         if self._touches:
             self._enqueue([]).done.add_done_callback(_retrieved)
         self._closed = True
-        self._queue.put_nowait(None)
+        self._ring()
         await self._task
         await self._opened.aclose()
 
@@ -203,8 +207,14 @@ class SQLiteStore:
         if self._closed:
             raise StoreUnavailable("The store is closed.")
         write = Write(statements, self._loop.create_future(), **more)
-        self._queue.put_nowait(write)
+        self._waiting.append(write)
+        self._ring()
         return write
+
+    def _ring(self) -> None:
+        if self._bell:
+            self._bell.set_result(None)
+            self._bell = None
 
     async def _write(self, statements: list[Statement], **more: Any) -> bool:
         """Whether it is written is settled on return, also where the caller is cancelled."""
@@ -219,13 +229,13 @@ class SQLiteStore:
             raise
 
     async def _run(self) -> None:
-        write = await self._queue.get()
-        while write:
-            group = [write]
-            while not self._queue.empty() and (write := self._queue.get_nowait()):
-                group.append(write)
-            await self._commit(group)
-            write = write and await self._queue.get()
+        while self._waiting or not self._closed:
+            if self._waiting:
+                group, self._waiting = self._waiting, []
+                await self._commit(group)
+            else:
+                self._bell = self._loop.create_future()
+                await self._bell
 
     async def _commit(self, group: list[Write]) -> None:
         statements = merged(group)

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from proxy.core.history import Session
 from proxy.core.model import Answer, ModelKey, SessionKey, SessionState, Turn
@@ -19,8 +20,7 @@ from proxy.stores.rules import is_expired
 ENTRY_SIZE = 1024  # bytes an entry takes beside its turns, roughly
 
 
-@dataclass(slots=True)
-class _Entry:
+class _Entry(Struct):
     session: Session
     touched: int
     size: int
@@ -49,6 +49,10 @@ class WarmStore:
 
     async def learn_limit(self, of: ModelKey, tokens: int, now: int) -> None:
         await self._inner.learn_limit(of, tokens, now)
+
+    def warm(self, key: SessionKey) -> Session | None:
+        entry = self._entries.get(key)
+        return entry.session if entry else None
 
     async def load(self, key: SessionKey, now: int, in_use: bool = False) -> Session:
         """With every turn whose append has returned, also while the session was read."""

@@ -99,9 +99,10 @@ def _without_bytes(record: logging.LogRecord) -> bool:
 
 
 async def _answer(request: web.BaseRequest, runtime: Runtime) -> Answered:
-    line, response = lines.begun(request, runtime), cast(Answered | None, None)
+    line = lines.begun(request, runtime)
+    response: Answered | None = None
     try:
-        response = await dispatch(request, runtime)
+        response = await dispatch(request, runtime, line)
     except ProxyError as fault:
         line.fault, response = fault.code, _fault(request, fault)
     except ConnectionError:
@@ -115,8 +116,7 @@ async def _answer(request: web.BaseRequest, runtime: Runtime) -> Answered:
     return response
 
 
-async def dispatch(request: web.BaseRequest, runtime: Runtime) -> Answered:
-    line = lines.of(request)
+async def dispatch(request: web.BaseRequest, runtime: Runtime, line: lines.Line) -> Answered:
     if request.path in ("/healthz", "/readyz"):
         line.route = "health"
         return await _health(request.path, runtime)

@@ -49,7 +49,8 @@ class Broadcast:
 
     def begin(self, status: int, headers: Pairs, at_once: bool = True) -> None:
         self.status, self.headers = status, headers
-        self._tell()
+        if self._news is not None:
+            self._tell()
         if self._first:
             self._first.begin(status, headers, at_once)
 
@@ -85,7 +86,8 @@ class Broadcast:
     async def end(self) -> None:
         """All has been written, and the client may see it."""
         self.ended = self.whole = True
-        self._tell()
+        if self._news is not None:
+            self._tell()
         if self._first:
             await self._first.end()
             self.delivered = not self._first.gone

@@ -12,7 +12,6 @@ from enum import StrEnum
 from functools import lru_cache
 from hashlib import sha256
 from hmac import digest
-from typing import NamedTuple
 
 from aiohttp import web
 from msgspec import Struct
@@ -43,10 +42,11 @@ class Busy(StrEnum):
     INTERRUPT = "interrupt"
 
 
-_MODES, _BUSY, _YES = tuple(Mode), tuple(Busy), ("yes",)
+_MODES, _BUSY = {str(mode): mode for mode in Mode}, {str(busy): busy for busy in Busy}
+_YES, _NO, _POLICIES = ("yes",), ("no",), ("finish", "cancel")
 
 
-class Wishes(NamedTuple):
+class Wishes(Struct, frozen=True, gc=False):
     """What a request asks of us by headers of ours."""
 
     mode: Mode
@@ -73,8 +73,8 @@ class Call(Struct, frozen=True):
 def wishes_of(request: web.BaseRequest, runtime: Runtime) -> Wishes:
     sent, sessions = request.headers, runtime.config.sessions
     return Wishes(
-        Mode(headers.choice(sent, "x-session-mode", _MODES) or sessions.mode),
-        Busy(headers.choice(sent, "x-session-on-busy", _BUSY) or sessions.on_busy),
+        _MODES[headers.choice(sent, "x-session-mode", _MODES) or sessions.mode],
+        _BUSY[headers.choice(sent, "x-session-on-busy", _BUSY) or sessions.on_busy],
         headers.choice(sent, "x-session-must-exist", _YES) is not None,
         headers.choice(sent, "x-session-dry-run", _YES) is not None,
         sent.get("x-stainless-retry-count", "0").strip() not in ("", "0"),
@@ -85,15 +85,15 @@ async def read_call(request: web.BaseRequest, runtime: Runtime, target: Target, 
     config, pairs = runtime.config, list(request.headers.items())
     line = lines.of(request)
     line.key = key = SessionKey(caller.tenant(config, pairs, runtime.secret), session_id)
-    recorded = headers.choice(request.headers, "x-session-store", ["no"]) is None
+    recorded = headers.choice(request.headers, "x-session-store", _NO) is None
     idempotency_key = headers.idempotency_key(request.headers)
-    policy = headers.choice(request.headers, "x-session-on-disconnect", ["finish", "cancel"])
+    policy = headers.choice(request.headers, "x-session-on-disconnect", _POLICIES)
     body = await _body(request, config.limits.request_body, config.limits.body_timeout)
     line.read, line.size = time.monotonic(), len(body)
     return Call(
         target,
         key,
-        await _ask(request, body, runtime, target, key),
+        _ask(request, body, runtime, target, key),
         pairs,
         _digest(body),
         recorded,
@@ -109,38 +109,42 @@ def _digest(body: bytes) -> bytes:
     return sha256(body).digest()[:16]
 
 
-async def _ask(request: web.BaseRequest, body: bytes, runtime: Runtime, target: Target, key: SessionKey) -> Ask:
+def _ask(request: web.BaseRequest, body: bytes, runtime: Runtime, target: Target, key: SessionKey) -> Ask:
     if member := target.upstream.affinity.get("body"):
         return chat.read(with_default(body, member, affinity(key, runtime.secret)))
     if "x-session-dry-run" in request.headers:
         return chat.read(body)  # it tells of every message
-    session = await runtime.store.load(key, runtime.now(), in_use=bool(runtime.live.turns(key)))
-    return chat.read(body, session.history.forms.get(SEEN))
+    warm = runtime.store.warm(key)
+    return chat.read(body, warm.history.forms.get(SEEN) if warm else None)
 
 
 async def _body(request: web.BaseRequest, limit: int, timeout: float) -> bytes:
     if request.headers.get("Content-Encoding", "identity").strip().lower() != "identity":
         raise UnsupportedEncoding("A compressed request body cannot be read. Send it without Content-Encoding.")
-    too_large = RequestTooLarge(f"The request body is over {limit} bytes. Send a smaller one.")
     if (request.content_length or 0) > limit:
-        raise too_large
-    if request.content.is_eof():  # it came with the head
-        body = request.content.read_nowait()
+        raise _too_large(limit)
+    content = request.content
+    if content.is_eof():  # it came with the head
+        body = content.read_nowait()
         if len(body) > limit:
-            raise too_large
+            raise _too_large(limit)
         return body
     pieces, size = [], 0
     try:
         async with asyncio.timeout(timeout):
-            async for piece in request.content.iter_any():
+            async for piece in content.iter_any():
                 pieces.append(piece)
                 if (size := size + len(piece)) > limit:
-                    raise too_large
+                    raise _too_large(limit)
     except TimeoutError:
         raise RequestTimeout(f"The request body did not come within {timeout:g} seconds. Send it again.") from None
     except (web.RequestPayloadError, ConnectionError) as error:
         raise BadRequest("The request was cut short. Send it again.") from error
     return b"".join(pieces)
+
+
+def _too_large(limit: int) -> RequestTooLarge:
+    return RequestTooLarge(f"The request body is over {limit} bytes. Send a smaller one.")
 
 
 def upstream_headers(call: Call, runtime: Runtime) -> headers.Pairs:

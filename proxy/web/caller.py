@@ -15,7 +15,7 @@ from proxy.errors import InvalidApiKey
 def tenant(config: Config, pairs: headers.Pairs, secret: bytes) -> bytes:
     """The opaque tenant of a request, by the configured rule."""
     credential = headers.credential(pairs)
-    if name := headers.client_name(credential, _clients(config)):
+    if config.clients and (name := headers.client_name(credential, _clients(config))):
         return headers.tenant("client", name, secret)
     rule = config.tenant_rule
     if rule == "one":

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from functools import lru_cache
 from http import HTTPStatus
-from typing import NamedTuple
 
 from aiohttp import HttpVersion, HttpVersion10, HttpVersion11
+from msgspec import Struct
 
 from proxy.core.headers import Pairs
 
 
-class Head(NamedTuple):
+class Head(Struct, frozen=True, gc=False):
     """Its bytes, and what follows: a body in chunks, or as it is, or none at all; and whether the connection can
     carry another request behind it."""
 

@@ -31,6 +31,7 @@ class Origin(NamedTuple):
     authority: str
 
 
+@lru_cache(256)
 def split(url: str) -> tuple[Origin, str]:
     """Where a URL leads, and what follows its authority: as it is, but for a slash where none begins it. Raises
     UpstreamUnreachable."""

@@ -40,10 +40,11 @@ def parser(loop: asyncio.AbstractEventLoop, is_head: bool) -> HttpResponseParser
 def is_valid(message: RawResponseMessage) -> bool:
     """What aiohttp's parser lets pass and must not be handed on. It gives bodies coded otherwise as they are, while
     the header that says so ends at this hop."""
-    codings = [value.lower() for value in message.headers.getall("Transfer-Encoding", ())]
+    codings = message.headers.getall("Transfer-Encoding", ())
+    chunked = len(codings) == 1 and codings[0].lower() == "chunked" and message.version == HttpVersion11
     return (
         message.version in (HttpVersion10, HttpVersion11)
-        and (not codings or (codings == ["chunked"] and message.version == HttpVersion11))
+        and (not codings or chunked)
         and (message.code == 100 or message.code > 101)
         and not _CONTROL.search(b"".join([value for _, value in message.raw_headers]))
     )

@@ -20,8 +20,10 @@ class Body:
 
     async def beginning(self, limit: int) -> bytes:
         """The first pieces, up to `limit` bytes or the end; they come again. A break is left for who reads on."""
-        while sum(map(len, self._looked_at)) < limit and (piece := await self._answer.piece()):
+        size, whole = 0, self._answer.length
+        while size < limit and size != whole and (piece := await self._answer.piece()):
             self._looked_at.append(piece)
+            size += len(piece)
         return b"".join(self._looked_at)
 
     def undo(self) -> bool:

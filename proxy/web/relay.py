@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import NamedTuple
 
 from aiohttp import web
+from msgspec import Struct
 
 from proxy.core.history import History, Session
 from proxy.core.members import dumps
@@ -32,7 +32,7 @@ from proxy.web.turn import RecordedTurn
 log = logging.getLogger("proxy.relay")
 
 
-class Reading(NamedTuple):
+class Reading(Struct, frozen=True, gc=False):
     """A request held against its session: how it is meant, and where it tries a turn again, which: one in
     flight, or one that is kept, with the `answer` that its client was given."""
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from aiohttp import StreamReader
+from msgspec import Struct
 
 from proxy.core.headers import Pairs
 from proxy.errors import BadRequest
@@ -13,7 +12,7 @@ LAST = b"0\r\n\r\n"  # the chunk that ends a body
 _SIZED = ("POST", "PUT", "PATCH")  # no body at all is told by a length of 0 (RFC 9110, section 8.6)
 
 
-class Request(NamedTuple):
+class Request(Struct, frozen=True, gc=False):
     """The head, and what of the body is here. The rest comes from `stream`, in chunks unless there is a `length`."""
 
     head: bytes

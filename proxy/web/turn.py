@@ -32,6 +32,7 @@ from proxy.web.runtime import Runtime
 from proxy.web.upstream import Response
 
 log = logging.getLogger("proxy.turn")
+_CHAT = cast(Dialect, chat)
 
 
 class RecordedTurn:
@@ -53,7 +54,7 @@ class RecordedTurn:
         self._runtime, self._session, self._place = runtime, session, place
         self._recorded = call.recorded and plan.decision is not Decision.ASIDE
         self._attempts = Attempts(runtime, call, plan, session.history)
-        self._exchange = Exchange(cast(Dialect, chat), limit)
+        self._exchange = Exchange(_CHAT, limit)
         self._cuttable = False  # a stop cancels the task
         self._settling = self._committing = self.kept = False
         self._noted: bool | None = None  # what was noted of its delivery
@@ -87,7 +88,8 @@ class RecordedTurn:
     def _over(self) -> None:
         # Not in the task itself: one that is cancelled before its first step runs no `finally`.
         self._runtime.watch.remove(self._look)
-        self.broadcast.fail(self._stopped or ProxyError("The proxy failed at this request. Its log says why."))
+        if not self.broadcast.ended:
+            self.broadcast.fail(self._stopped or ProxyError("The proxy failed at this request. Its log says why."))
         if self._recorded:
             self._runtime.live.leave(self.call.key, self)
         if self._committing:
@@ -168,8 +170,8 @@ class RecordedTurn:
 
     async def _relay(self, answer: Response, body: Body) -> None:
         inflated = 200 <= answer.status < 300 and body.undo()
-        self._exchange.begin(answer.status, answer.get("content-type"), None if inflated else answer.length)
-        self._said = answer.status, answer.get("content-type")
+        self._said = status, kind = answer.status, answer.get("content-type")
+        self._exchange.begin(status, kind, None if inflated else answer.length)
         self.broadcast.begin(answer.status, self._client_headers(answer, inflated), not answer.is_here)
         clean = await self._pieces(body) and body.is_whole
         if not self._settling:
@@ -201,7 +203,8 @@ class RecordedTurn:
         broadcast = self.broadcast
         out = self._exchange.receive(piece)
         goes_on = broadcast.put(out) if out else True
-        return goes_on and not (self._settling or broadcast.ended or self._exchange.terminated)
+        stops = self._settling or broadcast.ended or (out is not piece and self._exchange.terminated)
+        return goes_on and not stops
 
     async def _settle(self, clean: bool) -> None:
         """The end of the answer is here: keep the turn, then let the end go; or break it off."""
@@ -209,7 +212,7 @@ class RecordedTurn:
         line = self.call.line
         line.ended = time.monotonic()
         outcome = self._exchange.finish(clean)
-        line.outcome = outcome.verdict.value
+        line.outcome = outcome.verdict._value_
         released, fault = outcome.verdict in (Verdict.COMPLETE, Verdict.NOTHING), None
         try:
             if self._recorded and outcome.verdict in (Verdict.COMPLETE, Verdict.CUT):

@@ -51,14 +51,12 @@ class Response:
         self.status = message.code
         self.headers: Pairs = _decoded(message.raw_headers)
         self._named = message.headers
+        length = self.get("content-length")
+        self.length = int(length) if length and length.isdecimal() else None  # of the body, where it is said
 
     def get(self, name: str) -> str | None:
         """The first header of that name."""
         return self._named.get(name)
-
-    @property
-    def length(self) -> int | None:
-        return int(value) if (value := self.get("content-length")) and value.isdecimal() else None
 
     @property
     def is_here(self) -> bool:
@@ -234,4 +232,4 @@ def _one_case(headers: Pairs) -> Pairs:
 
 def _decoded(raw: tuple[tuple[bytes, bytes], ...]) -> Pairs:
     """Names and values as they came: bytes that are no UTF-8 stand in the text so that they are written again."""
-    return [(name.decode(errors="surrogateescape"), value.decode(errors="surrogateescape")) for name, value in raw]
+    return [(name.decode("utf-8", "surrogateescape"), value.decode("utf-8", "surrogateescape")) for name, value in raw]

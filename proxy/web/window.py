@@ -78,7 +78,8 @@ class Fit:
     def limit(self) -> int | None:
         """The tokens that a prompt may have: by the configuration, and by what the upstream said once."""
         known = [self._settings.max_tokens] if self._settings.max_tokens else []
-        if self._trims and (named := self._runtime.store.learned.limit(self._model, self._runtime.now())):
+        learned = self._runtime.store.learned
+        if learned.limits and self._trims and (named := learned.limit(self._model, self._runtime.now())):
             known.append(named - room(self._call.ask, named))
         return min(known, default=None)
 
@@ -153,7 +154,7 @@ class Fit:
             at = reaching(self._plan.line, self._plan.messages, cut.at, end, groups) if cut.at else 0
             self.window = Window(at, blank, cut.summary)
         bounds = self._bounds()
-        start = begin(bounds, self.window.start, end, self._places)
+        start = begin(bounds, self.window.start, end, self._places) if bounds else self.window.start
         if start == self.window.start:
             return self.window
         if not self._trims:

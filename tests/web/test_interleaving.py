@@ -177,7 +177,7 @@ class Call:
 
 
 class Playing(Response):
-    is_here = False
+    is_here, length = False, None
 
     def __init__(self, call: Call, status: int, pieces: AsyncIterator[bytes]) -> None:
         self._call, self.status, self._pieces = call, status, pieces
