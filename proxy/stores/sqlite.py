@@ -42,6 +42,7 @@ _PRAGMAS = (
 REWRITTEN = 16 << 20  # bytes up to which a database is written anew after a deletion: a fifth of a second
 TRUNCATIONS = 100  # tries to empty the log after a deletion, 50 ms apart
 BUSY = 5000  # ms a commit waits for a stranger who locks the database
+GATHERING = 0.002  # seconds at most
 TOUCHING = 1.0  # seconds between two writes of signs of life, beside turns
 
 
@@ -229,13 +230,17 @@ class SQLiteStore:
             raise
 
     async def _run(self) -> None:
+        """At once what comes alone. Behind a group it is waited for as long as that one took: more come, and share."""
         while self._waiting or not self._closed:
-            if self._waiting:
-                group, self._waiting = self._waiting, []
-                await self._commit(group)
-            else:
+            if not self._waiting:
                 self._bell = self._loop.create_future()
                 await self._bell
+                continue
+            group, self._waiting = self._waiting, []
+            begun = self._loop.time()
+            await self._commit(group)
+            if len(group) > 1:
+                await asyncio.sleep(min(GATHERING, self._loop.time() - begun))
 
     async def _commit(self, group: list[Write]) -> None:
         statements = merged(group)

@@ -481,6 +481,25 @@ async def test_the_touch_of_a_group_comes_first(path: Path, sqlite: SQLiteStore)
     assert look(path, "SELECT touched FROM sessions ORDER BY touched") == [(0,), (20,)]
 
 
+@pytest.mark.parametrize(("before", "groups"), [(2, 2), (1, 3)])
+async def test_behind_a_group_the_next_one_gathers_as_long_as_that_took(
+    path: Path, sqlite: SQLiteStore, monkeypatch: pytest.MonkeyPatch, before: int, groups: int
+) -> None:
+    monkeypatch.setattr(module, "GATHERING", 0.2)
+    await sqlite.ping()
+    known = commits(path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as stranger:
+        stranger.execute("BEGIN IMMEDIATE")
+        waiting = [asyncio.create_task(sqlite.append(key, [turn(key.id)], 0)) for key in KEYS[:before]]
+        await asyncio.sleep(0.3)
+        stranger.execute("ROLLBACK")
+    await asyncio.gather(*waiting)
+    next_one = asyncio.create_task(sqlite.append(KEYS[8], [turn("8")], 0))
+    await asyncio.sleep(0.05)
+    await asyncio.gather(next_one, sqlite.append(KEYS[9], [turn("9")], 0))
+    assert commits(path) - known == groups
+
+
 @pytest.mark.parametrize("call", ["sweep", "load"])
 async def test_a_sign_of_life_at_the_last_moment_saves_a_session(sqlite: SQLiteStore, call: str) -> None:
     await sqlite.append(A, [turn("1")], 0)
