@@ -16,7 +16,7 @@ from aiohttp.http import HttpResponseParser, RawResponseMessage
 
 from proxy.errors import BadRequest, ProxyError, UpstreamTimeout, UpstreamUnreachable
 from proxy.web.origin import AWAY, LATE
-from proxy.web.parsing import HEAD, holds_more, is_valid, parser
+from proxy.web.parsing import HEAD, holds_more, is_valid, parser, unchunked
 from proxy.web.patience import Patience
 from proxy.web.request import LAST, Request, chunk
 
@@ -43,6 +43,7 @@ class Connection(asyncio.Protocol):
         self._fault: ProxyError | None = None
         self._head_size = self._taken = 0
         self._paused = self._stopped = False
+        self._between = False  # two chunks: all that came of the body are whole ones
         self._sink: Take | None = None  # while a piece may go on at once
         self._idle = 0.0
         self._sending: asyncio.Task[None] | None = None  # until all of the request has gone
@@ -82,9 +83,9 @@ class Connection(asyncio.Protocol):
         cost a third of what there is to do for it."""
         waits = False
         while True:
-            if data := self._body.read_nowait():
+            if data := self._read():
                 waits = False
-                if not self._given(data, take):
+                if not take(data):
                     return True
             elif self._body.is_eof():
                 return False
@@ -102,14 +103,15 @@ class Connection(asyncio.Protocol):
                 if stopped:
                     return True
 
-    def _given(self, data: bytes, take: Take) -> bool:
-        """Give a piece; whether more is wanted."""
+    def _read(self) -> bytes:
+        """What lies unread."""
+        data = self._body.read_nowait()
         self._taken += len(data)
-        if self._paused:
+        if self._paused and data:
             self._paused = False
             if transport := self._open:
                 transport.resume_reading()
-        return take(data)
+        return data
 
     def rest(self, idle: float) -> bool:
         """End an exchange. Whether the connection can carry another one; it then closes by itself after `idle`
@@ -156,7 +158,7 @@ class Connection(asyncio.Protocol):
         self._parser = parser(self._loop, request.is_head)
         self._message, self._fault = None, None
         self._head_size = self._taken = 0
-        self.answered = False
+        self.answered = self._between = False
         transport = self._open
         if not transport:
             self._fault = UpstreamUnreachable(AWAY)
@@ -212,11 +214,17 @@ class Connection(asyncio.Protocol):
         if not (self._parser and self._transport):  # nobody asked: it may not become the answer to what is asked next
             self.abort()
             return
-        self.answered = True
+        carried = unchunked(data) if self._between else None
+        if carried and self._sink:
+            if not self._pushed(self._sink, carried):
+                self._wake()
+            return
+        first, self.answered, self._between = not self.answered, True, carried is not None
         try:
             messages, _, _ = self._parser.feed_data(data)
             for message, body in messages:
                 self._take(message, body)
+                self._between = first and message.chunked and unchunked(data.partition(b"\r\n\r\n")[2]) is not None
         except Exception as error:
             self._fail(UpstreamUnreachable(BROKEN if self._message else _NO_HTTP), error)
             return
@@ -227,21 +235,19 @@ class Connection(asyncio.Protocol):
         elif self._body.total_bytes - self._taken > _HIGH and not self._paused and (transport := self._open):
             self._paused = True
             transport.pause_reading()
-        if not (self._sink and self._pushed(self._sink)):
+        sink = self._sink
+        if not (sink and (come := self._read()) and self._pushed(sink, come)) or self._body.is_eof():
             self._wake()
 
-    def _pushed(self, take: Take) -> bool:
+    def _pushed(self, take: Take, data: bytes) -> bool:
         """Give what has come to who waits for it; whether that may sleep on."""
-        data = self._body.read_nowait()
-        if not data:
-            return False
         self._patience.expect(self._idle)
         try:
-            self._stopped = not self._given(data, take)
+            self._stopped = not take(data)
         except Exception as error:
             if self._waiter and not self._waiter.done():
                 self._waiter.set_exception(error)
-        return not (self._stopped or self._body.is_eof())
+        return not self._stopped
 
     def _take(self, message: RawResponseMessage, body: StreamReader) -> None:
         """Raises ValueError for what is no head of an answer to what was asked."""

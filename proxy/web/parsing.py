@@ -10,6 +10,7 @@ from aiohttp.http import HttpResponseParser, HttpVersion10, HttpVersion11, RawRe
 
 HEAD = 64 * 1024  # bytes that a head may have
 _ENDLESS = 2**29  # the reader's own bound, beyond ours: it could not be held to it without its private parts
+_SIZE = re.compile(rb"([0-9a-fA-F]{1,7})\r\n")
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 
@@ -48,6 +49,20 @@ def is_valid(message: RawResponseMessage) -> bool:
         and (message.code == 100 or message.code > 101)
         and not _CONTROL.search(b"".join([value for _, value in message.raw_headers]))
     )
+
+
+def unchunked(data: bytes) -> bytes | None:
+    """What some bytes carry that are whole chunks and nothing else, plainly written and none of them the last; None of
+    any other, which are the parser's. A piece of a stream is one such chunk, and the parser takes ten calls for it."""
+    pieces, at = [], 0
+    while at < len(data):
+        found = _SIZE.match(data, at)
+        end = found.end() + int(found[1], 16) if found else 0
+        if not found or end == found.end() or data[end : end + 2] != b"\r\n":
+            return None
+        pieces.append(data[found.end() : end])
+        at = end + 2
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def holds_more(parser: HttpResponseParser) -> bool:

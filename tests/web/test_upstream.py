@@ -392,6 +392,9 @@ GOOD = {
     "chunked, odd case": Good(v1(b"transfer-ENCODING: Chunked\r\n", CHUNKS + b"\r\n"), b"hello", True),
     "chunked, trailers": Good(v1(CODED, CHUNKS + b"X-T: 1\r\nX-U: 2\r\n\r\n"), b"hello", True),
     "chunked, close": Good(v1(CODED + CLOSE, CHUNKS + b"\r\n"), b"hello", False),
+    "chunked, as streams are": Good(
+        v1(CODED, b"2\r\nhe\r\n1\r\nl\r\n5\r\n0\r\n\r\n\r\n1\r\no\r\n0\r\n\r\n"), b"hel0\r\n\r\no", True
+    ),
     "until the close": Good(v1(b"", b"hello"), b"hello", False, closes=True),
     "until the close, nothing": Good(v1(CLOSE), b"", False, closes=True),
     "interim heads": Good(
@@ -474,6 +477,52 @@ def test_however_the_bytes_come_the_answer_is_the_same(data: st.DataObject) -> N
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run())
+
+
+SPELLED = st.sampled_from([b"%x\r\n", b"%x\r\n", b"%x\r\n", b"%X\r\n", b"0%x\r\n", b"%x;ext=1\r\n", b"00000000%x\r\n"])
+CARRIED = st.binary(min_size=1, max_size=9) | st.sampled_from([b"0\r\n\r\n", b"\r\n", b"1\r\nx\r\n", b"x" * 70_000])
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(SPELLED, CARRIED), min_size=1, max_size=8), st.data())
+def test_however_chunks_are_written_and_come_they_carry_the_same(
+    chunks: list[tuple[bytes, bytes]], data: st.DataObject
+) -> None:
+    """Some of them the parser never sees."""
+    written = [size % len(piece) + piece + b"\r\n" for size, piece in chunks]
+    wire = b"".join([CHUNKED, *written, b"0\r\n\r\n"])
+    ends = list(itertools.accumulate(map(len, written), initial=len(CHUNKED)))
+    cuts = data.draw(st.sets(st.sampled_from(ends) | st.integers(1, len(wire) - 1), max_size=8))
+    parts = [wire[start:end] for start, end in itertools.pairwise([0, *sorted(cuts), len(wire)])]
+
+    async def run() -> None:
+        async with talk([step for part in parts for step in (part, 0.001)]) as it:
+            assert await it.get() == (200, b"".join([piece for _, piece in chunks]))
+            await it.get()
+            assert [got.connection for got in it.upstream.got] == [0, 0]
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run())
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        [CHUNKED + b"9\r\nab"],
+        [CHUNKED, b"9\r\nab"],
+        [CHUNKED + b"1\r\n-\r\n9\r\nab"],
+        [CHUNKED + b"1\r\n-\r\n", b"9\r\nab"],
+        [CHUNKED, b"1\r\n-\r\n", b"9\r\nab"],
+        [CHUNKED[:20], CHUNKED[20:] + b"9\r\nab"],
+        [CHUNKED[:-2], b"\r\n9\r\nab"],
+        [v1(b"", status=b"100 Continue") + CHUNKED + b"9\r\nab"],
+    ],
+)
+@on_both_loops
+async def test_what_looks_like_a_chunk_in_the_middle_of_one_is_none(start: list[bytes]) -> None:
+    steps = [step for part in [*start, b"1\r\nx\r\n", b"c\r\n0\r\n\r\n"] for step in (part, 0.02)]
+    async with talk(steps) as it:
+        assert (await it.get())[1].lstrip(b"-") == b"ab1\r\nx\r\nc"
 
 
 @on_both_loops
