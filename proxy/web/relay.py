@@ -32,7 +32,7 @@ from proxy.web.turn import RecordedTurn
 log = logging.getLogger("proxy.relay")
 
 
-class Reading(Struct, frozen=True, gc=False):
+class Reading(Struct, frozen=True):
     """A request held against its session: how it is meant, and where it tries a turn again, which: one in
     flight, or one that is kept, with the `answer` that its client was given."""
 

@@ -12,7 +12,7 @@ LAST = b"0\r\n\r\n"  # the chunk that ends a body
 _SIZED = ("POST", "PUT", "PATCH")  # no body at all is told by a length of 0 (RFC 9110, section 8.6)
 
 
-class Request(Struct, frozen=True, gc=False):
+class Request(Struct, frozen=True):
     """The head, and what of the body is here. The rest comes from `stream`, in chunks unless there is a `length`."""
 
     head: bytes
