@@ -21,6 +21,7 @@ from proxy.core.model import Answer, Message, ModelKey, SessionKey, SessionState
 from proxy.errors import StoreLocked, StoreUnavailable
 from proxy.stores import sqlite as module
 from proxy.stores.migration import steps
+from proxy.stores.rows import SMALL
 from proxy.stores.secret import load_secret
 from proxy.stores.sqlite import SQLiteStore
 from tests.fakes import eventually
@@ -509,6 +510,15 @@ async def test_a_sign_of_life_at_the_last_moment_saves_a_session(sqlite: SQLiteS
     await sqlite.touch(A, now)  # asked for after they looked, and before what they found can be written
     await looking
     assert await sqlite.load(A, now) == session(turn("1"))
+
+
+@pytest.mark.parametrize("size", [0, 1, 512, SMALL, SMALL + 1, 200_000])
+@pytest.mark.parametrize("of", [b"data: lorem ipsum ", random.Random(1).randbytes(1000)])
+async def test_an_answer_comes_back_as_it_was(sqlite: SQLiteStore, size: int, of: bytes) -> None:
+    body = (of * (size // len(of) + 1))[:size]
+    one = turn("1")
+    await sqlite.append(A, [one], 0, answer=Answer(200, "text/plain", body))
+    assert await sqlite.answer(A, one.id) == Answer(200, "text/plain", body)
 
 
 # Files from elsewhere ------------------------------------------------------------------------
