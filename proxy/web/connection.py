@@ -83,7 +83,7 @@ class Connection(asyncio.Protocol):
         cost a third of what there is to do for it."""
         waits = False
         while True:
-            if data := self._read():
+            if data := self.here():
                 waits = False
                 if not take(data):
                     return True
@@ -103,8 +103,8 @@ class Connection(asyncio.Protocol):
                 if stopped:
                     return True
 
-    def _read(self) -> bytes:
-        """What lies unread."""
+    def here(self) -> bytes:
+        """What has come of the body since the last piece, perhaps nothing."""
         data = self._body.read_nowait()
         self._taken += len(data)
         if self._paused and data:
@@ -236,7 +236,7 @@ class Connection(asyncio.Protocol):
             self._paused = True
             transport.pause_reading()
         sink = self._sink
-        if not (sink and (come := self._read()) and self._pushed(sink, come)) or self._body.is_eof():
+        if not (sink and (come := self.here()) and self._pushed(sink, come)) or self._body.is_eof():
             self._wake()
 
     def _pushed(self, take: Take, data: bytes) -> bool:

@@ -17,13 +17,15 @@ class Body:
         self._looked_at: list[bytes] = []
         self._encoding: Inflate | None = None
         self._parts: Iterator[bytes] = iter(())
+        self._is_here = False  # all of it was looked at
 
     async def beginning(self, limit: int) -> bytes:
         """The first pieces, up to `limit` bytes or the end; they come again. A break is left for who reads on."""
         size, whole = 0, self._answer.length
-        while size < limit and size != whole and (piece := await self._answer.piece()):
+        while size < limit and size != whole and (piece := self._answer.here() or await self._answer.piece()):
             self._looked_at.append(piece)
             size += len(piece)
+        self._is_here = size == whole
         return b"".join(self._looked_at)
 
     def undo(self) -> bool:
@@ -60,4 +62,4 @@ class Body:
                 return False
             if not take(piece):
                 return True
-        return await self._answer.flow(take)
+        return not self._is_here and await self._answer.flow(take)

@@ -70,6 +70,10 @@ class Response:
             raise UpstreamUnreachable(BROKEN)  # never a clean end; and it may be on another's answer by now
         return await self._connection.piece(self._idle)
 
+    def here(self) -> bytes:
+        """What has come of the body since the last piece, perhaps nothing."""
+        return self._connection.here() if self._connection else b""
+
     async def flow(self, take: Callable[[bytes], bool]) -> bool:
         """Give each piece to `take` as it comes, until that returns False: then there may be more, and `flow` may be
         called again. Returns False at the clean end, and raises as `piece`."""
