@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import StrEnum
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from msgspec import Struct
 
@@ -115,13 +115,14 @@ class Answer(Struct, frozen=True, gc=False):
 class Seen(NamedTuple):
     """The latest request that carried the history itself, so that the next one need not be taken apart where it begins
     with the same bytes: the body up to the end of its last message, where its list starts, the system block in it, how
-    many messages follow that, and how many of the history's line they are."""
+    many messages follow that, how many of the history's line they are, and the SHA-256 of the bytes, to go on with."""
 
     begun: bytes
     start: int
     system: bytes | None
     size: int
     covered: int
+    hashed: Any
 
 
 class Ask(Struct, frozen=True, dict=True):

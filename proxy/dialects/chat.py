@@ -6,6 +6,7 @@ what goes back upstream in `sending.py`. Pure; knows no session, no upstream and
 
 from __future__ import annotations
 
+from hashlib import sha256
 from typing import Any
 
 import msgspec
@@ -83,7 +84,23 @@ def seen_in(ask: Ask, covered: int) -> Seen | None:
     known = len(ask.seen.begun) if ask.seen else ask.start  # to look there again would cost as much as all the rest
     if ask.body.find(CACHE_MARK, known, ask.end) >= 0:
         return None
-    return Seen(ask.body[: ask.end - 1].rstrip(), ask.start, ask.system, ask.count, covered)
+    begun = ask.body[: ask.end - 1].rstrip()
+    return Seen(begun, ask.start, ask.system, ask.count, covered, _hashed(begun, ask.seen))
+
+
+def digest_of(ask: Ask) -> bytes:
+    """By which a body is recognised when it comes again; 16 bytes."""
+    return bytes(_hashed(ask.body, ask.seen).digest()[:16])
+
+
+def _hashed(body: bytes, seen: Seen | None) -> Any:
+    """The SHA-256 of bytes, of which those that were seen are hashed already: for a long list that took a fifth of the
+    turn, although processors help with it and BLAKE2 would take twice the time."""
+    if not seen:
+        return sha256(body)
+    hashed = seen.hashed.copy()
+    hashed.update(body[len(seen.begun) :])
+    return hashed
 
 
 def fold_stream(body: bytes) -> Reply:

@@ -44,6 +44,6 @@ def test_a_request_reads_what_was_seen_before_only_when_asked() -> None:
         read.append(1)
         return one, two
 
-    again = Ask(b"", 0, 0, None, (two,), None, False, seen=Seen(b"1", 0, None, 1, 1), whole=whole)
+    again = Ask(b"", 0, 0, None, (two,), None, False, seen=Seen(b"1", 0, None, 1, 1, None), whole=whole)
     assert again.count == 2 and read == []
     assert again.messages == again.messages == (one, two) and read == [1]

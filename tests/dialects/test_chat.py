@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 from typing import Any
 
 import pytest
@@ -312,6 +313,16 @@ def test_of_a_list_that_was_seen_only_what_is_new_is_read(head: list[bytes]) -> 
     assert (ask.system, ask.messages, ask.count) == (plain.system, plain.messages, plain.count)
     further = chat.read(listed(*head, U, A, V, A, U), chat.seen_in(ask, 3))
     assert [message.raw for message in further.tail] == [A, U] and further.count == 5
+
+
+@given(st.lists(st.sampled_from([U, A, V, S]), min_size=1, max_size=6), st.data())
+def test_a_body_has_one_digest_however_it_was_read(messages: list[bytes], data: st.DataObject) -> None:
+    seen = None
+    for end in sorted(data.draw(st.sets(st.integers(1, len(messages))))):
+        body = listed(*messages[:end], between=b",")
+        ask = chat.read(body, seen)
+        assert chat.digest_of(ask) == sha256(body).digest()[:16]
+        seen = chat.seen_in(ask, end)
 
 
 @pytest.mark.parametrize("rest", [b",]}", b",,{}]}", b",{}", b",{}],}", b',{}],"messages":[]}', b",\xff]}"])
