@@ -93,8 +93,9 @@ def compose(ask: Ask, plan: Plan, history: History, form: Form, window: Window =
     blocks = _count(system) - _count(ask.system) if system != ask.system else 0
     injected = max(0, repair.count + blocks - ask.count)
     # In one copy: a history may be megabytes.
-    between = [part for piece in pieces for part in (b",", piece)][1:]
-    return b"".join([ask.body[: ask.start], b"[", *between, b"]", ask.body[ask.end :]]), injected
+    listed = [b","] * (2 * len(pieces) - 1)
+    listed[::2] = pieces
+    return b"".join([ask.body[: ask.start], b"[", *listed, b"]", ask.body[ask.end :]]), injected
 
 
 def sent_members(body: bytes) -> Collection[str]:
