@@ -184,6 +184,9 @@ class Playing(Response):
         self.headers = [("content-type", "text/event-stream" if status == 200 else "application/json")]
         self._named = CIMultiDictProxy(CIMultiDict(self.headers))
 
+    def here(self) -> bytes:
+        return b""
+
     async def piece(self) -> bytes:
         return await anext(self._pieces, b"")
 
