@@ -54,7 +54,8 @@ def begin(
     that it happens rarely, and on the grid where that leaves not much less. What fits no bound is cut as far as it
     can be, for the upstream to judge.
     """
-    if not (over := [bound for bound in bounds if bound.cost(start) > bound.limit]):
+    over = [bound for bound in bounds if bound.cost(start) > bound.limit]
+    if not over:
         return start
     legal = places()
     fits = [place for place in legal if all([bound.cost(place) <= bound.limit for bound in bounds])]

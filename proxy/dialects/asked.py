@@ -18,10 +18,7 @@ _EMPTY = re.compile(rb"\[\s*\]")
 def asked_form(raw: bytes) -> bytes:
     """A client's message as it goes upstream from the store: without its cache marks, which would add up to more
     than Anthropic takes, and an assistant's without fillers. `raw` itself where it has neither."""
-    for suspect in _SUSPECT:
-        if suspect in raw:
-            break
-    else:
+    if not any([suspect in raw for suspect in _SUSPECT]):
         return raw
     try:
         found = _raws(raw)

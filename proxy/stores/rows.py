@@ -25,7 +25,7 @@ def row_of(id: int, key: SessionKey, turn: Turn, now: int, answer: Answer | None
         now,
         turn.parent,
         turn.id,
-        turn.state._value_,
+        turn.state.value,
         turn.system,
         b"[" + b",".join([message.raw for message in turn.asked]) + b"]",
         dumps([message.role for message in turn.asked]).decode(),

@@ -42,7 +42,7 @@ _PRAGMAS = (
 REWRITTEN = 16 << 20  # bytes up to which a database is written anew after a deletion: a fifth of a second
 TRUNCATIONS = 100  # tries to empty the log after a deletion, 50 ms apart
 BUSY = 5000  # ms a commit waits for a stranger who locks the database
-GATHERING = 0.002  # seconds at most
+GATHERING = 0.002  # seconds that a turn under load may wait for others, at most: about what a commit takes
 TOUCHING = 1.0  # seconds between two writes of signs of life, beside turns
 
 
@@ -67,7 +67,7 @@ class SQLiteStore:
         self._touches: dict[SessionKey, int] = {}  # not written yet
         self._touched = 0.0  # when some were
         self._loop = asyncio.get_running_loop()
-        self._bell: asyncio.Future[None] | None = None  # while the writer has nothing to do
+        self._called = asyncio.Event()  # there is something for the writer to do
         self._closed = False
         self._task = asyncio.create_task(self._run())
 
@@ -193,7 +193,7 @@ class SQLiteStore:
         if self._touches:
             self._enqueue([]).done.add_done_callback(_retrieved)
         self._closed = True
-        self._ring()
+        self._called.set()
         await self._task
         await self._opened.aclose()
 
@@ -209,13 +209,8 @@ class SQLiteStore:
             raise StoreUnavailable("The store is closed.")
         write = Write(statements, self._loop.create_future(), **more)
         self._waiting.append(write)
-        self._ring()
+        self._called.set()
         return write
-
-    def _ring(self) -> None:
-        if self._bell:
-            self._bell.set_result(None)
-            self._bell = None
 
     async def _write(self, statements: list[Statement], **more: Any) -> bool:
         """Whether it is written is settled on return, also where the caller is cancelled."""
@@ -232,13 +227,12 @@ class SQLiteStore:
     async def _run(self) -> None:
         """At once what comes alone. Behind a group it is waited for as long as that one took: more come, and share."""
         while self._waiting or not self._closed:
-            if not self._waiting:
-                self._bell = self._loop.create_future()
-                await self._bell
-                continue
+            await self._called.wait()
+            self._called.clear()
             group, self._waiting = self._waiting, []
             begun = self._loop.time()
-            await self._commit(group)
+            if group:
+                await self._commit(group)
             if len(group) > 1:
                 await asyncio.sleep(min(GATHERING, self._loop.time() - begun))
 

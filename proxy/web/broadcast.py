@@ -49,8 +49,7 @@ class Broadcast:
 
     def begin(self, status: int, headers: Pairs, at_once: bool = True) -> None:
         self.status, self.headers = status, headers
-        if self._news is not None:
-            self._tell()
+        self._tell()
         if self._first:
             self._first.begin(status, headers, at_once)
 
@@ -86,8 +85,7 @@ class Broadcast:
     async def end(self) -> None:
         """All has been written, and the client may see it."""
         self.ended = self.whole = True
-        if self._news is not None:
-            self._tell()
+        self._tell()
         if self._first:
             await self._first.end()
             self.delivered = not self._first.gone

@@ -121,8 +121,7 @@ class Listener:
         if self.gone or not self.status:
             return
         self._write(LAST if self._chunked else b"")
-        if self._protocol.writing_paused:
-            await self.room()
+        await self.room()
 
     def reset(self) -> None:
         """End with a TCP reset. A mere close would look like success to an HTTP/1.0 client, such

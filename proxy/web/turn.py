@@ -212,7 +212,7 @@ class RecordedTurn:
         line = self.call.line
         line.ended = time.monotonic()
         outcome = self._exchange.finish(clean)
-        line.outcome = outcome.verdict._value_
+        line.outcome = outcome.verdict.value
         released, fault = outcome.verdict in (Verdict.COMPLETE, Verdict.NOTHING), None
         try:
             if self._recorded and outcome.verdict in (Verdict.COMPLETE, Verdict.CUT):

@@ -486,7 +486,7 @@ async def test_the_touch_of_a_group_comes_first(path: Path, sqlite: SQLiteStore)
 async def test_behind_a_group_the_next_one_gathers_as_long_as_that_took(
     path: Path, sqlite: SQLiteStore, monkeypatch: pytest.MonkeyPatch, before: int, groups: int
 ) -> None:
-    monkeypatch.setattr(module, "GATHERING", 0.2)
+    monkeypatch.setattr(module, "GATHERING", 60)
     await sqlite.ping()
     known = commits(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as stranger:
@@ -496,7 +496,8 @@ async def test_behind_a_group_the_next_one_gathers_as_long_as_that_took(
         stranger.execute("ROLLBACK")
     await asyncio.gather(*waiting)
     next_one = asyncio.create_task(sqlite.append(KEYS[8], [turn("8")], 0))
-    await asyncio.sleep(0.05)
+    for _ in range(20):
+        await asyncio.sleep(0)  # long enough for one that comes alone to be on its way
     await asyncio.gather(next_one, sqlite.append(KEYS[9], [turn("9")], 0))
     assert commits(path) - known == groups
 

@@ -109,6 +109,17 @@ async def test_a_session_that_was_stored_before_becomes_warm_with_its_first_turn
     assert inner.reads() == [A]
 
 
+async def test_what_is_warm_is_told_without_a_read(inner: Inner) -> None:
+    store = WarmStore(inner, TTL, 10_000)
+    assert store.warm(A) is None
+    known = await store.load(A, 0)
+    assert store.warm(A) is known and store.warm(B) is None
+    await store.append(A, [turn("1")], 0)
+    assert store.warm(A) == session(turn("1")) and inner.reads() == [A]
+    await store.delete(A)
+    assert store.warm(A) is None
+
+
 async def test_memory_is_bounded_and_the_last_used_stay(inner: Inner) -> None:
     size = turn().size + 2 * 10_000 + 1024
     warm = WarmStore(inner, TTL, 5 * size)

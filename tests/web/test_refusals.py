@@ -10,6 +10,7 @@ import pytest
 
 from proxy.core.members import members
 from proxy.dialects.profiles import choose
+from proxy.web.window import ERROR_SIZE
 from tests.fakes import ScriptedUpstream, completion, error, sse
 from tests.web.conftest import Serve
 from tests.web.talk import Json, ask, assistant, calling, history, result, system, tell, user, warm_store
@@ -81,6 +82,15 @@ async def test_any_other_error_goes_through(serve: Serve, refused: Json, strippe
         # What was left out in vain is not left out again: only an answer that came teaches.
         await ask(proxy.port, [user("u3")])
         assert upstream.requests[-1].messages == [user("u1"), assistant("a1", **THOUGHT), user("u3")]
+
+
+async def test_an_error_that_is_longer_than_what_is_looked_at_goes_through_whole(serve: Serve) -> None:
+    said = {"error": {"message": "x" * 64 * ERROR_SIZE}}
+    async with ScriptedUpstream([completion("a1", message=THOUGHT), error(400, said)]) as upstream:
+        proxy = await serve(upstream.base_url)
+        await ask(proxy.port, [user("u1")])
+        answer = await ask(proxy.port, [user("u2")])
+    assert (answer.status, answer.whole, json.loads(answer.data)) == (400, True, said)
 
 
 async def test_an_upstream_that_goes_on_refusing_is_believed(serve: Serve) -> None:
