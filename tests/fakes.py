@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import random
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Iterable
@@ -533,10 +534,12 @@ def _recording(folder: Path) -> Recording:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 on which nothing listens now."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
+    """A port of 127.0.0.1 on which nothing listens now. One below those that Linux gives to whoever asks for any: until
+    it is used, another test's connection could take one of these."""
+    while True:
+        port = random.SystemRandom().randrange(10_000, 32_768)  # not the seeded one, which all workers share
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 async def eventually(check: Callable[[], object], timeout: float = 5.0) -> None:

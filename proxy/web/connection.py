@@ -291,5 +291,7 @@ class Connection(asyncio.Protocol):
     def _late(self) -> None:
         if self._parser is None:  # at rest
             self.abort()
-        elif self._waiter and not self._waiter.done():
+        elif self._waiter and self._waiter.done():  # woken in the same moment, perhaps by framing: look again after it
+            self._patience.expect(0)
+        elif self._waiter:
             self._fail(UpstreamTimeout(_SILENT if self._message else LATE))

@@ -952,6 +952,21 @@ async def test_framing_alone_is_no_piece() -> None:
 
 
 @on_both_loops
+async def test_framing_in_the_moment_of_the_timeout_does_not_undo_it() -> None:
+    moment = asyncio.Event()
+    async with talk([CHUNKED + b"2;", moment, b"x", "hang"]) as it:
+        answer = await it.ask(idle_timeout=0.1)
+        reading = asyncio.ensure_future(answer.piece())
+        await asyncio.sleep(0.02)
+        moment.set()
+        await asyncio.sleep(0)  # the byte is on its way
+        time.sleep(0.15)
+        with pytest.raises(UpstreamTimeout, match="silent"):
+            await asyncio.wait_for(reading, 2)
+        answer.close()
+
+
+@on_both_loops
 async def test_the_time_that_the_reader_takes_does_not_count() -> None:
     async with talk([CHUNKED, b"2\r\nab\r\n", 0.05, b"2\r\ncd\r\n", 0.35, b"0\r\n\r\n"]) as it:
         answer = await it.ask(response_timeout=0.2, idle_timeout=0.2)
