@@ -4,6 +4,7 @@ leaves any other stream to it.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -13,7 +14,10 @@ from proxy.core.model import Reply
 
 _NEXT = b"\n\ndata: "
 _END = b"\n\ndata: [DONE]"
-
+_SAYS = re.compile(rb'"delta":\{(?:"role":"assistant",)?"(?:content|reasoning|reasoning_content)":"')
+# Text between its quotes, with no escape that could mean something else beside another one.
+_CHARACTERS = rb'[^"\\\x00-\x1f]*'
+_TEXT = re.compile(_CHARACTERS + rb'(?:\\["\\/bfnrt]' + _CHARACTERS + rb")*")
 
 _Nothing = Annotated[list[Any], msgspec.Meta(max_length=0)] | None
 
@@ -49,8 +53,9 @@ _CHUNKS = msgspec.json.Decoder(_Chunk)
 
 def folded(body: bytes) -> Reply | None:
     """The reply of a finished stream; None where it is not one of text alone, each event a line, and an end."""
-    lines = _lines(body)
-    if lines is None:
+    events = fewer(_events(body))
+    lines = b"\n".join(events)
+    if lines.count(b"\n") + 1 != len(events):
         return None
     try:
         chunks = _CHUNKS.decode_lines(lines)
@@ -71,17 +76,35 @@ def folded(body: bytes) -> Reply | None:
     )
 
 
-def _lines(body: bytes) -> bytes | None:
-    """The data of a stream's events up to its end, each on a line."""
+def _events(body: bytes) -> list[bytes]:
+    """The data of a stream's events up to its end; none where they are not plainly written."""
     start = 0
     while body.startswith(b":", start):  # OpenRouter: while it waits for the model
         start = body.find(b"\n\n", start) + 2 or len(body)
-    end = body.find(_END, start)
+    end = body.rfind(_END, start)
     text = body[start + 6 : end]
-    lines = text.replace(_NEXT, b"\n")
-    each_is_one = len(text) - len(lines) == (len(_NEXT) - 1) * lines.count(b"\n") and b"\r" not in lines
     # msgspec does not look into what it leaves out
-    return lines if end > 0 and body.startswith(b"data: ", start) and each_is_one and is_utf8(text) else None
+    plain = end > 0 and body.startswith(b"data: ", start) and b"\r" not in text and is_utf8(text)
+    return text.split(_NEXT) if plain else []
+
+
+def fewer(events: list[bytes]) -> list[bytes]:
+    """Events that say the same: those around the middle one that differ in a delta's text alone have become one. To see
+    that takes a third of what it takes to decode them."""
+    like = events[len(events) // 2] if events else b""
+    found = _SAYS.search(like)
+    end = like.find(b'"}', found.end()) if found else -1
+    if not found or end < 0:
+        return events
+    head, tail = like[: found.end()], like[end:]
+    alike = [event.startswith(head) and event.endswith(tail) for event in events]
+    first, size = alike.index(True), alike.count(True)
+    run = slice(first, first + size)
+    said = [event[len(head) : -len(tail)] for event in events[run]]
+    only = b'"delta"' not in head[: found.start()] + tail and b"\\" not in head + tail
+    if not (only and all(alike[run]) and _TEXT.fullmatch(b" ".join(said))):
+        return events
+    return [*events[:first], head + b"".join(said) + tail, *events[run.stop :]]
 
 
 def _message(said: list[_Delta]) -> dict[str, str | None] | None:

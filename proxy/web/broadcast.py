@@ -53,8 +53,8 @@ class Broadcast:
         if self._first:
             self._first.begin(status, headers, at_once)
 
-    def put(self, piece: bytes) -> bool:
-        """Write without waiting; whether more may come at once."""
+    def put(self, piece: bytes, chunks: bytes = b"") -> bool:
+        """Write without waiting; whether more may come at once. `chunks` as Listener's."""
         if self._pieces is not None:
             self._size += len(piece)
             if self._size > self._limit:
@@ -63,7 +63,7 @@ class Broadcast:
                 self._pieces.append(piece)
         if self._news is not None:
             self._tell()
-        return self._first.put(piece) if self._first else self._has_room
+        return self._first.put(piece, chunks) if self._first else self._has_room
 
     async def room(self) -> None:
         """Wait until more may come."""

@@ -22,7 +22,8 @@ from proxy.web.request import LAST, Request, chunk
 
 _HIGH = 128 * 1024  # bytes of an answer that may lie unread before no more are taken
 _JOIN = 64 * 1024  # a body up to this size is written in one with its head
-Take = Callable[[bytes], bool]  # whether more is wanted
+# Given a piece, and the chunks in which it came where it is plainly written ones; whether more is wanted.
+Take = Callable[[bytes, bytes], bool]
 
 _NO_HTTP = "The upstream's answer is no valid HTTP. Look at what runs there."
 BROKEN = "The upstream broke off its answer."
@@ -68,7 +69,7 @@ class Connection(asyncio.Protocol):
         `ask` does, once all that came has been given."""
         pieces: list[bytes] = []
 
-        def take(piece: bytes) -> bool:
+        def take(piece: bytes, _: bytes) -> bool:
             pieces.append(piece)
             return False
 
@@ -85,7 +86,7 @@ class Connection(asyncio.Protocol):
         while True:
             if data := self.here():
                 waits = False
-                if not take(data):
+                if not take(data, b""):
                     return True
             elif self._body.is_eof():
                 return False
@@ -216,7 +217,7 @@ class Connection(asyncio.Protocol):
             return
         carried = unchunked(data) if self._between else None
         if carried and self._sink:
-            if not self._pushed(self._sink, carried):
+            if not self._pushed(self._sink, carried, data):
                 self._wake()
             return
         first, self.answered, self._between = not self.answered, True, carried is not None
@@ -236,14 +237,14 @@ class Connection(asyncio.Protocol):
             self._paused = True
             transport.pause_reading()
         sink = self._sink
-        if not (sink and (come := self.here()) and self._pushed(sink, come)) or self._body.is_eof():
+        if not (sink and (come := self.here()) and self._pushed(sink, come, b"")) or self._body.is_eof():
             self._wake()
 
-    def _pushed(self, take: Take, data: bytes) -> bool:
+    def _pushed(self, take: Take, data: bytes, chunks: bytes) -> bool:
         """Give what has come to who waits for it; whether that may sleep on."""
         self._patience.expect(self._idle)
         try:
-            self._stopped = not take(data)
+            self._stopped = not take(data, chunks)
         except Exception as error:
             if self._waiter and not self._waiter.done():
                 self._waiter.set_exception(error)

@@ -67,11 +67,12 @@ class Listener:
         if at_once:
             self._write(b"")
 
-    def put(self, data: bytes) -> bool:
-        """Write without waiting; whether the client takes more at once."""
+    def put(self, data: bytes, chunks: bytes = b"") -> bool:
+        """Write without waiting; whether the client takes more at once. `chunks`: the data as chunks, where it came as
+        such."""
         if self.status and data and not self._bodiless:
             self.size += len(data)
-            self._write(chunk(data) if self._chunked else data)
+            self._write((chunks or chunk(data)) if self._chunked else data)
         return self.gone or not self._protocol.writing_paused
 
     async def room(self) -> None:

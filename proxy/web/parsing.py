@@ -56,11 +56,13 @@ def unchunked(data: bytes) -> bytes | None:
     any other, which are the parser's. A piece of a stream is one such chunk, and the parser takes ten calls for it."""
     pieces, at = [], 0
     while at < len(data):
-        found = _SIZE.match(data, at)
-        end = found.end() + int(found[1], 16) if found else 0
-        if not found or end == found.end() or data[end : end + 2] != b"\r\n":
+        if not (found := _SIZE.match(data, at)):
             return None
-        pieces.append(data[found.end() : end])
+        start = found.end()
+        end = start + int(found[1], 16)
+        if end == start or data[end : end + 2] != b"\r\n":
+            return None
+        pieces.append(data[start:end])
         at = end + 2
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from proxy.core.inflate import Inflate, inflater
 from proxy.errors import UpstreamUnreachable
+from proxy.web.connection import Take
 from proxy.web.upstream import Response
 
 
@@ -54,12 +55,12 @@ class Body:
             self._parts = self._encoding.feed(raw)
         return part
 
-    async def flow(self, take: Callable[[bytes], bool]) -> bool:
+    async def flow(self, take: Take) -> bool:
         """Give pieces to `take`, as `Response.flow`, which may as well raise zlib.error."""
         while self._looked_at or self._encoding:
             piece = await self._piece()
             if not piece:
                 return False
-            if not take(piece):
+            if not take(piece, b""):
                 return True
         return not self._is_here and await self._answer.flow(take)

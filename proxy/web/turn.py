@@ -198,12 +198,13 @@ class RecordedTurn:
             return self.kept and exchange.ends_itself  # all that counts was given
         return True
 
-    def _hand_on(self, piece: bytes) -> bool:
+    def _hand_on(self, piece: bytes, chunks: bytes) -> bool:
         """Whether the next piece may come without a look at what else is to be done."""
         broadcast = self.broadcast
         out = self._exchange.receive(piece)
-        goes_on = broadcast.put(out) if out else True
-        stops = self._settling or broadcast.ended or (out is not piece and self._exchange.terminated)
+        whole = out is piece
+        goes_on = broadcast.put(out, chunks if whole else b"") if out else True
+        stops = self._settling or broadcast.ended or (not whole and self._exchange.terminated)
         return goes_on and not stops
 
     async def _settle(self, clean: bool) -> None:

@@ -18,7 +18,7 @@ from yarl import URL
 
 from proxy.core.headers import Pairs
 from proxy.errors import UpstreamTimeout, UpstreamUnreachable
-from proxy.web.connection import BROKEN, Connection
+from proxy.web.connection import BROKEN, Connection, Take
 from proxy.web.origin import AWAY, LATE, Origin, connect, secure, split
 from proxy.web.request import Request, written
 
@@ -74,7 +74,7 @@ class Response:
         """What has come of the body since the last piece, perhaps nothing."""
         return self._connection.here() if self._connection else b""
 
-    async def flow(self, take: Callable[[bytes], bool]) -> bool:
+    async def flow(self, take: Take) -> bool:
         """Give each piece to `take` as it comes, until that returns False: then there may be more, and `flow` may be
         called again. Returns False at the clean end, and raises as `piece`."""
         if not self._connection:

@@ -125,6 +125,78 @@ def test_what_is_read_in_one_go_is_read_the_same(chunks: list[Any]) -> None:
     assert chat.fold_stream(body) == chat.fold_stream(other)
 
 
+def written(shape: bytes, texts: list[bytes]) -> list[bytes]:
+    return [shape.replace(b"TEXT", text) for text in texts]
+
+
+PLAIN = b'{"id":1,"choices":[{"delta":{"content":"TEXT"},"finish_reason":null}]}'
+
+
+def test_events_that_differ_in_their_text_become_one() -> None:
+    first, last = b'{"choices":[{"delta":{"role":"assistant","content":""}}]}', b'{"choices":[{"delta":{}}]}'
+    many = written(PLAIN, [b"a", b"", b"\\n", b'\\"', "é".encode(), b'"}'.replace(b'"', b'\\"'), b"z"])
+    one = written(PLAIN, [b'a\\n\\"\xc3\xa9\\"}z'])
+    assert plain.fewer([first, *many, last]) == [first, *one, last]
+    assert plain.fewer(many) == one and plain.fewer(one) == one
+    assert plain.fewer([]) == [] and plain.fewer([last]) == [last]
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        b'{"choices":[{"delta":{"content":"TEXT","content":"y"}}]}',
+        b'{"choices":[{"delta":{"content":"y"}}],"x":{"delta":{"content":"TEXT"}}}',
+        b'{"choices":[{"delta":{"content":"TEXT"}}],"x":{"delta":1}}',
+        b'{"choices":[{"\\u0064elta":{"content":"y"}}],"x":{"delta":{"content":"TEXT"}}}',
+        b'{"x":{"delta":{"content":"TEXT"}},"choices":[{"\\u0064elta":{"content":"y"}}]}',
+        b'{"choices":[{"delta":{"content":"TEXT"',
+    ],
+)
+def test_events_of_which_more_counts_than_one_text_stay(shape: bytes) -> None:
+    events = written(shape, [b"a", b"b", b"c"])
+    assert plain.fewer(events) == events
+
+
+@pytest.mark.parametrize("text", [b"\\", b'"', b"\\ud83d", b"\\u0041", b"\n", b"\x01", b'x","role":"y', b'"}'])
+def test_texts_that_could_mean_more_together_stay(text: bytes) -> None:
+    events = written(PLAIN, [text, text, b"n", b"n", b"n"])
+    for run in (events, events[::-1], [*events, PLAIN]):
+        assert plain.fewer(run) == run
+
+
+def test_what_lies_between_events_of_a_kind_stays() -> None:
+    a, b, other = *written(PLAIN, [b"a", b"b"]), b'{"choices":[{"delta":{"reasoning":"so"}}]}'
+    assert plain.fewer([a, other, b]) == [a, other, b]
+    assert plain.fewer([a, b, b, other, a]) == [a, b, b, other, a]
+
+
+SHAPES = [
+    PLAIN,
+    b'{"choices":[{"delta":{"role":"assistant","content":"TEXT"}}]}',
+    b'{"choices":[{"delta":{"reasoning":"TEXT"}}]}',
+    b'{"choices":[{"delta":{"content":"TEXT","content":"y"}}]}',
+    b'{"x":{"delta":{"content":"TEXT"}},"choices":[{"delta":{"content":"y"}}]}',
+    b'{"x":{"delta":{"content":"TEXT"}},"choices":[{"\\u0064elta":{"content":"y"}}]}',
+    b'{"choices":[{"delta":{"content":"TEXT"},"finish_reason":"stop"}],"usage":{"n":1},"model":"m"}',
+    b'{"choices":[{"delta":{"content":"TEXT"}}',
+]
+_piece = st.sampled_from(
+    [b"a", b" ", b"\\n", b'\\"', b"\\\\", b"\\", b'"', b"\\ud83d", b"\\ude00", b"\\u0041", b"\xc3", b"\xa9"]
+    + ["é".encode(), b"\n", b"\r", b"\x01", b'"}', b'\\"}', b'","role":"x', b'"},"delta":{"content":"', b"[DONE]"]
+)
+
+
+@given(
+    st.lists(st.sampled_from(SHAPES), min_size=1, max_size=2).flatmap(
+        lambda shapes: st.lists(st.tuples(st.sampled_from(shapes), st.lists(_piece, max_size=3)), max_size=8)
+    )
+)
+def test_events_taken_together_mean_what_each_of_them_does(told: list[tuple[bytes, list[bytes]]]) -> None:
+    events = [shape.replace(b"TEXT", b"".join(pieces)) for shape, pieces in told]
+    body = b"".join([b"data: " + event + b"\n\n" for event in events]) + END
+    assert chat.fold_stream(body) == chat.fold_stream(body.replace(b"\n", b"\r\n"))
+
+
 @given(
     st.lists(
         st.tuples(st.sampled_from([b"data: ", b"data:", b": ", b"x"]), st.sampled_from([b"\n", b"\n\n", b"\n\n\n"]))

@@ -46,7 +46,7 @@ class Ear(Listener):
         assert self.head is None
         self.head, self.status = (status, headers), status
 
-    def put(self, data: bytes) -> bool:
+    def put(self, data: bytes, chunks: bytes = b"") -> bool:
         if not self.gone and self.head is not None:
             self.pieces.append(data)
         return self.gone or not self.stalled

@@ -11,7 +11,7 @@ import asyncio
 import itertools
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -29,6 +29,7 @@ from proxy.core.model import Answer, SessionKey, Turn, TurnState
 from proxy.errors import UpstreamUnreachable
 from proxy.stores.memory import MemoryStore
 from proxy.web.app import build_app, build_runner
+from proxy.web.connection import Take
 from proxy.web.runtime import Runtime
 from proxy.web.upstream import Client, Response
 from tests.fakes import RawClient, event
@@ -190,9 +191,9 @@ class Playing(Response):
     async def piece(self) -> bytes:
         return await anext(self._pieces, b"")
 
-    async def flow(self, take: Callable[[bytes], bool]) -> bool:
+    async def flow(self, take: Take) -> bool:
         while piece := await self.piece():
-            if not take(piece):
+            if not take(piece, b""):
                 return True
         return False
 
