@@ -6,6 +6,7 @@ Knows SQL by name only, and neither sessions nor the loop that waits.
 from __future__ import annotations
 
 import asyncio
+import math
 import sqlite3
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -43,6 +44,47 @@ class Write:
             self.done.set_result(outcome)
         else:
             self.done.set_exception(outcome)
+
+
+class Waiting:
+    """Writes that wait for the writer: called at once, or later where all of them may wait for others."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._writes: list[Write] = []
+        self._called = asyncio.Event()
+        self._due = math.inf
+        self._alarm: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        return len(self._writes)
+
+    def add(self, write: Write, seconds: float = 0.0) -> None:
+        """`seconds`: how long it may wait for others."""
+        self._writes.append(write)
+        due = self._loop.time() + seconds
+        if seconds <= 0:
+            self.call()
+        elif due < self._due:
+            self._put_off(due)
+
+    def call(self) -> None:
+        """Let the writer look, whatever waits."""
+        self._called.set()
+
+    async def take(self) -> list[Write]:
+        """For the writer: all that waits, once it is called."""
+        await self._called.wait()
+        self._called.clear()
+        self._put_off(math.inf)
+        taken, self._writes = self._writes, []
+        return taken
+
+    def _put_off(self, due: float) -> None:
+        if self._alarm:
+            self._alarm.cancel()
+        self._due = due
+        self._alarm = self._loop.call_at(due, self.call) if due < math.inf else None
 
 
 class Grouping(sqlite3.Connection):

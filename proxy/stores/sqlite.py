@@ -26,7 +26,7 @@ from proxy.errors import StoreUnavailable
 from proxy.stores import statements as sql
 from proxy.stores.base import Standing
 from proxy.stores.files import no_space
-from proxy.stores.group import GROUP, Grouping, Statement, Write, merged
+from proxy.stores.group import GROUP, Grouping, Statement, Waiting, Write, merged
 from proxy.stores.lock import Lock
 from proxy.stores.migration import migrate
 from proxy.stores.reading import uri
@@ -42,7 +42,8 @@ _PRAGMAS = (
 REWRITTEN = 16 << 20  # bytes up to which a database is written anew after a deletion: a fifth of a second
 TRUNCATIONS = 100  # tries to empty the log after a deletion, 50 ms apart
 BUSY = 5000  # ms a commit waits for a stranger who locks the database
-GATHERING = 0.002  # seconds that a turn under load may wait for others, at most: about what a commit takes
+GATHERING = 0.002  # seconds that turns behind a group wait for others, at most: about what a commit takes
+SHARE, LONGEST = 0.03, 0.02  # of the time that a turn took it may wait for others, and seconds, at most
 TOUCHING = 1.0  # seconds between two writes of signs of life, beside turns
 
 
@@ -63,11 +64,10 @@ class SQLiteStore:
         self._path, self._ttl = path, ttl
         self._turn_id = turn_id  # the newest; the one writer counts
         self.learned = learned
-        self._waiting: list[Write] = []
+        self._waiting = Waiting()
         self._touches: dict[SessionKey, int] = {}  # not written yet
         self._touched = 0.0  # when some were
         self._loop = asyncio.get_running_loop()
-        self._called = asyncio.Event()  # there is something for the writer to do
         self._closed = False
         self._task = asyncio.create_task(self._run())
 
@@ -138,7 +138,9 @@ class SQLiteStore:
         if drop:
             gone = [(name, key.tenant, key.id) for name in drop]
             statements += [(sql.DROP_ANSWERS, gone), (sql.DROP, gone)]
-        await self._write(statements)
+        # Others under way have begun lately, and end soon.
+        share = SHARE * (turns[-1].ended - turns[-1].started) / 1000 if self._touches else 0.0
+        await self._write(statements, min(LONGEST, share))
 
     async def answer(self, key: SessionKey, turn: str) -> Answer | None:
         found = await self._read(sql.ANSWER, (turn, key.tenant, key.id))
@@ -193,7 +195,7 @@ class SQLiteStore:
         if self._touches:
             self._enqueue([]).done.add_done_callback(_retrieved)
         self._closed = True
-        self._called.set()
+        self._waiting.call()
         await self._task
         await self._opened.aclose()
 
@@ -204,17 +206,17 @@ class SQLiteStore:
         except sqlite3.Error as error:
             raise _unavailable(error) from error
 
-    def _enqueue(self, statements: list[Statement], **more: Any) -> Write:
+    def _enqueue(self, statements: list[Statement], patience: float = 0.0, **more: Any) -> Write:
         if self._closed:
             raise StoreUnavailable("The store is closed.")
         write = Write(statements, self._loop.create_future(), **more)
-        self._waiting.append(write)
-        self._called.set()
+        self._waiting.add(write, patience)
         return write
 
-    async def _write(self, statements: list[Statement], **more: Any) -> bool:
-        """Whether it is written is settled on return, also where the caller is cancelled."""
-        write = self._enqueue(statements, **more)
+    async def _write(self, statements: list[Statement], patience: float = 0.0, **more: Any) -> bool:
+        """Whether it is written is settled on return, also where the caller is cancelled. `patience`: the seconds that
+        it may wait for others."""
+        write = self._enqueue(statements, patience, **more)
         try:
             return await write.done
         except asyncio.CancelledError:
@@ -227,9 +229,7 @@ class SQLiteStore:
     async def _run(self) -> None:
         """At once what comes alone. Behind a group it is waited for as long as that one took: more come, and share."""
         while self._waiting or not self._closed:
-            await self._called.wait()
-            self._called.clear()
-            group, self._waiting = self._waiting, []
+            group = await self._waiting.take()
             begun = self._loop.time()
             if group:
                 await self._commit(group)

@@ -8,7 +8,7 @@ import random
 import sqlite3
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import pytest
 
 from proxy.core.history import fresh
 from proxy.core.learned import LIMIT_KEPT
-from proxy.core.model import Answer, Message, ModelKey, SessionKey, SessionState
+from proxy.core.model import Answer, Message, ModelKey, SessionKey, SessionState, Turn
 from proxy.errors import StoreLocked, StoreUnavailable
 from proxy.stores import sqlite as module
 from proxy.stores.migration import steps
@@ -482,6 +482,18 @@ async def test_the_touch_of_a_group_comes_first(path: Path, sqlite: SQLiteStore)
     assert look(path, "SELECT touched FROM sessions ORDER BY touched") == [(0,), (20,)]
 
 
+def lasted(text: str, seconds: float) -> Turn:
+    return turn(text, started=1_000, ended=1_000 + int(seconds * 1000))
+
+
+async def start(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """Begin it, and let it go so far that it would be on its way if it did not wait."""
+    task = asyncio.create_task(work)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    return task
+
+
 @pytest.mark.parametrize(("before", "groups"), [(2, 2), (1, 3)])
 async def test_behind_a_group_the_next_one_gathers_as_long_as_that_took(
     path: Path, sqlite: SQLiteStore, monkeypatch: pytest.MonkeyPatch, before: int, groups: int
@@ -495,11 +507,54 @@ async def test_behind_a_group_the_next_one_gathers_as_long_as_that_took(
         await asyncio.sleep(0.3)
         stranger.execute("ROLLBACK")
     await asyncio.gather(*waiting)
-    next_one = asyncio.create_task(sqlite.append(KEYS[8], [turn("8")], 0))
-    for _ in range(20):
-        await asyncio.sleep(0)  # long enough for one that comes alone to be on its way
+    next_one = await start(sqlite.append(KEYS[8], [turn("8")], 0))
     await asyncio.gather(next_one, sqlite.append(KEYS[9], [turn("9")], 0))
     assert commits(path) - known == groups
+
+
+@pytest.mark.parametrize("last", [0, 3600])
+async def test_a_turn_that_took_long_is_written_with_those_under_way(
+    path: Path, sqlite: SQLiteStore, monkeypatch: pytest.MonkeyPatch, last: int
+) -> None:
+    monkeypatch.setattr(module, "LONGEST", 60)
+    await sqlite.ping()
+    known = commits(path)
+    await sqlite.touch(B, 0)
+    one = await start(sqlite.append(A, [lasted("1", 3600)], 0))
+    assert commits(path) == known
+    await asyncio.gather(one, sqlite.append(B, [lasted("2", last)], 0))
+    assert commits(path) == known + 1
+
+
+async def test_alone_it_waits_for_nobody(sqlite: SQLiteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LONGEST", 60)
+    await sqlite.touch(A, 0)
+    async with asyncio.timeout(5):
+        await sqlite.append(A, [lasted("1", 3600)], 0)
+
+
+@pytest.mark.parametrize(("share", "longest"), [(0.03, 0.05), (0.0001, 60)])
+async def test_it_waits_no_longer_than_its_share(
+    sqlite: SQLiteStore, monkeypatch: pytest.MonkeyPatch, share: float, longest: float
+) -> None:
+    monkeypatch.setattr(module, "SHARE", share)
+    monkeypatch.setattr(module, "LONGEST", longest)
+    async with asyncio.timeout(5):
+        for text in "12":
+            await sqlite.touch(B, 0)
+            await sqlite.append(A, [lasted(text, 600)], 0)
+
+
+async def test_the_least_patient_one_takes_the_others_along(
+    path: Path, sqlite: SQLiteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LONGEST", 60)
+    await sqlite.ping()
+    known = commits(path)
+    await sqlite.touch(B, 0)
+    async with asyncio.timeout(5):
+        await asyncio.gather(*[sqlite.append(SessionKey(b"t", str(n)), [lasted("x", n)], 0) for n in (3600, 2, 1800)])
+    assert commits(path) == known + 1
 
 
 @pytest.mark.parametrize("call", ["sweep", "load"])
