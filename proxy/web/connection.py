@@ -217,8 +217,7 @@ class Connection(asyncio.Protocol):
             return
         carried = unchunked(data) if self._between else None
         if carried and self._sink:
-            if not self._pushed(self._sink, carried, data):
-                self._wake()
+            self._push(self._sink, carried, data)
             return
         first, self.answered, self._between = not self.answered, True, carried is not None
         try:
@@ -236,19 +235,22 @@ class Connection(asyncio.Protocol):
         elif self._body.total_bytes - self._taken > _HIGH and not self._paused and (transport := self._open):
             self._paused = True
             transport.pause_reading()
-        sink = self._sink
-        if not (sink and (come := self.here()) and self._pushed(sink, come, b"")) or self._body.is_eof():
-            self._wake()
+        if self._sink and (come := self.here()):
+            self._push(self._sink, come, b"")
+            if not self._body.is_eof():
+                return
+        self._wake()
 
-    def _pushed(self, take: Take, data: bytes, chunks: bytes) -> bool:
-        """Give what has come to who waits for it; whether that may sleep on."""
-        self._patience.expect(self._idle)
+    def _push(self, take: Take, data: bytes, chunks: bytes) -> None:
+        """Give what has come to who waits for it, and wake him where it takes no more."""
+        self._patience.due = self._loop.time() + self._idle
         try:
-            self._stopped = not take(data, chunks)
+            if not take(data, chunks):
+                self._stopped = True
+                self._wake()
         except Exception as error:
             if self._waiter and not self._waiter.done():
                 self._waiter.set_exception(error)
-        return not self._stopped
 
     def _take(self, message: RawResponseMessage, body: StreamReader) -> None:
         """Raises ValueError for what is no head of an answer to what was asked."""

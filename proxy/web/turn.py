@@ -72,8 +72,7 @@ class RecordedTurn:
 
     def stop(self, fault: ProxyError | None = None, at_once: bool = False) -> None:
         """Cut the turn: what was said is kept. One whose reply has its finish_reason goes on to its end, unless
-        `at_once`.
-        `fault` is for clients that have been given nothing yet."""
+        `at_once`. `fault` is for clients that have been given nothing yet."""
         if not self._settling and (at_once or not self._exchange.has_finished):
             self._end(fault)
 
@@ -202,10 +201,10 @@ class RecordedTurn:
         """Whether the next piece may come without a look at what else is to be done."""
         broadcast = self.broadcast
         out = self._exchange.receive(piece)
-        whole = out is piece
-        goes_on = broadcast.put(out, chunks if whole else b"") if out else True
-        stops = self._settling or broadcast.ended or (not whole and self._exchange.terminated)
-        return goes_on and not stops
+        if out is piece:
+            return broadcast.put(piece, chunks) and not (self._settling or broadcast.ended)
+        goes_on = broadcast.put(out) if out else True
+        return goes_on and not (self._settling or broadcast.ended or self._exchange.terminated)
 
     async def _settle(self, clean: bool) -> None:
         """The end of the answer is here: keep the turn, then let the end go; or break it off."""
