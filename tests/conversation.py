@@ -84,7 +84,7 @@ class Session:
         form = sending.form_of(profile, f"{profile}.test", ask.model)
         cut, start = self._window(plan)
         window = Window(start, start + 3 if start else 0)  # with a few images left out behind it
-        sent, _ = sending.compose(ask, plan, self.history, form, window)
+        sent = b"".join(sending.compose(ask, plan, self.history, form, window)[0])
         outcome = _outcome(answer)
         turns: list[Turn] = []
         id = self._new_id()

@@ -77,7 +77,7 @@ class Session:
         assert self._target
         call = Call(self._target, KEY, ask, [], b"", True, Line("", 0.0))
         fit = Fit(self._runtime, call, plan, self.history, FORM)
-        sent, _ = fit.body(FORM)
+        sent = b"".join(fit.body(FORM)[0])
         reply = Reply(message=said("assistant", n), finish_reason="stop", finished=True)
         turns = turns_of(ask, plan, reply, FORM, id=f"n{n}", new_id=str, remembered=None, request=b"", cut=fit.cut)
         self.history = self.history.plus(*turns)

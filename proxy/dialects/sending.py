@@ -55,14 +55,15 @@ def form_of(setting: str, host: str, model: str | None, refused: frozenset[str] 
     return Form(profiles.choose(setting, host), f"{host} {profiles.family(model)}", refused)
 
 
-def compose(ask: Ask, plan: Plan, history: History, form: Form, window: Window = WHOLE) -> tuple[bytes, int]:
-    """The body to send, and how many messages in it the client did not send. Of what is injected the `window` goes.
+def compose(ask: Ask, plan: Plan, history: History, form: Form, window: Window = WHOLE) -> tuple[Sequence[bytes], int]:
+    """The body to send, in pieces, and how many messages in it the client did not send. Of what is injected the
+    `window` goes.
 
     Every byte of the body outside of its messages stays as it is. Raises BadRequest for the result of
     a tool call that nobody made, where the history is ours to keep in order.
     """
     if plan.decision is Decision.ASIDE:
-        return ask.body, 0
+        return (ask.body,), 0
     tail = plan.tail
     marked = plan.pairs and not ask.seen and b'"cache_control"' in ask.body
     if plan.whole and not marked:
@@ -89,13 +90,13 @@ def compose(ask: Ask, plan: Plan, history: History, form: Form, window: Window =
     system = _system(ask, plan, form)
     pieces = [*([system] if system else []), *repair.pieces()]
     if not plan.line and b",".join(pieces) == b",".join(elements(ask.body[ask.start : ask.end])):
-        return ask.body, 0  # nothing in it is ours: as it was spaced
+        return (ask.body,), 0  # nothing in it is ours: as it was spaced
     blocks = _count(system) - _count(ask.system) if system != ask.system else 0
     injected = max(0, repair.count + blocks - ask.count)
-    # In one copy: a history may be megabytes.
     listed = [b","] * (2 * len(pieces) - 1)
     listed[::2] = pieces
-    return b"".join([ask.body[: ask.start], b"[", *listed, b"]", ask.body[ask.end :]]), injected
+    # Without a copy: a history may be megabytes.
+    return (ask.body[: ask.start], b"[", *listed, b"]", ask.body[ask.end :]), injected
 
 
 def sent_members(body: bytes) -> Collection[str]:

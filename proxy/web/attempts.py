@@ -18,8 +18,8 @@ _REFUSALS = 3  # members that a request is stripped of, one after another
 
 
 class Attempts:
-    """`body` is what to send, `injected` how many messages in it the client did not send. Raises BadRequest and
-    ContextTooLong."""
+    """`body` is what to send, in pieces, `injected` how many messages in it the client did not send. Raises BadRequest
+    and ContextTooLong."""
 
     def __init__(self, runtime: Runtime, call: Call, plan: Plan, history: History) -> None:
         self._runtime, self._call = runtime, call
@@ -32,7 +32,7 @@ class Attempts:
         if await self.fit.refused(answer, body):
             self.body, self.injected = self.fit.body(self.form)
             return True
-        if answer.status in (400, 422) and (members := sending.sent_members(self.body)):
+        if answer.status in (400, 422) and (members := sending.sent_members(b"".join(self.body))):
             return self._strip(profiles.refused(answer.status, await body.beginning(ERROR_SIZE), members))
         if 200 <= answer.status < 300:
             for member in self.form.refused - self._known:
@@ -43,9 +43,9 @@ class Attempts:
         """Leave a refused member out of the body; whether that changed it."""
         if member is None or len(self.form.refused - self._known) >= _REFUSALS:
             return False
-        before, self.form = self.body, self._form(self.form.refused | {member})
+        before, self.form = b"".join(self.body), self._form(self.form.refused | {member})
         self.body, self.injected = self.fit.body(self.form)
-        return self.body != before
+        return b"".join(self.body) != before
 
     @property
     def _known(self) -> frozenset[str]:

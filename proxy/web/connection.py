@@ -21,7 +21,7 @@ from proxy.web.patience import Patience
 from proxy.web.request import LAST, Request, chunk
 
 _HIGH = 128 * 1024  # bytes of an answer that may lie unread before no more are taken
-_JOIN = 64 * 1024  # a body up to this size is written in one with its head
+_JOIN = 64 * 1024  # bytes of a request up to which its pieces are copied into one
 # Given a piece, and the chunks in which it came where it is plainly written ones; whether more is wanted.
 Take = Callable[[bytes, bytes], bool]
 
@@ -164,11 +164,11 @@ class Connection(asyncio.Protocol):
         if not transport:
             self._fault = UpstreamUnreachable(AWAY)
             return
-        if len(request.body) <= _JOIN:
-            transport.write(request.head + request.body)
+        pieces = [request.head, *request.body]
+        if sum(map(len, pieces)) <= _JOIN:
+            transport.write(b"".join(pieces))
         else:
-            transport.write(request.head)
-            transport.write(request.body)
+            transport.writelines(pieces)
         self._patience.expect(seconds)
         if request.stream:
             self._sending = self._loop.create_task(self._send(request.stream, request.length, seconds))

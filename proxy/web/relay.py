@@ -202,6 +202,6 @@ def _dry_run(runtime: Runtime, call: Call, reading: Reading) -> web.Response:
             sources.append({"from": "request", "role": theirs.role})
     told = {"decision": plan.decision, "reason": plan.reason, "injected": first.injected, "dropped": dropped}
     return web.Response(
-        body=dumps({**told, "messages": sources, "body": first.body.decode(errors="replace")}),
+        body=dumps({**told, "messages": sources, "body": b"".join(first.body).decode(errors="replace")}),
         content_type="application/json",
     )

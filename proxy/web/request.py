@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from aiohttp import StreamReader
 from msgspec import Struct
 
@@ -12,17 +14,21 @@ LAST = b"0\r\n\r\n"  # the chunk that ends a body
 _SIZED = ("POST", "PUT", "PATCH")  # no body at all is told by a length of 0 (RFC 9110, section 8.6)
 
 
+Content = Sequence[bytes] | StreamReader | None  # a body: its pieces, or as it comes
+
+
 class Request(Struct, frozen=True):
-    """The head, and what of the body is here. The rest comes from `stream`, in chunks unless there is a `length`."""
+    """The head, and the pieces of the body that are here. The rest comes from `stream`, in chunks unless there is a
+    `length`."""
 
     head: bytes
-    body: bytes = b""
+    body: Sequence[bytes] = ()
     stream: StreamReader | None = None
     length: int | None = None
     is_head: bool = False  # its answer has no body, whatever it says
 
 
-def written(method: str, authority: str, target: str, headers: Pairs, body: bytes | StreamReader | None) -> Request:
+def written(method: str, authority: str, target: str, headers: Pairs, body: Content) -> Request:
     """A request with the headers as they are, and Host and framing where not given. Raises BadRequest for what might
     be read otherwise than as this one request."""
     lines = [f"{method} {target} HTTP/1.1"]
@@ -30,20 +36,22 @@ def written(method: str, authority: str, target: str, headers: Pairs, body: byte
     if not has_host:
         lines.append(f"Host: {authority}")
     lines += [f"{name}: {value}" for name, value in headers]
-    stream = None
+    stream: StreamReader | None = None
+    pieces: Sequence[bytes] = ()
     if not isinstance(body, StreamReader):
-        data = body or b""
+        pieces = body or ()
         if length is None and (body is not None or method in _SIZED):
-            lines.append(f"Content-Length: {len(data)}")
+            lines.append(f"Content-Length: {sum(map(len, pieces))}")
     else:
         # Where all of it came with its head, as of most chat requests, it need not be waited for.
         stream, data = (None, body.read_nowait()) if body.is_eof() else (body, b"")
+        pieces = (data,)
         if length is None:
             lines.append("Transfer-Encoding: chunked")
-            data = b"" if stream else (chunk(data) if data else b"") + LAST
-    if length is not None and not stream and length != len(data):
+            pieces = () if stream else (chunk(data) if data else b"", LAST)
+    if length is not None and not stream and length != sum(map(len, pieces)):
         raise BadRequest("The body of the request is not as long as its Content-Length says. Correct it.")
-    return Request(_head(lines), data, stream, length, method == "HEAD")
+    return Request(_head(lines), pieces, stream, length, method == "HEAD")
 
 
 def chunk(data: bytes) -> bytes:

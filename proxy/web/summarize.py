@@ -95,7 +95,7 @@ async def _written(runtime: Runtime, asked: Asked, leaving: Leaving) -> bytes | 
     upstream, body = asked.target.upstream, _request(runtime, asked, leaving)
     headers = caller.with_our_key(upstream, [("Content-Type", "application/json"), ("Accept-Encoding", "identity")])
     try:
-        answer = await runtime.client.ask("POST", asked.target.url, headers, body, upstream)
+        answer = await runtime.client.ask("POST", asked.target.url, headers, (body,), upstream)
         with closing(answer):
             said = await Body(answer).beginning(_ANSWER)
             message = summary.message_of(said) if answer.status == 200 else None

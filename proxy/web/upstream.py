@@ -20,7 +20,7 @@ from proxy.core.headers import Pairs
 from proxy.errors import UpstreamTimeout, UpstreamUnreachable
 from proxy.web.connection import BROKEN, Connection, Take
 from proxy.web.origin import AWAY, LATE, Origin, connect, secure, split
-from proxy.web.request import Request, written
+from proxy.web.request import Content, Request, written
 
 # Below what llama.cpp announces (5 s): a request that meets a connection just closed may have to be given up.
 _KEEP = 4.0  # seconds that a connection is kept without a request
@@ -100,9 +100,7 @@ class Client:
         self._session: aiohttp.ClientSession | None = None
         self._closed = False
 
-    async def ask(
-        self, method: str, url: str, headers: Pairs, body: bytes | aiohttp.StreamReader | None, times: Timeouts
-    ) -> Response:
+    async def ask(self, method: str, url: str, headers: Pairs, body: Content, times: Timeouts) -> Response:
         """Send a request, with the headers as they are; gives the answer once its head is here, also while the body
         is still on its way. Raises UpstreamUnreachable, UpstreamTimeout, and BadRequest where the body breaks off."""
         origin, target = split(url)

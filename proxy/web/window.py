@@ -7,6 +7,7 @@ where it may begin, stands in `core.window`.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import cached_property
 
 from proxy.core.history import History
@@ -57,10 +58,10 @@ class Fit:
             self._before = in_force(history, plan)
             self.window = self._chosen(self._summarized() or self._before)
 
-    def body(self, form: Form) -> tuple[bytes, int]:
+    def body(self, form: Form) -> tuple[Sequence[bytes], int]:
         """The body to send, and how many messages in it the client did not send; see `sending.compose`."""
         body, injected = sending.compose(self._call.ask, self._plan, self._history, form, self.window)
-        self._size = len(body)
+        self._size = sum(map(len, body))
         return body, injected
 
     @property

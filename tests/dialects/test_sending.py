@@ -16,9 +16,9 @@ from proxy.core.model import Message, Turn, TurnState
 from proxy.core.plan import Decision, Mode, Plan
 from proxy.core.reconcile import decide
 from proxy.core.window import Window
-from proxy.dialects import chat, marks, profiles
+from proxy.dialects import chat, marks, profiles, sending
 from proxy.dialects.groups import NO_RESULT
-from proxy.dialects.sending import GO_ON, Form, compose, echo, form_of, sent_members
+from proxy.dialects.sending import GO_ON, Form, echo, form_of, sent_members
 from proxy.errors import BadRequest
 
 SYSTEM = b'{"role":"system","content":"S"}'
@@ -62,6 +62,12 @@ def systems(*blocks: bytes | None, silent: bool = False) -> History:
 def request(*messages: bytes, **members: Any) -> bytes:
     rest = b"".join([b',"%b":' % name.encode() + dumps(value) for name, value in members.items()])
     return b'{"messages":[' + b",".join(messages) + b"]" + rest + b"}"
+
+
+def compose(*told: Any) -> tuple[bytes, int]:
+    """What `sending.compose` gives, its pieces in one."""
+    pieces, injected = sending.compose(*told)
+    return b"".join(pieces), injected
 
 
 def sent(body: bytes, past: History, under: Form = ECHO, mode: Mode = Mode.APPEND) -> tuple[list[Any], int]:

@@ -299,7 +299,7 @@ class Voice(Client):
         self._world = world
 
     async def ask(self, method: str, url: str, headers: Any, body: Any, times: Any) -> Response:
-        received = [(message["role"], message["content"]) for message in json.loads(body)["messages"]]
+        received = [(message["role"], message["content"]) for message in json.loads(b"".join(body))["messages"]]
         call = self._world.story.opened(received, READ_AT.get())
         try:
             return await call.answer()

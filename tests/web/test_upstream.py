@@ -171,7 +171,8 @@ class Talk:
         self, method: str = "GET", target: str = "/", headers: Pairs | None = None, body: Any = None, **times: float
     ) -> Response:
         url = target if "://" in target else self.upstream.url(target)
-        return await self.client.ask(method, url, headers or [], body, replace(self.times, **times))
+        content = [body] if isinstance(body, bytes) else body
+        return await self.client.ask(method, url, headers or [], content, replace(self.times, **times))
 
     async def is_closed(self) -> None:
         """Wait for the upstream to see that it is, in less time than connections are kept."""
@@ -348,6 +349,15 @@ async def test_what_could_be_read_otherwise_is_not_sent(target: str, headers: Pa
         with pytest.raises(BadRequest):
             await it.ask("POST", target, headers, body() if callable(body) else body)
         assert not it.upstream.accepted
+
+
+@on_both_loops
+@pytest.mark.parametrize("size", [0, 1, 70_000, 3_000_000])
+async def test_the_pieces_of_a_body_arrive_in_order(size: int) -> None:
+    pieces = [b"a", b"", b"b" * size, b"c", b"d" * size]
+    async with talk([OK]) as it:
+        assert await it.get("POST", "/", [], pieces) == (200, b"ok")
+        assert it.upstream.got[0].body == b"".join(pieces)
 
 
 @on_both_loops
