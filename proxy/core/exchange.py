@@ -75,9 +75,9 @@ class Exchange:
     def receive(self, piece: bytes) -> bytes:
         """Take a piece of the body; give what of it, and of what waited, may go on now."""
         self.size += len(piece)
-        # One event of one line that is no terminator's: told without a search through all of it.
-        line = piece.find(b"\n") + 2
-        if self._flows and line == len(piece) and piece.endswith(b"}\n\n") and self.size <= self._limit:
+        # One event, whose one line is no terminator's: told without a search through all of it.
+        event = piece.find(b"\n") + 2
+        if self._flows and event == len(piece) and piece.endswith(b"}\n\n") and self.size <= self._limit:
             self._pieces.append(piece)
             return piece
         out = self._received(piece)

@@ -1,6 +1,7 @@
-"""What is written together: the statements of several callers as one transaction, given to the database in one call.
+"""What waits to be written, and what is written together: the statements of several callers as one transaction, given
+to the database in one call.
 
-Knows SQL by name only, and neither sessions nor the loop that waits.
+Knows SQL by name only, and neither sessions nor how long a caller may wait.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ REWRITTEN = 16 << 20  # bytes up to which a database is written anew after a del
 TRUNCATIONS = 100  # tries to empty the log after a deletion, 50 ms apart
 BUSY = 5000  # ms a commit waits for a stranger who locks the database
 GATHERING = 0.002  # seconds that turns behind a group wait for others, at most: about what a commit takes
-SHARE, LONGEST = 0.03, 0.02  # of the time that a turn took it may wait for others, and seconds, at most
+SHARE, LONGEST = 0.03, 0.02  # of the time that a turn took itself, and seconds, that it waits for others at most
 TOUCHING = 1.0  # seconds between two writes of signs of life, beside turns
 
 
