@@ -76,8 +76,8 @@ class Exchange:
         """Take a piece of the body; give what of it, and of what waited, may go on now."""
         self.size += len(piece)
         # One event, whose one line is no terminator's: told without a search through all of it.
-        event = piece.find(b"\n") + 2
-        if self._flows and event == len(piece) and piece.endswith(b"}\n\n") and self.size <= self._limit:
+        line = len(piece) - 2
+        if self._flows and piece.find(b"\n") == line and piece.endswith(b"}\n\n") and self.size <= self._limit:
             self._pieces.append(piece)
             return piece
         out = self._received(piece)

@@ -101,8 +101,9 @@ def fewer(events: list[bytes]) -> list[bytes]:
     first, size = alike.index(True), alike.count(True)
     run = slice(first, first + size)
     said = [event[len(head) : -len(tail)] for event in events[run]]
-    only = b'"delta"' not in head[: found.start()] + tail and b"\\" not in head + tail
-    if not (only and all(alike[run]) and _TEXT.fullmatch(b" ".join(said))):
+    # Of a second delta, however its name is spelled, each repetition would count.
+    alone = b'"delta"' not in head[: found.start()] + tail and b"\\" not in head + tail
+    if not (alone and all(alike[run]) and _TEXT.fullmatch(b" ".join(said))):
         return events
     return [*events[:first], head + b"".join(said) + tail, *events[run.stop :]]
 

@@ -63,10 +63,9 @@ class Waiting:
     def add(self, write: Write, seconds: float = 0.0) -> None:
         """`seconds`: how long it may wait for others."""
         self._writes.append(write)
-        due = self._loop.time() + seconds
         if seconds <= 0:
             self.call()
-        elif due < self._due:
+        elif (due := self._loop.time() + seconds) < self._due:
             self._put_off(due)
 
     def call(self) -> None:

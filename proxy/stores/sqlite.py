@@ -138,7 +138,7 @@ class SQLiteStore:
         if drop:
             gone = [(name, key.tenant, key.id) for name in drop]
             statements += [(sql.DROP_ANSWERS, gone), (sql.DROP, gone)]
-        # Others under way have begun lately, and end soon.
+        # A sign of life that is not written yet is mostly of another turn that began within TOUCHING and is under way.
         share = SHARE * (turns[-1].ended - turns[-1].started) / 1000 if self._touches else 0.0
         await self._write(statements, min(LONGEST, share))
 

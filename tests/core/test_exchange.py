@@ -109,6 +109,16 @@ def test_a_body_that_already_waits_needs_no_byte_more() -> None:
     assert answer.release() == DONE
 
 
+@pytest.mark.parametrize("out", [b"", USAGE, USAGE + FINISH])
+@pytest.mark.parametrize("held", [DONE, DONE + USAGE, DONE[:-1], DONE.replace(b"\n", b"\r\n")])
+def test_behind_pieces_that_go_on_as_they_came_the_terminator_waits(out: bytes, held: bytes) -> None:
+    answer = begun(SSE)
+    for piece in (DELTA, DELTA, FINISH):
+        assert answer.receive(piece) is piece
+    assert answer.receive(out + held) == out and answer.terminated
+    assert answer.release() == held
+
+
 def test_the_terminator_waits_until_it_is_released() -> None:
     answer = begun()
     assert not answer.terminated

@@ -69,6 +69,7 @@ def test_what_stands_before_and_behind_counts_for_nothing(before: bytes, behind:
         stream(HI).replace(b"data: {", b"event: x\ndata: {"),
         b"\xef\xbb\xbf" + stream(HI),
         stream(HI, 5),
+        stream(HI) * 2,
         stream(HI).replace(b"hi", b"\xff"),
         stream(HI).replace(b"null", b'{"x":"\xff"}'),
         stream(HI).replace(b"hi", b"\\ud800"),

@@ -521,7 +521,6 @@ async def test_a_turn_that_took_long_is_written_with_those_under_way(
     known = commits(path)
     await sqlite.touch(B, 0)
     one = await start(sqlite.append(A, [lasted("1", 3600)], 0))
-    assert commits(path) == known
     await asyncio.gather(one, sqlite.append(B, [lasted("2", last)], 0))
     assert commits(path) == known + 1
 

@@ -962,6 +962,37 @@ async def test_framing_alone_is_no_piece() -> None:
 
 
 @on_both_loops
+async def test_each_piece_that_is_handed_on_has_its_own_time() -> None:
+    given: list[bytes] = []
+
+    def take(piece: bytes, _: bytes) -> bool:
+        given.append(piece)
+        return True
+
+    async with talk([CHUNKED, *[0.1, b"1\r\nx\r\n"] * 5, 0.1, b"0\r\n\r\n"]) as it:
+        answer = await it.ask(idle_timeout=0.25)
+        assert not await answer.flow(take)
+        answer.close()
+    assert given == [b"x"] * 5
+
+
+@on_both_loops
+@pytest.mark.parametrize("at", [1, 2])
+async def test_what_goes_wrong_with_a_piece_is_told_to_who_asked_for_it(at: int) -> None:
+    given: list[bytes] = []
+
+    def take(piece: bytes, _: bytes) -> bool:
+        given.append(piece)
+        return 1 // (at - len(given)) > 0
+
+    async with talk([CHUNKED, *[0.05, b"1\r\nx\r\n"] * 5, "hang"]) as it:
+        answer = await it.ask()
+        with pytest.raises(ZeroDivisionError):
+            await asyncio.wait_for(answer.flow(take), 5)
+        answer.close()
+
+
+@on_both_loops
 async def test_framing_in_the_moment_of_the_timeout_does_not_undo_it() -> None:
     moment = asyncio.Event()
     async with talk([CHUNKED + b"2;", moment, b"x", "hang"]) as it:
@@ -970,7 +1001,7 @@ async def test_framing_in_the_moment_of_the_timeout_does_not_undo_it() -> None:
         await asyncio.sleep(0.02)
         moment.set()
         await asyncio.sleep(0)  # the byte is on its way
-        time.sleep(0.15)
+        time.sleep(0.15)  # nothing else turns the loop, so that byte and timer meet in one pass
         with pytest.raises(UpstreamTimeout, match="silent"):
             await asyncio.wait_for(reading, 2)
         answer.close()
