@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, cast
 
+from proxy.core.clients import client_of
 from proxy.core.exchange import Dialect, Exchange, Outcome, Verdict
 from proxy.core.history import History
 from proxy.core.members import dumps, elements
 from proxy.core.model import Ask, Cut, Turn, TurnState
-from proxy.core.plan import Decision, Mode, Plan
+from proxy.core.plan import Mode, Plan
 from proxy.core.reconcile import decide, is_retry, retried
 from proxy.core.window import Bound, Window, begin, in_force, is_trimmed, places, reaching
 from proxy.dialects import chat, groups, marks, sending
@@ -88,12 +89,11 @@ class Session:
         outcome = _outcome(answer)
         turns: list[Turn] = []
         id = self._new_id()
-        if plan.decision is not Decision.ASIDE:
-            if outcome.verdict in (Verdict.COMPLETE, Verdict.CUT):
-                moved = Cut(start) if start > cut.at else None
-                turns = self._keep(ask, plan, form, id, request, outcome, moved)
-            if turns:
-                self.heard[id] = outcome.verdict is Verdict.COMPLETE and answer.heard
+        if outcome.verdict in (Verdict.COMPLETE, Verdict.CUT):
+            moved = Cut(start) if start > cut.at else None
+            turns = self._keep(ask, plan, form, id, request, outcome, moved)
+        if turns and not plan.side:
+            self.heard[id] = outcome.verdict is Verdict.COMPLETE and answer.heard
         return Posted(plan, sent, turns, start)
 
     def _window(self, plan: Plan) -> tuple[Cut, int]:
@@ -109,7 +109,7 @@ class Session:
         history = self.history
         last = history.last
         if last and is_retry(request, last, counted, self.heard.get(last.id)):
-            return retried(history, last)
+            return retried(history, last, ask)
         if last and last.request == request:
             self.heard[last.id] = True  # a turn of its own
         return decide(ask, history, marks, mode)
@@ -133,9 +133,10 @@ class Session:
         if cut and turns[-1].echo is None:
             return []
         grown = self.history.plus(*turns)
-        if not plan.injected and plan.layout is None and plan.parent == self.history.tip and turns[-1].echo:
+        if not (plan.injected or plan.side) and plan.whole and plan.parent == self.history.tip and turns[-1].echo:
             news = sum([len(turn.asked) for turn in turns]) + len(turns) - 1
-            self.history.forms["seen"] = chat.seen_in(ask, len(self.history.line) + news)
+            client = plan.client if plan.carries else client_of(plan.client, ask.messages, marks)
+            self.history.forms["seen"] = chat.seen_in(ask, len(self.history.line) + news, client)
         branches = turns[0].layout is not None or turns[0].parent != self.history.tip
         self.history = grown.without(grown.spare()) if branches else grown
         return turns

@@ -116,6 +116,7 @@ class Talk:
         self.past: list[list[int]] = []  # what was the truth until its last message was taken back
         self.firsts: set[int] = set()  # with which a branch begins; a list that begins so is no window
         self.ours: set[int] = set()
+        self.others: set[int] = set()  # said alone behind a list: by another client, which no list takes back
         self.system: str | None = None
         self.resends = False
         self.last: Request | None = None  # not an aside, which nobody tries again here
@@ -130,6 +131,15 @@ class Talk:
     @property
     def lines(self) -> list[list[int]]:
         return [self.truth, *self.past]
+
+    @property
+    def branch(self) -> list[Turn]:
+        return self.session.history.ancestors(self.session.history.tip)
+
+    @property
+    def prompts(self) -> set[str | None]:
+        """The system prompts that the turns of this branch were asked under, and none."""
+        return {None, *[content_of(turn.system) for turn in self.branch if turn.system]}
 
     # New messages
 
@@ -198,7 +208,7 @@ class Talk:
         fresh = self.fresh(self.truth, dice)
         system = self.own_system(dice)
         mode = dice.choice([Mode.AUTO, Mode.AUTO, Mode.APPEND])
-        aside = bool(self.truth) and mode is Mode.AUTO and self.resends and system not in (None, self.system)
+        aside = bool(self.truth) and mode is Mode.AUTO and self.resends and system not in self.prompts
         in_force = self.system if system is None else system
         body = self.body(fresh, system, dice)
         return Request("append", body, [*self.truth, *fresh], fresh, in_force, False, mode, aside)
@@ -253,7 +263,11 @@ class Talk:
         """A list from the start on."""
         if not self.ours.intersection(kept[: self.floor()] if line is self.truth else kept):
             return None
+        if self.others.difference(kept).intersection(self.truth):
+            return None
         system = self.own_system(dice)
+        if kept != self.truth and system not in self.prompts:
+            system = self.system  # else it may be said beside the chat
         mode = dice.choice([Mode.AUTO, Mode.AUTO, Mode.RESEND])
         body = self.body([*kept, *fresh], system, dice)
         return Request("listed", body, [*kept, *fresh], [*(edited or []), *fresh], system, True, mode)
@@ -266,6 +280,8 @@ class Talk:
 
     def windowed(self, stop: int, dice: Random) -> Request | None:
         """A list cut short in front. Who resends has cut it on purpose; else the rest is still meant."""
+        if self.others.intersection(self.truth[stop:]):
+            return None
         starts = [
             start
             for start in range(1, stop)
@@ -279,6 +295,8 @@ class Talk:
         kept = self.truth[start:stop]
         fresh, system = self.fresh(kept, dice), self.own_system(dice)
         before = [] if self.resends else self.truth[:start]
+        if before and system != content_of(self.branch[-1].system or None):
+            system = None  # else what was asked under other prompts looks like side requests
         in_force = self.system if system is None and before else system
         expected = [*before, *kept, *fresh]
         return Request("window", self.body([*kept, *fresh], system, dice), expected, fresh, in_force, not before)
@@ -327,6 +345,9 @@ class Talk:
             self.past.append(self.truth)
         elif truth[: len(self.truth)] != self.truth:
             self.past.clear()  # edited, and what followed was kept: nobody goes back to before that
+        resent = any([turn.carries for turn in self.branch])
+        if self.ours and ((request.kind == "append" and resent) or (request.kind == "window" and not request.resends)):
+            self.others.update([*request.fresh, number])
         self.truth, self.system, self.resends = truth, request.system, request.resends
         self.ours.add(number)
         self.firsts.add(truth[0])

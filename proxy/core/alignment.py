@@ -6,6 +6,7 @@ Pure. Knows messages by the marks that a dialect takes of them; not what an agre
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -28,6 +29,22 @@ class Marks(Protocol):
 
     def joined(self, first: bytes, second: bytes) -> bytes:
         """The mark of what a client makes of a prefill and the reply that continued it."""
+
+
+class Content(Marks, Protocol):
+    """What a dialect tells of a message beside its mark."""
+
+    def text(self, raw: bytes) -> str:
+        """What a message says, without the white space around it."""
+
+    def made(self, role: str, raw: bytes) -> Sequence[str]:
+        """The IDs of the calls in a message, empty where one has none."""
+
+    def answered(self, role: str, raw: bytes) -> str | None:
+        """The ID of the call that a message is the result of, empty where it names none; None: it is no result."""
+
+    def says_nothing(self, raw: bytes) -> bool:
+        """Whether an assistant's message has neither content nor calls."""
 
 
 class Alignment:
@@ -83,10 +100,22 @@ class Alignment:
         mark = self._mark_of(entry)
         return mark == self._mark(n, not self._marks.is_loose(mark))
 
+    def head(self) -> bytes:
+        """The mark of the list's first message; empty where it has none."""
+        return self._mark(0) if self.messages else b""
+
     def begins(self, n: int, others: Sequence[Message]) -> bool:
         """Whether the list from `n` begins with messages that are no part of a line yet."""
         ours = [other.mark or self._marks.mark(other.raw) for other in others]
         return len(self.messages) >= n + len(ours) and ours == [self._mark(n + more) for more in range(len(ours))]
+
+    def begins_as(self, others: Sequence[Message], entries: Line) -> int:
+        """How many `entries` the messages of `others` begin with, where these have more, and the list begins with
+        all of them and has more again; 0 where it is not so."""
+        if not 0 < len(entries) < len(others) < len(self.messages) or not self.begins(0, others):
+            return 0
+        ours = [other.mark or self._marks.mark(other.raw) for other in others]
+        return len(entries) if all([self._mark_of(e) == m for e, m in zip(entries, ours, strict=False)]) else 0
 
     def _anchors(self, line: Line, n: int, at: int) -> Pairs:
         places: dict[bytes, list[int]] = {}
@@ -153,22 +182,36 @@ def _fits(anchor: tuple[int, int], run: Pairs) -> bool:
     return all([at < anchor[1] for _, at in before]) and all([at >= anchor[1] for _, at in behind])
 
 
-def layout(pairs: Pairs, size: int, before: int) -> Layout:
+def layout(pairs: Pairs, size: int, before: int, stays: Sequence[int] = ()) -> Layout:
     """Which spans of the line stay, the first `before` messages of it to begin with, and how many of the
-    list's own messages stand in between; `size` is the list's length."""
+    list's own messages stand in between; `size` is the list's length. What `stays` although the list does not show
+    it keeps its place in time: before what is repeated behind it, and before what is new."""
     parts: list[Span | int] = [(0, before)] if before else []
     repeated: dict[int, list[int]] = {}
     for n, at in pairs:
         repeated.setdefault(n, []).append(at)
+    waiting = deque([at for at in stays if at >= before])
+    behind = pairs[-1][0] if pairs else -1
     for n in range(size):
         for at in repeated.get(n, []):
-            if parts and not isinstance(last := parts[-1], int) and last[1] == at:
-                parts[-1] = (last[0], at + 1)
-            else:
-                parts.append((at, at + 1))
+            while waiting and waiting[0] < at:
+                _keep(parts, waiting.popleft())
+            _keep(parts, at)
         if n not in repeated:
+            while waiting and n > behind:
+                _keep(parts, waiting.popleft())
             if parts and isinstance(last := parts[-1], int):
                 parts[-1] = last + 1
             else:
                 parts.append(1)
+    for at in waiting:
+        _keep(parts, at)
     return tuple(parts)
+
+
+def _keep(parts: list[Span | int], at: int) -> None:
+    """One more message of the line."""
+    if parts and not isinstance(last := parts[-1], int) and last[1] == at:
+        parts[-1] = (last[0], at + 1)
+    else:
+        parts.append((at, at + 1))

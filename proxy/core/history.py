@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 
 from msgspec import Struct
 
-from proxy.core.model import Cut, Layout, Message, SessionState, Turn, TurnState
+from proxy.core.model import CLIENT, Cut, Layout, Message, SessionState, Turn, TurnState
 
 # What stays of branches that the tip has left, until the session expires.
 SPARE_TURNS = 64
 SPARE_BYTES = 16 << 20
+SIDE_TURNS = 32  # and of side requests: a client compares a few of their replies with what comes later
+SIDE_BYTES = 4 << 20
 
 
 class Entry(NamedTuple):
@@ -100,8 +102,23 @@ class History(Struct, frozen=True, dict=True):
         """Where the window begins in the line of the turn `tip`: as its branch has it, wherever that was decided."""
         cut = Cut()
         for turn in reversed(self.ancestors(tip)):
-            cut = turn.cut or (moved(cut, turn.layout) if turn.echo else cut)
+            cut = turn.cut or moved(cut, turn.layout)
         return cut
+
+    @cached_property
+    def carriers(self) -> frozenset[bytes]:
+        """The software of clients that have resent their list, by its fingerprint."""
+        return frozenset([turn.client[:CLIENT] for turn in self.turns if turn.carries])
+
+    @cached_property
+    def sides(self) -> tuple[Turn, ...]:
+        """What was asked beside the conversation, in the order of its commit."""
+        return tuple([turn for turn in self.turns if turn.is_side])
+
+    @cached_property
+    def has_silent(self) -> bool:
+        """Whether a reply of any turn said nothing."""
+        return any([turn.echo is None for turn in self.turns])
 
     @cached_property
     def preamble(self) -> int:
@@ -119,7 +136,7 @@ class History(Struct, frozen=True, dict=True):
         lengths: dict[str | None, int] = {None: 0}
         for turn in self.turns:
             length = lengths.get(turn.parent, 0)
-            whole = turn.layout is None or turn.echo is None
+            whole = turn.layout is None
             kept = [(0, length)] if whole else [part for part in turn.layout or () if not isinstance(part, int)]
             if any([stop == length for _, stop in kept]):
                 inner.add(turn.parent)
@@ -134,35 +151,52 @@ class History(Struct, frozen=True, dict=True):
         return added
 
     def _plus(self, turn: Turn) -> History:
-        added = History((*self.turns, turn), turn.id)
-        if turn.parent == self.tip and turn.layout is None:
-            if "line" in self.__dict__:
-                added.__dict__["line"] = (*self.line, *own_entries(turn))
-            if "size" in self.__dict__:
-                added.__dict__["size"] = self.size + turn.size
-            added.__dict__["system"] = self.system if turn.system is None else turn.system or None
-            added.__dict__["cut"] = turn.cut or self.cut
-            added.__dict__["forms"] = self.forms
+        known, side = self.__dict__, turn.is_side
+        added = History((*self.turns, turn), self.tip if side else turn.id)
+        news = added.__dict__
+        if "size" in known:
+            news["size"] = self.size + turn.size
+        if "carriers" in known:
+            new = turn.carries and turn.client[:CLIENT] not in self.carriers
+            news["carriers"] = self.carriers | {turn.client[:CLIENT]} if new else self.carriers
+        if "has_silent" in known:
+            news["has_silent"] = self.has_silent or turn.echo is None
+        if "sides" in known:
+            news["sides"] = (*self.sides, turn) if side else self.sides
+        if side:
+            news.update({name: known[name] for name in ("line", "system", "cut", "forms", "preamble") if name in known})
+        elif turn.parent == self.tip and turn.layout is None:
+            if "line" in known:
+                news["line"] = (*self.line, *own_entries(turn))
+            news["system"] = self.system if turn.system is None else turn.system or None
+            news["cut"] = turn.cut or self.cut
+            news["forms"] = self.forms
         return added
+
+    def before(self, turn: Turn) -> History:
+        """As it stood before a turn: at its parent, with what had been kept by then."""
+        return History(self.turns[: self.turns.index(turn)], turn.parent)
 
     def without(self, ids: Iterable[str]) -> History:
         gone = set(ids)
         return History(tuple([turn for turn in self.turns if turn.id not in gone]), self.tip) if gone else self
 
     def spare(self, needed: Iterable[str] = (), turns: int = SPARE_TURNS, size: int = SPARE_BYTES) -> list[str]:
-        """The turns to drop: those off the tip's branch beyond the newest `turns`, or beyond `size` bytes.
+        """The turns to drop: those off the tip's branch beyond the newest `turns`, or beyond `size` bytes; of side
+        requests those beyond bounds of their own, so that titles push no branch out.
 
         What a turn that stays follows, stays, and so do the `needed` ones.
         """
         kept: set[str] = set()
         for end in (self.tip, *needed):
             kept.update([turn.id for turn in self.ancestors(end, kept)])
+        left = {False: [turns, size], True: [SIDE_TURNS, SIDE_BYTES]}
         for turn in reversed(self.turns):
+            room = left[turn.is_side]
             branch = self.ancestors(turn.id, kept)
-            turns, size = turns - len(branch), size - sum([one.size for one in branch])
-            if turns < 0 or size < 0:
-                break
-            kept.update([one.id for one in branch])
+            room[0], room[1] = room[0] - len(branch), room[1] - sum([one.size for one in branch])
+            if min(room) >= 0:
+                kept.update([one.id for one in branch])
         return [turn.id for turn in self.turns if turn.id not in kept]
 
 
@@ -180,19 +214,19 @@ def fresh(state: SessionState = SessionState.NEW) -> Session:
 
 
 def own_entries(turn: Turn) -> list[Entry]:
-    """The messages that a turn adds behind its parent's, where it keeps all of those."""
-    if turn.echo is None:
-        return []
+    """The messages that a turn adds behind its parent's: what was asked, and the reply where it says something."""
     asked = [Entry(message, turn, False) for message in turn.asked]
+    if turn.echo is None:
+        return asked
     return [*asked, Entry(turn.echo, turn, turn.state is not TurnState.ADOPTED)]
 
 
 def followed(line: Sequence[Entry], turn: Turn) -> list[Entry]:
     """The messages up to a turn, given those up to its parent."""
     own = own_entries(turn)
-    if turn.layout is None or not own:
+    if turn.layout is None:
         return [*line, *own]
-    return [*laid_out(line, turn.layout, own), own[-1]]
+    return [*laid_out(line, turn.layout, own), *own[len(turn.asked) :]]
 
 
 def laid_out(line: Sequence[Entry], layout: Layout, own: Sequence[Entry]) -> list[Entry]:

@@ -53,6 +53,15 @@ class TurnState(StrEnum):
     ADOPTED = "adopted"  # the client brought it along; no upstream gave its reply in this session
 
 
+# Traits of a turn: how it was asked for, and what it is.
+TOOLS, STREAM = 1, 2  # its request had tools; it asked for a stream
+CARRIES = 4  # its list carried a reply of ours, and behind it a message of the user's: its client resends
+SIDE = 8  # a side request, or one that may be: the tip does not move to it
+SPLICED = 16  # the line behind it holds what others said and its list did not
+FLAGS = 8  # bits of these; what is above them is the length of the member `tools` in bytes
+CLIENT = 8  # bytes of a client's fingerprint, and of the fingerprint of its list's first message behind it
+
+
 class Cut(NamedTuple):
     """Where the window begins: how many messages at the front of a line are left out, and the message that is
     sent in their place (a summary), if one is."""
@@ -68,10 +77,11 @@ class Turn(Struct, frozen=True, gc=False):
     them) and adds its own, `asked` and the reply. `system` is the leading system block as sent
     (JSON objects joined by commas), empty for none, or None where it is the parent's. `reply` is
     the reply as received, lossless; `echo` the form of it that goes back upstream under `form`
-    (whose habits and which model family), None where the reply says nothing and the turn is
-    therefore not sent on. `request` is the digest of the request's body; `resends` tells that its
+    (whose habits and which model family), None where the reply says nothing: only what was asked
+    is sent on then. `request` is the digest of the request's body; `resends` tells that its
     client is one that resends its list. `usage` is the upstream's JSON. `cut` is where the window begins from
-    this turn on, in its own line; None where it is the parent's.
+    this turn on, in its own line; None where it is the parent's. `client` is the fingerprint of the software that
+    asked and, where its list carried a history, of that list's first message; `traits` are flags.
     """
 
     id: str
@@ -92,6 +102,20 @@ class Turn(Struct, frozen=True, gc=False):
     cut: Cut | None = None
     started: int = 0  # wall clock, ms since the epoch; for people, never for order
     ended: int = 0
+    client: bytes = b""
+    traits: int = 0
+
+    @property
+    def is_side(self) -> bool:
+        return bool(self.traits & SIDE)
+
+    @property
+    def carries(self) -> bool:
+        return bool(self.traits & CARRIES)
+
+    @property
+    def is_spliced(self) -> bool:
+        return bool(self.traits & SPLICED)
 
     @property
     def size(self) -> int:
@@ -115,7 +139,8 @@ class Answer(Struct, frozen=True, gc=False):
 class Seen(NamedTuple):
     """The latest request that carried the history itself, so that the next one need not be taken apart where it begins
     with the same bytes: the body up to the end of its last message, where its list starts, the system block in it, how
-    many messages follow that, how many of the history's line they are, and the SHA-256 of the bytes, to go on with."""
+    many messages follow that, how many of the history's line they are, the SHA-256 of the bytes, to go on with, and the
+    client of the turn."""
 
     begun: bytes
     start: int
@@ -123,6 +148,7 @@ class Seen(NamedTuple):
     size: int
     covered: int
     hashed: Any
+    client: bytes = b""
 
 
 class Ask(Struct, frozen=True, dict=True):

@@ -33,12 +33,15 @@ class Decision(StrEnum):
 
 
 class Flight(NamedTuple):
-    """A turn in flight, as far as another request is decided by it."""
+    """A turn in flight, as far as another request is decided by it. `client` is the fingerprint of its software."""
 
     asked: Sequence[Message]
     system: bytes | None
     tools: bytes
     resends: bool = False  # its list carries the history itself
+    id: str = ""
+    client: bytes = b""
+    deserted: bool = False  # nobody listens to it any more
 
 
 class Sent(NamedTuple):
@@ -55,7 +58,10 @@ class Plan(Struct, frozen=True, dict=True):
     The turn will follow `parent` by `layout` and add `asked`; `system` is the block in force, None for
     none. `messages` go upstream behind the first `injected` of `line`; `pairs` says which of them are
     in the line, ours to be sent in their place. `alone` tells that the list carries its history itself
-    and needs nothing of a turn in flight. `adopted` are the turns that the list brings along.
+    and needs nothing of a turn in flight. `adopted` are the turns that the list brings along. `side` tells that it is
+    asked beside the conversation, or may be: the tip does not move to it. `spliced`: the line keeps what other clients
+    said, which this list has not. `demoted` are turns in flight that turned out to be side requests. `client` and
+    `carries` are kept with the turn (see `Turn`).
     """
 
     decision: Decision
@@ -71,11 +77,16 @@ class Plan(Struct, frozen=True, dict=True):
     adopted: tuple[tuple[Message, ...], ...] = ()
     resends: bool = False
     alone: bool = False
+    side: bool = False
+    spliced: bool = False
+    demoted: tuple[str, ...] = ()
+    client: bytes = b""
+    carries: bool = False
 
     @property
     def whole(self) -> bool:
         """Whether all of `line` goes upstream, and then `tail`."""
-        return self.layout is None
+        return self.layout is None and not self.spliced
 
     @property
     def tail(self) -> Sequence[Message]:

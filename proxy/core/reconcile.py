@@ -1,4 +1,5 @@
-"""Who sent what: whether a list of messages is new, repeats what the history holds, or departs from it.
+"""Who sent what: whether a list of messages is new, repeats what the history holds, departs from it, or is said
+beside it.
 
 Pure. Knows no message's content, no store, and nothing of who waits in line. Every reading, and the
 lists that can be read in two ways, stand in docs/reconcile.md.
@@ -8,20 +9,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from proxy.core.alignment import Alignment, Line, Marks, Pairs, has_ours, layout
+from msgspec import structs
+
+from proxy.core.alignment import Alignment, Content, Pairs, has_ours
 from proxy.core.history import Entry, History, laid_out
-from proxy.core.members import elements
-from proxy.core.model import Ask, Layout, Message, Seen, Turn
+from proxy.core.model import CLIENT, Ask, Seen, Turn
 from proxy.core.plan import Decision, Flight, Mode, Plan
+from proxy.core.plans import Planner
+from proxy.core.repeats import ALL, Found, Repeats
+from proxy.core.sides import Beside
 
-ALL = "all of the history, and then what is new"
+FIRST = "the first of its session"
+HEADS = 8  # turns at most that may have come before the chat they were asked for
 
 
-def decide(ask: Ask, history: History, marks: Marks, mode: Mode = Mode.AUTO, flights: Sequence[Flight] = ()) -> Plan:
-    """How a request is read, against the history and the turns in flight."""
-    if ask.seen and mode is not Mode.APPEND and not flights and (plan := _seen_again(ask, ask.seen, history, marks)):
+def decide(
+    ask: Ask,
+    history: History,
+    marks: Content,
+    mode: Mode = Mode.AUTO,
+    flights: Sequence[Flight] = (),
+    client: bytes = b"",
+) -> Plan:
+    """How a request is read, against the history and the turns in flight. `client` is the fingerprint of the software
+    that sent it, of 8 bytes or none."""
+    client = client[:CLIENT].ljust(CLIENT, b"\0")
+    seen = ask.seen
+    goes_on = seen and mode is not Mode.APPEND and not flights and seen.client[:CLIENT] == client
+    if seen and goes_on and (plan := _seen_again(ask, seen, history, marks)):
         return plan
-    return _Reading(ask, history, marks, flights).plan(mode)
+    return _Reading(ask, history, marks, flights, client, mode).plan()
 
 
 def is_retry(request: bytes, last: Turn | None, counted: bool, delivered: bool | None) -> bool:
@@ -36,27 +53,34 @@ def is_retry(request: bytes, last: Turn | None, counted: bool, delivered: bool |
     return counted if delivered is None else not delivered
 
 
-def retried(history: History, turn: Turn) -> Plan:
-    """The plan of a recorded turn, to be run again beside it: what it was read against, not what stands there now."""
+def retried(history: History, turn: Turn, ask: Ask) -> Plan:
+    """The plan of a recorded turn, to be run again beside it: what it was read against, not what stands there now.
+    `ask` is the request that came again."""
     line = history.line_of(turn.parent)
     if turn.layout is not None:
         line = tuple(laid_out(line, turn.layout, [Entry(message, turn, False) for message in turn.asked]))
+    messages = turn.asked if turn.layout is None else ()
+    spliced = turn.is_side or (turn.resends and turn.is_spliced)  # its client's list went as it was
     return Plan(
         Decision.RETRY,
         "the last turn, tried again",
         parent=turn.parent,
-        messages=turn.asked if turn.layout is None else (),
+        messages=ask.messages if spliced else messages,
         asked=turn.asked,
         system=history.system_of(turn.id),
-        line=line,
-        injected=len(line),
+        line=() if spliced else line,
+        injected=0 if spliced else len(line),
         layout=turn.layout,
         resends=turn.resends,
         alone=turn.resends,
+        side=turn.is_side,
+        spliced=spliced,
+        client=turn.client,
+        carries=turn.carries,
     )
 
 
-def _seen_again(ask: Ask, seen: Seen, history: History, marks: Marks) -> Plan | None:
+def _seen_again(ask: Ask, seen: Seen, history: History, marks: Content) -> Plan | None:
     """The plan of a list that begins as the latest one did: all of the history, and then what is new. Costs what
     is new; None where it departs."""
     line = history.line
@@ -74,211 +98,173 @@ def _seen_again(ask: Ask, seen: Seen, history: History, marks: Marks) -> Plan | 
         pairs=pairs,
         resends=True,
         alone=True,
+        client=seen.client,
+        carries=True,
     )
 
 
 class _Reading:
-    """One list held against one history."""
+    """One list held against one history. `client` is the fingerprint of the software that sent it."""
 
-    def __init__(self, ask: Ask, history: History, marks: Marks, flights: Sequence[Flight]) -> None:
+    def __init__(
+        self, ask: Ask, history: History, marks: Content, flights: Sequence[Flight], client: bytes, mode: Mode
+    ) -> None:
         self._ask, self._history, self._marks, self._flights = ask, history, marks, flights
+        self._client, self._mode = client, mode
+        self._resends = mode is Mode.RESEND or history.resends or any([flight.resends for flight in flights])
         self._list = ask.messages
-        self._found = Alignment(ask.messages, marks)
-        self._resends = history.resends or any([flight.resends for flight in flights])
+        self._carries = any([message.role == "assistant" for message in self._list])
+        if self._carries and history.has_silent:
+            spoken = [one for one in self._list if one.role != "assistant" or not marks.says_nothing(one.raw)]
+            self._list = tuple(spoken)
+        self._beside = Beside(ask, history, marks, client)
+        self._repeats = Repeats(self._list, history, marks, self._beside, self._resends)
+        self._plans = Planner(ask, self._list, history, marks, flights, client)
 
-    def plan(self, mode: Mode) -> Plan:
-        self._resends = self._resends or mode is Mode.RESEND
-        if mode is Mode.APPEND:
-            return self._append(0, "the mode says so")
+    def plan(self) -> Plan:
+        if self._mode is Mode.APPEND:
+            return self._plans.append(0, "the mode says so")
         if not self._history.line:
             return self._first()
-        carries = any([message.role == "assistant" for message in self._list])
-        if (carries or mode is Mode.RESEND) and (plan := self._repeats()):
+        if self._is_headed():
+            return self._plans.opening(None, "what came before it was asked for this chat")
+        if self._mode is Mode.RESEND:
+            found = self._repeats.of_the_history() or self._as_sent("the mode says so", self._repeats.elsewhere())
+            return self._plans.followed(found, stays=False)
+        if tip := self._answers_beside():
+            return self._plans.append(0, "the result of a call that was made beside the tip", tip)
+        return self._carried() if self._carries else self._said()
+
+    def _carried(self) -> Plan:
+        """A list with an assistant's message in it."""
+        found = self._repeats.of_the_history()
+        if found is None or found.decision is Decision.REWRITE:
+            found = self._repeats.told_by_another() or found
+        if self._may_be_beside(found):
+            return self._provisional(found)
+        if found is None and self._beside.is_compacted:
+            return self._compacted()
+        if found:
+            return self._plans.followed(found)
+        if self._is_foreign():
+            return self._plans.aside("another system prompt than the session's, and no reply of ours")
+        if plan := self._behind_examples():
             return plan
-        if mode is Mode.RESEND:
-            return self._followed(self._found.in_order(self._history.line), "the mode says so")
-        if self._is_aside():
-            return self._aside("another system prompt than the session's, and no reply of ours")
-        if len(self._list) > 1 and 0 < (examples := self._history.preamble) < len(self._list):
-            same = self._found.run(self._history.line)
-            if len(same) >= examples and carries and self._resends:
-                return self._followed(same, "it departs from what the session adopted")
-            if len(same) >= examples:
-                return self._append(examples, "behind the examples that each request brings")
-        return self._append(0, "no reply of ours in it")
+        if self._resends and self._is_of_the_last() and self._is_answered():
+            return self._plans.followed(self._as_sent("a list of its own: none of it is ours", []), carries=True)
+        return self._plans.append(0, "no reply of ours in it")
+
+    def _said(self) -> Plan:
+        """A list without an assistant's message."""
+        if reason := self._beside.reason(self._resends):
+            return self._plans.aside(reason)
+        if self._beside.is_compacted:
+            return self._compacted()
+        if found := self._repeats.silently():
+            return structs.replace(self._plans.followed(found), resends=False, alone=False)
+        if found := self._repeats.told_by_another() or self._repeats.questions():
+            return self._plans.followed(found)
+        return self._behind_examples() or self._plans.append(0, "no reply of ours in it")
+
+    # The first of its session
 
     def _first(self) -> Plan:
-        beside = [flight for flight in self._flights if not self._history.turns]
-        if any([(flight.system, flight.tools) != (self._ask.system, self._ask.tools) for flight in beside]):
-            return self._aside("beside the first turn, under another system prompt or with other tools")
-        *brought, asked = as_turns(self._list)
-        if not brought:
-            return self._append(0, "the first of its session")
-        return Plan(
-            Decision.ADOPT,
-            "the first of its session, and it brings a history along",
-            parent=self._history.tip,
-            messages=self._list,
-            asked=asked,
-            system=self._ask.system,
-            adopted=tuple(brought),
-        )
+        if self._mode is Mode.RESEND:
+            return structs.replace(self._plans.opening(self._history.tip, FIRST), resends=True, alone=True)
+        beside = [flight for flight in self._flights if self._history.tip is None and not self._is_same(flight)]
+        demoted = [flight.id for flight in beside if self._beside.led_to_by(flight)]
+        if len(demoted) < len(beside):
+            return self._plans.aside("beside the first turn, under another system prompt or with other tools")
+        return structs.replace(self._plans.opening(self._history.tip, FIRST), demoted=tuple(demoted))
 
-    def _append(self, start: int, reason: str) -> Plan:
-        return Plan(
-            Decision.APPEND,
-            reason,
-            parent=self._history.tip,
-            messages=self._list[start:],
-            asked=self._list[start:],
-            system=self._remembered(),
-            line=self._history.line,
-            injected=len(self._history.line),
-        )
-
-    def _aside(self, reason: str) -> Plan:
-        return Plan(Decision.ASIDE, reason, None, self._list, (), self._ask.system, alone=True)
-
-    def _is_aside(self) -> bool:
-        """A title, tags or a summary beside a chat. Another model or other tools alone never make one."""
-        own, remembered = self._ask.system, self._history.system
-        if not self._resends or own is None or own == remembered:
-            return False
-        return remembered is None or self._marked(own) != self._marked(remembered)
-
-    def _marked(self, block: bytes) -> list[bytes]:
-        return [self._marks.mark(raw) for raw in elements(b"[" + block + b"]")]
-
-    def _repeats(self) -> Plan | None:
-        """The readings of a list that carries a reply of ours at its place, in their order."""
-        history, resends = self._history, self._resends
-        line, tip, pairs = self._from_the_start()
-        if pairs and tip == history.tip and pairs[-1][1] + 1 == len(line):
-            return self._followed(pairs, ALL, Decision.RESEND)
-        if not (pairs and resends) and (end := self._found.window(history.line, to_the_tip=True)):
-            reason = "the end of the history, and then what is new"
-            reason += "; what precedes it was cut on purpose" if resends else ""
-            return self._followed(end, reason, Decision.RESEND, before=0 if resends else end[0][1])
-        pairs = pairs or self._to_the_first_reply()
-        if pairs:
-            departs = pairs[-1][0] + 1 < len(self._list)
-            reason = "it departs from the history" if departs else "it ends before the tip"
-            return self._followed(self._on(pairs, line), reason, line=line, tip=tip)
-        if window := self._found.window(history.line, to_the_tip=False):
-            before = 0 if resends else window[0][1]
-            reason = "it departs from the history within a window"
-            return self._followed(self._on(window, history.line), reason, before=before)
-        pairs = self._found.in_order(history.line)
-        if any([self._is_in_place(n, at) for n, at in pairs]):
-            return self._followed(pairs, "replies of ours at their place among other messages")
-        return None
-
-    def _from_the_start(self) -> tuple[Line, str | None, Pairs]:
-        """The branch that the list follows longest, and how far; no pairs without a reply of ours. One that the
-        tip has left is taken where it holds more of the list than the tip's, all in all."""
-        history = self._history
-        line, tip = history.line, history.tip
-        pairs = self._found.run(line)
-        reached = pairs[-1][0] + 1 if pairs else 0  # a message of the list may repeat two of the line
-        if len(pairs) < len(line) and reached < len(self._list):
-            held = len(self._on(pairs, line))
-            for other, branch in history.other_lines:
-                further = self._found.run(branch)
-                if len(further) > len(pairs) and len(self._on(further, branch)) > held:
-                    line, tip, pairs, held = branch, other, further, len(self._on(further, branch))
-        return line, tip, pairs if has_ours(pairs, line) else []
-
-    def _to_the_first_reply(self) -> Pairs:
-        """How far the list agrees with the history, where that is up to our first reply and it has another one:
-        what a client makes of a reply that it edited, or did not see to its end."""
-        line = self._history.line
-        pairs = self._found.run(line)
-        n, at = (pairs[-1][0] + 1, pairs[-1][1] + 1) if pairs else (0, 0)
-        other = pairs and n < len(self._list) and self._list[n].role == "assistant"
-        return pairs if other and at < len(line) and line[at].ours else []
-
-    def _on(self, pairs: Pairs, line: Line) -> Pairs:
-        """What is repeated before a list departs, and what of the line it still repeats behind that."""
-        n, at = (pairs[-1][0] + 1, pairs[-1][1] + 1) if pairs else (0, 0)
-        return pairs + self._found.in_order(line, n, at)
-
-    def _is_in_place(self, n: int, at: int) -> bool:
-        """Whether a message of the list is a reply of ours that stands where it stood: as far from the
-        start, or behind what it answered."""
-        line = self._history.line
-        if not line[at].ours:
-            return False
-        if n == at or self._resends:
+    def _is_same(self, flight: Flight) -> bool:
+        """Whether a turn in flight asks the same way, or asks the same: its client may have given up on it, and try
+        again under a prompt with a clock in it."""
+        if (flight.system, flight.tools) == (self._ask.system, self._ask.tools):
             return True
-        question = [entry for entry in line[:at] if entry.turn is line[at].turn]
-        return n > 0 and any([self._found.same(n - 1, entry) for entry in question])
+        same = len(flight.asked) == len(self._list) and self._repeats.alignment.begins(0, flight.asked)
+        return same and flight.deserted
 
-    def _followed(
-        self,
-        pairs: Pairs,
-        reason: str,
-        decision: Decision = Decision.REWRITE,
-        *,
-        line: Line | None = None,
-        tip: str | None = None,
-        before: int = 0,
-    ) -> Plan:
-        """The turn that keeps what the list repeats, behind the first `before` messages of the line."""
-        if line is None:
-            line, tip = self._history.line, self._history.tip
-        parts = layout(pairs, len(self._list), before)
-        if not _is_whole(parts, line):
-            tip, line = self._nearest(tip, line, max([before - 1, *[at for _, at in pairs]]))
-        repeated = {n for n, _ in pairs}
-        return Plan(
-            decision,
-            reason,
-            parent=tip,
-            messages=self._list,
-            asked=tuple([message for n, message in enumerate(self._list) if n not in repeated]),
-            system=self._remembered() if before else self._ask.system,
-            line=line,
-            pairs=pairs,
-            injected=before,
-            layout=None if _is_whole(parts, line) else parts,
-            resends=not before,
-            alone=not before and not self._awaits_flight(pairs),
+    def _is_headed(self) -> bool:
+        """Whether all that the session holds are side requests that came before their chat."""
+        history = self._history
+        if len(history.turns) > HEADS or not self._beside.has_tools:
+            return False
+        return self._beside.heads(history.ancestors(history.tip))
+
+    # Beside the conversation
+
+    def _is_foreign(self) -> bool:
+        """Whether a list that repeats nothing of ours is somebody's beside a chat that is sent whole."""
+        if not self._beside.is_unknown:
+            return False
+        starts_alike = self._repeats.alignment.same(0, self._history.line[0])
+        return (self._resends and self._is_of_the_last()) or (starts_alike and self._beside.lacks_tools)
+
+    def _may_be_beside(self, found: Found | None) -> bool:
+        """Whether a list that repeats ours from the start is a side request with all of the chat in front: under an
+        unknown prompt, or with its prompt at its end. A later list that carries its reply shows that it was not."""
+        if found is None or found.told or not has_ours(found.pairs, found.line) or found.pairs[0][1]:
+            return False
+        closes = self._list[-1].role
+        if not self._beside.is_unknown:
+            alone = found.pairs[-1][0] + 2 == len(self._list)  # behind what it repeats, as an instruction is
+            return closes == "system" and alone and self._ask.system is None and self._history.system is not None
+        branch = self._history.by_id.get(found.tip or "")
+        if branch and branch.is_side and found.pairs[-1][1] + 1 == len(found.line):
+            return closes != "user"  # a tool loop of its own; who goes on with a question is a client
+        reaches = branch is self._history.last and found.pairs[-1][1] + 1 == len(found.line)
+        return closes == "user" and (not reaches or self._beside.has_another_shape)
+
+    def _answers_beside(self) -> str | None:
+        """The latest turn, where it may have been said beside the chat, and the list begins with the result of a call
+        of its, not of the tip's: then its client is the chat's."""
+        latest, last = self._history.turns[-1], self._history.last
+        if not (latest.is_side and latest.carries and self._list) or self._beside.is_of_another(latest):
+            return None
+        first = self._list[0]
+        if (id := self._marks.answered(first.role, first.raw)) is None:
+            return None
+        tip, side = [self._calls(turn) for turn in (last, latest)]
+        own = id in tip or ("" in tip and "" not in side)  # a call without an ID gets one from each client
+        return latest.id if side and not own else None
+
+    def _calls(self, turn: Turn | None) -> Sequence[str]:
+        return self._marks.made("assistant", turn.echo.raw) if turn and turn.echo else ()
+
+    def _provisional(self, found: Found | None) -> Plan:
+        assert found is not None  # it repeats something
+        plan = self._plans.followed(found, stays=False)
+        reason = "all of the history, under another system prompt: it may be said beside it"
+        return structs.replace(plan, decision=Decision.ASIDE, reason=reason, side=True, alone=True)
+
+    def _compacted(self) -> Plan:
+        best = self._repeats.best()
+        reason = "its own list, with a summary that was asked for beside it"
+        return self._plans.followed(best._replace(reason=reason), carries=True)
+
+    def _behind_examples(self) -> Plan | None:
+        if not (len(self._list) > 1 and 0 < (examples := self._history.preamble) < len(self._list)):
+            return None
+        same = self._repeats.alignment.run(self._history.line)
+        if len(same) >= examples and self._carries and self._resends:
+            found = Found(same, "it departs from what the session adopted", self._history.line, self._history.tip)
+            return self._plans.followed(found)
+        return (
+            self._plans.append(examples, "behind the examples that each request brings")
+            if len(same) >= examples
+            else None
         )
 
-    def _nearest(self, tip: str | None, line: Line, top: int) -> tuple[str | None, Line]:
-        """The earliest turn that holds all of the line up to `top`: what nobody follows may go one day."""
-        if top < 0:
-            return None, ()
-        owner = line[top].turn.id
-        shorter = self._history.line_of(owner)
-        same = [mine.message is theirs.message for mine, theirs in zip(shorter, line[: top + 1], strict=False)]
-        return (owner, shorter) if len(same) == top + 1 and all(same) else (tip, line)
+    def _is_answered(self) -> bool:
+        """Whether a reply in the list has a user's message behind it: what a prefill has not."""
+        reply = next((n for n, message in enumerate(self._list) if message.role == "assistant"), len(self._list))
+        return any([message.role == "user" for message in self._list[reply:]])
 
-    def _remembered(self) -> bytes | None:
-        return self._history.system if self._ask.system is None else self._ask.system
+    def _as_sent(self, reason: str, pairs: Pairs) -> Found:
+        return Found(pairs, reason, self._history.line, self._history.tip)
 
-    def _awaits_flight(self, pairs: Pairs) -> bool:
-        """Whether the list holds the reply of a turn in flight, which its client has seen but for the end."""
-        tail = pairs[-1][0] + 1 if pairs else 0
-        for flight in self._flights:
-            reply = tail + len(flight.asked)
-            answered = len(self._list) > reply and self._list[reply].role == "assistant"
-            if answered and self._found.begins(tail, flight.asked):
-                return True
-        return False
-
-
-def as_turns(messages: Sequence[Message]) -> list[tuple[Message, ...]]:
-    """A list as turns: one for each user message that has been answered, and last what has not."""
-    turns: list[tuple[Message, ...]] = []
-    start = 0
-    for n in range(1, len(messages)):
-        if messages[n].role == "user" and messages[n - 1].role == "assistant":
-            turns.append(tuple(messages[start:n]))
-            start = n
-    return [*turns, tuple(messages[start:])]
-
-
-def _is_whole(parts: Layout, line: Line) -> bool:
-    """Whether a layout is all of the line, and then what is new."""
-    return parts[:1] == ((0, len(line)),) and all([isinstance(part, int) for part in parts[1:]])
+    def _is_of_the_last(self) -> bool:
+        """Whether the software that sent it sent the latest turn, too."""
+        last = self._history.last
+        return last is not None and not self._beside.is_of_another(last)

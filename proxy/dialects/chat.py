@@ -78,14 +78,15 @@ def _read_on(body: bytes, seen: Seen) -> Ask | None:
     return Ask(body, ask.start, end, seen.system, tail, ask.model, ask.stream, ask.tools, seen, again)
 
 
-def seen_in(ask: Ask, covered: int) -> Seen | None:
+def seen_in(ask: Ask, covered: int, client: bytes = b"") -> Seen | None:
     """What to keep of a list that carries its history, so that the next one is read faster; nothing of one with cache
-    marks, which move about in what is the same otherwise. `covered`: how many messages of the history's line it is."""
+    marks, which move about in what is the same otherwise. `covered`: how many messages of the history's line it is;
+    `client`: who sent it."""
     known = len(ask.seen.begun) if ask.seen else ask.start  # to look there again would cost as much as all the rest
     if ask.body.find(CACHE_MARK, known, ask.end) >= 0:
         return None
     begun = ask.body[: ask.end - 1].rstrip()
-    return Seen(begun, ask.start, ask.system, ask.count, covered, _hashed(begun, ask.seen))
+    return Seen(begun, ask.start, ask.system, ask.count, covered, _hashed(begun, ask.seen), client)
 
 
 def digest_of(ask: Ask) -> bytes:

@@ -15,6 +15,7 @@ from typing import Any, TypedDict
 import msgspec
 
 from proxy.core.members import Malformed, dumps, loads
+from proxy.dialects import groups
 
 _LOOSE = 1  # of the first byte
 # Deeper values are compared by their bytes: whether Python can walk them depends on who asks.
@@ -58,6 +59,36 @@ def mark(raw: bytes, ids: bool = True) -> bytes:
 def is_loose(mark: bytes) -> bool:
     """Whether the ids of tool calls were left out; only a mark taken without ids can equal it then."""
     return bool(mark[0] & _LOOSE)
+
+
+def text(raw: bytes) -> str:
+    """What a message says, without the white space around it and without thoughts; empty where it cannot be read."""
+    try:
+        message = _read(raw)
+    except Malformed:
+        return ""
+    if not isinstance(message, dict):
+        return ""
+    return "\n".join([run for run in _content(message, message.get("role")) if isinstance(run, str)])
+
+
+def says_nothing(raw: bytes) -> bool:
+    """Whether an assistant's message has neither content nor calls: what some clients keep of a silent reply."""
+    try:
+        form, _ = _form(_read(raw), True)
+    except Malformed:
+        return False
+    return bool(form == ["assistant", []])
+
+
+def made(role: str, raw: bytes) -> list[str]:
+    """The IDs of the calls in a message, empty where one has none."""
+    return groups.made(role, raw)
+
+
+def answered(role: str, raw: bytes) -> str | None:
+    """The ID of the call that a message is the result of, empty where it names none; None: it is no result."""
+    return groups.answered(role, raw)
 
 
 def joined(first: bytes, second: bytes) -> bytes:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from proxy.core.model import Ask, Cut, Message, Reply, Turn, TurnState
+from proxy.core.model import CARRIES, FLAGS, SIDE, SPLICED, STREAM, TOOLS, Ask, Cut, Message, Reply, Turn, TurnState
 from proxy.core.plan import Plan
+from proxy.core.sides import has_tools
 from proxy.dialects.marks import mark
 from proxy.dialects.sending import Form, echo_of
 
@@ -49,6 +50,8 @@ def turns_of(
                 model=ask.model,
                 started=started,
                 ended=started,
+                client=plan.client,
+                traits=_traits(ask, plan) & ~(CARRIES | SPLICED),
             )
         )
     carried = plan.resends or bool(turns)
@@ -73,8 +76,21 @@ def turns_of(
         cut=cut,
         started=started,
         ended=ended,
+        client=plan.client,
+        traits=_traits(ask, plan),
     )
     return [*turns, turn]
+
+
+def _traits(ask: Ask, plan: Plan) -> int:
+    traits = CARRIES if plan.carries else 0
+    if plan.side:
+        traits |= SIDE
+    if plan.spliced:
+        traits |= SPLICED
+    if ask.stream:
+        traits |= STREAM
+    return traits | TOOLS | len(ask.tools) << FLAGS if ask.tools and has_tools(ask.tools) else traits
 
 
 def marked(messages: Sequence[Message]) -> tuple[Message, ...]:

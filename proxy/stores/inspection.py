@@ -25,6 +25,7 @@ _BROKEN = {
     "sessions that stand at no turn": """
         SELECT count(*) FROM sessions s LEFT JOIN turns t ON t.id = s.tip AND t.session = s.id
         WHERE s.emptied = 0 AND t.id IS NULL
+        AND NOT (s.tip IS NULL AND EXISTS (SELECT 1 FROM turns o WHERE o.session = s.id AND o.traits & 8))
     """,
     "kept answers of no turn": """
         SELECT count(*) FROM answers a LEFT JOIN turns t ON t.id = a.turn AND t.session = a.session

@@ -64,8 +64,11 @@ class MemoryStore:
         row = self._rows.get(key)
         history = (row.history if row else History()).plus(*turns).without(drop)
         keyed = {turn.id for turn in history.turns if turn.idempotency_key}
+        beside = turns[-1].is_side
+        if beside and history.tip is not None:
+            keyed.add(history.tip)
         answers = {id: kept for id, kept in (row.answers if row else {}).items() if id in keyed}
-        if answer:
+        if answer and (not beside or turns[-1].id in keyed):
             answers[turns[-1].id] = answer
         self._rows[key] = _Row(history, now, answers=answers)
 

@@ -44,6 +44,8 @@ def row_of(id: int, key: SessionKey, turn: Turn, now: int, answer: Answer | None
         text(turn.idempotency_key),
         turn.cut and turn.cut.at,
         turn.cut and turn.cut.summary,
+        turn.client,
+        turn.traits,
         *((answer.status, text(answer.content_type), answer.body) if answer else (None, None, None)),
     )
 
@@ -59,7 +61,7 @@ def history_of(tip: int | None, rows: Iterable[Any]) -> History:
 
 def _turn(parent: str | None, row: Any) -> Turn:
     name, state, system, asked, roles, reply, echo, model, finish_reason, usage, started, ended, *tree = row
-    layout, marks, form, request, resends, idempotency_key, cut, summary = tree
+    layout, marks, form, request, resends, idempotency_key, cut, summary, client, traits = tree
     raws = [bytes(raw) for raw in elements(asked)]
     each = [marks[at : at + MARK] for at in range(0, len(marks), MARK)] if marks else [b""] * (len(raws) + 1)
     told = zip(loads(roles.encode()), raws, each, strict=False)
@@ -82,6 +84,8 @@ def _turn(parent: str | None, row: Any) -> Turn:
         cut=None if cut is None else Cut(cut, summary),
         started=started,
         ended=ended,
+        client=client,
+        traits=traits,
     )
 
 

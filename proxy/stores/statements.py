@@ -1,19 +1,22 @@
 """What is said to the database, by name. Who says it, and when, stands in `sqlite.py`."""
 
+from proxy.core.model import SIDE
+
 SESSION = "SELECT id, tip, touched, emptied FROM sessions WHERE tenant = ? AND session = ?"
 TURNS = """
 SELECT id, parent, name, state, system, asked, roles, reply, echo, model, finish_reason, usage, started, ended,
-       layout, marks, form, request, resends, idempotency_key, cut, summary
+       layout, marks, form, request, resends, idempotency_key, cut, summary, client, traits
 FROM turns WHERE session = ? ORDER BY id
 """
 # A turn as it arrives: all that is to be done for it in one statement, and for many turns in one step. Each step of a
 # statement gives up Python's lock, and gets it back when it can.
 COLUMNS = (
     "turn, tenant, session, touched, parent, name, state, system, asked, roles, reply, echo, model, finish_reason, "
-    "usage, started, ended, layout, marks, form, request, resends, idempotency_key, cut, summary, "
+    "usage, started, ended, layout, marks, form, request, resends, idempotency_key, cut, summary, client, traits, "
     "status, content_type, body"
 )
 ARRIVE = f"INSERT INTO arriving ({COLUMNS}) VALUES "  # noqa: S608
+_BESIDE = f"(NEW.traits & {SIDE})"  # a side request: neither the tip nor the last answer
 _SESSION = "(SELECT id FROM sessions WHERE tenant = NEW.tenant AND session = NEW.session)"
 _ANSWER = """
     INSERT OR REPLACE INTO answers (session, slot, turn, status, content_type, body)
@@ -24,17 +27,20 @@ ARRIVALS = (
     f"CREATE TEMP VIEW arriving ({COLUMNS}) AS SELECT {', '.join(['NULL'] * len(COLUMNS.split(',')))}",
     f"""
 CREATE TEMP TRIGGER arrival INSTEAD OF INSERT ON arriving BEGIN
-    INSERT INTO sessions (tenant, session, touched, tip) VALUES (NEW.tenant, NEW.session, NEW.touched, NEW.turn)
-    ON CONFLICT (tenant, session) DO UPDATE SET tip = excluded.tip, touched = excluded.touched, emptied = 0;
+    INSERT INTO sessions (tenant, session, touched, tip)
+    VALUES (NEW.tenant, NEW.session, NEW.touched, iif({_BESIDE}, NULL, NEW.turn))
+    ON CONFLICT (tenant, session) DO UPDATE
+    SET tip = iif({_BESIDE}, tip, excluded.tip), touched = excluded.touched, emptied = 0;
     INSERT INTO turns (id, session, parent, name, state, system, asked, roles, reply, echo, model, finish_reason, usage,
-                       started, ended, layout, marks, form, request, resends, idempotency_key, cut, summary)
+                       started, ended, layout, marks, form, request, resends, idempotency_key, cut, summary,
+                       client, traits)
     SELECT NEW.turn, s.id, (SELECT id FROM turns WHERE session = s.id AND name = NEW.parent), NEW.name, NEW.state,
            NEW.system, NEW.asked, NEW.roles, NEW.reply, NEW.echo, NEW.model, NEW.finish_reason, NEW.usage, NEW.started,
            NEW.ended, NEW.layout, NEW.marks, NEW.form, NEW.request, NEW.resends, NEW.idempotency_key,
-           NEW.cut, NEW.summary
+           NEW.cut, NEW.summary, NEW.client, NEW.traits
     FROM sessions s WHERE s.tenant = NEW.tenant AND s.session = NEW.session;
-    DELETE FROM answers WHERE slot = 0 AND NEW.status IS NULL AND session = {_SESSION};
-    {_ANSWER.format(slot="0", wanted="NEW.status IS NOT NULL")}
+    DELETE FROM answers WHERE slot = 0 AND NEW.status IS NULL AND NOT {_BESIDE} AND session = {_SESSION};
+    {_ANSWER.format(slot="0", wanted=f"NEW.status IS NOT NULL AND NOT {_BESIDE}")}
     {_ANSWER.format(slot="NEW.turn", wanted="NEW.status IS NOT NULL AND NEW.idempotency_key IS NOT NULL")}
 END""",  # noqa: S608
 )

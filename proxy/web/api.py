@@ -13,9 +13,9 @@ from urllib.parse import unquote
 from aiohttp import web
 
 from proxy.core import headers
-from proxy.core.history import Entry, History
-from proxy.core.members import dumps, loads
-from proxy.core.model import SessionKey, SessionState, Turn, TurnState
+from proxy.core.history import Entry, History, own_entries
+from proxy.core.members import dumps, elements, loads
+from proxy.core.model import Message, SessionKey, SessionState, Turn, TurnState
 from proxy.core.usage import Counts, counts
 from proxy.errors import BadRequest, MethodNotAllowed, NotFound, SessionNotFound, TurnNotFound
 from proxy.web import caller
@@ -88,12 +88,23 @@ def _totals(branch: Sequence[Turn]) -> dict[str, int]:
 async def _messages(request: web.BaseRequest, runtime: Runtime, key: SessionKey) -> Answered:
     history, _ = await _load(runtime, key)
     after, limit = _number(request, "after", 0), max(1, min(_number(request, "limit", PAGE), MOST))
-    page = history.line[after : after + limit]
+    branch = request.query.get("branch", "main")
+    if branch not in ("main", "side"):
+        raise BadRequest("branch must be main or side. Correct it, or leave it out.", param="branch")
+    side = branch == "side"
+    line = [entry for turn in history.sides for entry in _said_beside(turn)] if side else history.line
+    page = line[after : after + limit]
     end = after + len(page)
     data = b",".join([_message(after + n, entry) for n, entry in enumerate(page)])
-    more = dumps({"has_more": end < len(history.line), "next": end})
-    system = b"[" + (history.system or b"") + b"]"
+    more = dumps({"has_more": end < len(line), "next": end})
+    system = b"[" + (b"" if side else history.system or b"") + b"]"
     return _json(b'{"object":"list","system":' + system + b',"data":[' + data + b"]," + more[1:])
+
+
+def _said_beside(turn: Turn) -> list[Entry]:
+    """The messages of a side request: its system messages, what of its list is not the history's, and the reply."""
+    blocks = elements(b"[" + turn.system + b"]") if turn.system else []
+    return [*[Entry(Message("system", raw), turn, False) for raw in blocks], *own_entries(turn)]
 
 
 def _message(at: int, entry: Entry) -> bytes:
@@ -124,9 +135,9 @@ async def _stopped(runtime: Runtime, key: SessionKey) -> list[dict[str, Any]]:
 async def _stream(request: web.BaseRequest, runtime: Runtime, key: SessionKey) -> Answered:
     history, turns = await _load(runtime, key)
     listener = Listener(request, runtime.config, runtime.watch)
-    if turns:
-        await turns[-1].broadcast.follow(listener, _NO_STORE)
-        turns[-1].note_delivery()
+    if in_flight := [turn for turn in turns if not turn.plan.side]:
+        await in_flight[-1].broadcast.follow(listener, _NO_STORE)
+        in_flight[-1].note_delivery()
         return listener
     last = history.last
     kept = await runtime.store.answer(key, last.id) if last else None

@@ -7,10 +7,11 @@ Decides nothing and knows no history.
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from enum import StrEnum
 from functools import lru_cache
-from hashlib import sha256
+from hashlib import blake2b, sha256
 from hmac import digest
 
 from aiohttp import web
@@ -18,7 +19,7 @@ from msgspec import Struct
 
 from proxy.core import headers
 from proxy.core.members import with_default
-from proxy.core.model import Ask, SessionKey
+from proxy.core.model import CLIENT, Ask, SessionKey
 from proxy.core.plan import Mode
 from proxy.dialects import chat
 from proxy.errors import BadRequest, RequestTimeout, RequestTooLarge, UnsupportedEncoding
@@ -31,6 +32,7 @@ from proxy.web.upstream import Response
 
 _NOT_SENT = headers.OURS | {"host", "expect", "content-length", "content-encoding", "accept-encoding"}
 _CODED = frozenset(["content-encoding", "content-length"])
+_VERSION = re.compile(r"[\d.]+")
 SEEN = "seen"  # among what is kept beside a history
 
 
@@ -66,6 +68,7 @@ class Call(Struct, frozen=True):
     request: bytes  # the digest of its body
     recorded: bool
     line: Line
+    client: bytes = b""  # the fingerprint of the software that sent it
     idempotency_key: str | None = None
     finishes: bool = True  # a reply whose client has gone is read to its end
 
@@ -99,6 +102,7 @@ async def read_call(request: web.BaseRequest, runtime: Runtime, target: Target, 
         chat.digest_of(ask),
         recorded,
         line,
+        software(request.headers.get("User-Agent", "")),
         idempotency_key,
         finishes=(policy or config.sessions.on_disconnect) == "finish",
     )
@@ -158,6 +162,13 @@ def client_headers(answer: Response, call: Call, inflated: bool) -> headers.Pair
     """What of an answer's headers goes to the client: without its encoding, where that was undone."""
     sent = headers.end_to_end(answer.headers, _CODED if inflated else frozenset())
     return sent if answer.get(lines.NAME) else [*sent, (lines.NAME, call.line.id)]
+
+
+@lru_cache(1024)
+def software(user_agent: str) -> bytes:
+    """The fingerprint of a client's software, whatever its version: who updates it goes on with its sessions."""
+    name = _VERSION.sub("", user_agent).encode(errors="replace")
+    return blake2b(name, digest_size=CLIENT).digest() if name else bytes(CLIENT)
 
 
 @lru_cache(16)

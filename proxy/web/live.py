@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Generic, Protocol, TypeVar
 
 from proxy.core.model import SessionKey
@@ -55,6 +55,7 @@ class Live(Generic[Turn]):
         self._lines: dict[SessionKey, deque[asyncio.Future[None]]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._turns: dict[SessionKey, list[Turn]] = {}
+        self._commits: dict[SessionKey, asyncio.Future[None]] = {}
         self._delivered: OrderedDict[SessionKey, tuple[str, bool]] = OrderedDict()
 
     @property
@@ -76,6 +77,18 @@ class Live(Generic[Turn]):
         self._turns[key].remove(turn)
         if not self._turns[key]:
             del self._turns[key]
+
+    @asynccontextmanager
+    async def commit(self, key: SessionKey) -> AsyncIterator[None]:
+        """One commit of a session after another: each sees the tip that the one before has left."""
+        while other := self._commits.get(key):
+            await asyncio.wait([other])
+        own = self._commits[key] = asyncio.get_running_loop().create_future()
+        try:
+            yield
+        finally:
+            del self._commits[key]
+            own.set_result(None)
 
     def delivered(self, key: SessionKey, id: str, whole: bool) -> None:
         """Note whether a client has seen the end of a session's latest turn."""

@@ -10,12 +10,13 @@ import logging
 import time
 
 from aiohttp import web
-from msgspec import Struct
+from msgspec import Struct, structs
 
+from proxy.core.alignment import Alignment
 from proxy.core.history import History, Session
 from proxy.core.members import dumps
 from proxy.core.model import Answer, SessionState, Turn, TurnState
-from proxy.core.plan import Decision, Plan
+from proxy.core.plan import Decision, Mode, Plan
 from proxy.core.reconcile import decide, is_retry, retried
 from proxy.dialects import marks
 from proxy.errors import IdempotencyKeyReused, SessionBusy, SessionNotFound, Stopped
@@ -57,7 +58,10 @@ async def handle(request: web.BaseRequest, runtime: Runtime, target: Target, ses
     if wishes.dry_run:
         return _dry_run(runtime, call, reading)
     place: Place | None = None
-    if call.recorded and not reading.is_answered and reading.plan.decision is not Decision.ASIDE:
+    if call.recorded and not reading.is_answered and not reading.plan.side:
+        for turn in runtime.live.turns(call.key):
+            if turn.id in reading.plan.demoted:
+                turn.demote()
         place = runtime.live.take(call.key)
     try:
         if call.recorded and not (place or reading.is_answered or reading.plan.alone):
@@ -100,8 +104,8 @@ async def _read(runtime: Runtime, call: Call, wishes: Wishes) -> Reading:
     """The session as it stands, and how the request is read against it and the turns in flight."""
     turns, session = await _standing(runtime, call)
     history = session.history
-    flights = [turn.flight for turn in turns]
-    plan = decide(call.ask, history, marks, wishes.mode, flights)
+    flights = [turn.flight for turn in turns if not turn.plan.side]
+    plan = decide(call.ask, history, marks, wishes.mode, flights, call.client)
     if call.recorded:
         if attached := _in_flight(call, turns, wishes.counted):
             return Reading(session, plan, attached=attached)
@@ -109,8 +113,10 @@ async def _read(runtime: Runtime, call: Call, wishes: Wishes) -> Reading:
             whole = again.state is TurnState.COMPLETE
             answer = await runtime.store.answer(call.key, again.id) if whole and not wishes.dry_run else None
             if answer or (turns, session) == await _standing(runtime, call):
-                return Reading(session, retried(history, again), again=again, answer=answer)
+                return Reading(session, retried(history, again, call.ask), again=again, answer=answer)
             return await _read(runtime, call, wishes)  # the session moved on while its answer was looked for
+        if not turns and (once_more := _asked_again(runtime, call, history, wishes.mode)):
+            return Reading(session, once_more)
     log.debug("%s: %s", plan.decision, plan.reason)
     return Reading(session, plan)
 
@@ -155,6 +161,20 @@ def _tried_before(runtime: Runtime, call: Call, history: History, counted: bool)
         # It is a turn of its own; should it fail and be counted when it comes again, that is not a retry of the last.
         runtime.live.delivered(call.key, last.id, True)
     return None
+
+
+def _asked_again(runtime: Runtime, call: Call, history: History, mode: Mode) -> Plan | None:
+    """The plan of the last turn, where its client gave up before it saw the end and asks the same under another system
+    prompt: one with a clock in it. It is run again from where it began."""
+    last = history.last
+    if last is None or not last.asked or runtime.live.was_delivered(call.key, last.id) is not False:
+        return None
+    plan = decide(call.ask, history.before(last), marks, mode, (), call.client)
+    alignment = Alignment(plan.asked, marks)
+    same = len(plan.asked) == len(last.asked) and alignment.begins(0, last.asked)
+    if plan.side or not same or (plan.parent, plan.layout) != (last.parent, last.layout):
+        return None
+    return structs.replace(plan, decision=Decision.RETRY, reason="the last turn, whose end nobody saw, asked again")
 
 
 def _reused() -> IdempotencyKeyReused:

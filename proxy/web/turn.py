@@ -13,13 +13,16 @@ import zlib
 from collections.abc import Sequence
 from typing import cast
 
+from msgspec import structs
+
 from proxy.core import headers
+from proxy.core.clients import client_of, moved_on
 from proxy.core.exchange import Dialect, Exchange, Outcome, Verdict
-from proxy.core.history import Session
+from proxy.core.history import History, Session
 from proxy.core.model import Answer, Turn, TurnState
-from proxy.core.plan import Decision, Flight, Plan
+from proxy.core.plan import Flight, Plan
 from proxy.core.usage import counts
-from proxy.dialects import chat
+from proxy.dialects import chat, marks
 from proxy.dialects.turns import turns_of
 from proxy.errors import ProxyError, Stopped, StoreUnavailable
 from proxy.web.attempts import Attempts
@@ -52,7 +55,7 @@ class RecordedTurn:
         self.broadcast = Broadcast(listener, limit)
         self.task: asyncio.Task[None] | None = None
         self._runtime, self._session, self._place = runtime, session, place
-        self._recorded = call.recorded and plan.decision is not Decision.ASIDE
+        self._recorded = call.recorded
         self._attempts = Attempts(runtime, call, plan, session.history)
         self._exchange = Exchange(_CHAT, limit)
         self._cuttable = False  # a stop cancels the task
@@ -67,8 +70,16 @@ class RecordedTurn:
 
     @property
     def flight(self) -> Flight:
-        ask = self.call.ask
-        return Flight(self.plan.asked, ask.system, ask.tools, self.plan.resends)
+        ask, plan = self.call.ask, self.plan
+        gone = self.broadcast.deserted
+        return Flight(plan.asked, ask.system, ask.tools, plan.resends, self.id, self.call.client, gone)
+
+    def demote(self) -> None:
+        """It turned out to be a side request: the chat that it was asked for is here, and takes its place."""
+        if not self._settling:
+            self.plan = structs.replace(self.plan, parent=None, layout=None, side=True)
+            self.follows = False
+            self._leave()
 
     def stop(self, fault: ProxyError | None = None, at_once: bool = False) -> None:
         """Cut the turn: what was said is kept. One whose reply has its finish_reason goes on to its end, unless
@@ -91,10 +102,10 @@ class RecordedTurn:
             self.broadcast.fail(self._stopped or ProxyError("The proxy failed at this request. Its log says why."))
         if self._recorded:
             self._runtime.live.leave(self.call.key, self)
-        if self._committing:
+        if self._committing and not self.plan.side:
             self._runtime.live.delivered(self.call.key, self.id, False)  # it may be in the history all the same
         self._leave()
-        if self.kept:
+        if self.kept and not self.plan.side:
             self._attempts.fit.kept()
         self._runtime.numbers.turns[self.plan.decision, self.call.line.outcome or "failed"] += 1
 
@@ -138,8 +149,8 @@ class RecordedTurn:
         self.broadcast.look()
         if not self.broadcast.deserted:
             self._deadline = None
-        elif self._settling or not self._recorded:
-            self._end_unless_committing()  # nothing is left to record
+        elif self._settling or not self._recorded or self.plan.side:
+            self._end_unless_committing()  # nothing is left that anybody would look for
         else:
             if not self.call.finishes:
                 self.stop()  # one that says that it is whole goes on, as one that is to finish
@@ -237,7 +248,7 @@ class RecordedTurn:
         """For retries: whether a client has seen the end of what was kept. One who takes long tells nothing of
         a session whose next turn is kept already."""
         live, key, delivered = self._runtime.live, self.call.key, self.broadcast.delivered
-        if self.kept and delivered is not self._noted:
+        if self.kept and delivered is not self._noted and not self.plan.side:
             if self._noted is None or live.was_delivered(key, self.id) is not None:
                 live.delivered(key, self.id, delivered)
             self._noted = delivered
@@ -245,11 +256,23 @@ class RecordedTurn:
     async def _keep(self, outcome: Outcome) -> bool:
         """Record the turn, unless it was cut before it said anything."""
         runtime, key = self._runtime, self.call.key
-        history, parent = self._session.history, self.plan.parent
+        async with runtime.live.commit(key):
+            return await self._append(outcome)
+
+    async def _append(self, outcome: Outcome) -> bool:
+        runtime, key, plan = self._runtime, self.call.key, self.plan
+        history = self._session.history
         cut = outcome.verdict is Verdict.CUT
+        warm = runtime.store.warm(key)
+        if warm is None or warm.history.tip != history.tip:  # others' turns were kept meanwhile
+            latest = (await runtime.store.load(key, runtime.now(), in_use=True)).history
+            if (moved := moved_on(plan, self.call.ask.system, history, latest, marks)) is not plan:
+                plan = self.plan = moved
+                history = latest
+        parent = plan.parent
         turns = turns_of(
             self.call.ask,
-            self.plan,
+            plan,
             outcome.reply,
             self._attempts.form,
             id=self.id,
@@ -268,20 +291,23 @@ class RecordedTurn:
         if turns[0].layout is not None or turns[0].parent != history.tip:
             latest = (await runtime.store.load(key, runtime.now(), in_use=True)).history
             drop = latest.plus(*turns).spare(runtime.live.parents(key))
-        answer = Answer(*self._said, self._exchange.answer)
+        kept = not plan.side or self.call.idempotency_key is not None
+        answer = Answer(*self._said, self._exchange.answer) if kept else None
         begun = time.monotonic()
         await runtime.store.append(key, turns, runtime.now(), drop, answer)
         runtime.numbers.commit.add(time.monotonic() - begun)
-        self._note_seen(turns)
+        if not plan.side:
+            self._note_seen(history, turns)
         return True
 
-    def _note_seen(self, turns: Sequence[Turn]) -> None:
+    def _note_seen(self, history: History, turns: Sequence[Turn]) -> None:
         """What of the list the next request of a client that resends need not bring to be read again."""
-        history, plan = self._session.history, self.plan
-        if plan.injected or plan.layout is not None or plan.parent != history.tip or turns[-1].echo is None:
+        plan = self.plan
+        if plan.injected or not plan.whole or plan.parent != history.tip or turns[-1].echo is None:
             return
         news = sum([len(turn.asked) for turn in turns]) + len(turns) - 1
-        history.forms[SEEN] = chat.seen_in(self.call.ask, len(history.line) + news)
+        client = plan.client if plan.carries else client_of(plan.client, self.call.ask.messages, marks)
+        history.forms[SEEN] = chat.seen_in(self.call.ask, len(history.line) + news, client)
 
     def _leave(self) -> None:
         if self._place:

@@ -28,9 +28,10 @@ from hypothesis import strategies as st
 
 from proxy.core.history import Entry, History
 from proxy.core.members import dumps, elements, loads
-from proxy.core.model import Ask, Message, Reply, Turn
+from proxy.core.model import CLIENT, Ask, Message, Reply, Turn
 from proxy.core.plan import Decision, Flight, Mode, Plan, Sent
-from proxy.core.reconcile import as_turns, decide, is_retry, retried
+from proxy.core.plans import as_turns
+from proxy.core.reconcile import decide, is_retry, retried
 from proxy.dialects import chat, marks, sending
 from proxy.dialects.sending import form_of
 from proxy.dialects.turns import turns_of
@@ -93,9 +94,7 @@ def ask(words: str, spelt: Any = message) -> Ask:
 
 
 def recorded(history: History, plan: Plan, asked: Ask, reply: str, name: str) -> History:
-    """A history, and the turns that remain of a plan and its reply. Of an aside nothing remains."""
-    if plan.decision is ASIDE:
-        return history
+    """A history, and the turns that remain of a plan and its reply."""
     said = Reply(message=dumps(message(reply) if reply != "-" else {"role": "assistant", "content": ""}))
     brought = count(1)
     return history.plus(
@@ -171,6 +170,7 @@ class Case:
     mode: Mode = Mode.AUTO
     flight: str = ""
     waits: bool = False
+    silent: bool = False  # the list repeats no reply that could be seen: it shows nothing of who sends it
 
 
 FIRST = "the first of its session"
@@ -201,8 +201,12 @@ APPENDS = [
     Case("what is no message", "u1 > a1", "! u2", APPEND, "u1 a1 | ! u2", NONE, "1"),
     Case("no message at all", "u1 > a1", "", APPEND, "u1 a1 |", NONE, "1"),
     Case("one message after a resent list", FULL, "u4", APPEND, "u1 a1 u2 a2 u3 a3 | u4", NONE, "3"),
-    Case("after a first turn that said nothing", "u1 > -", "u1", APPEND, "u1", FIRST, "1"),
-    Case("after a turn that said nothing", "u1 > a1; u2 > -", "u3", APPEND, "u1 a1 | u3", NONE, "2"),
+    Case("after a first turn that said nothing", "u1 > -", "u1", RESEND, "[u1]", ALL, "1", silent=True),
+    Case("after such a turn, one message more", "u1 > -", "u1 u2", RESEND, "[u1] u2", ALL, "1", silent=True),
+    Case("after such a turn, another message", "u1 > -", "u2", APPEND, "u1 | u2", NONE, "1"),
+    Case("after a turn that said nothing", "u1 > a1; u2 > -", "u3", APPEND, "u1 a1 u2 | u3", NONE, "2"),
+    Case("the same question after silence", "u1 > a1; u2 > -", "u2", APPEND, "u1 a1 u2 | u2", NONE, "2"),
+    Case("all of it after silence", "u1 > a1; u2 > -", "u1 a1 u2 u3", RESEND, "[u1 a1 u2] u3", ALL, "2"),
     Case("the text again, another picture", "u1@cat > a1", "u1@dog", APPEND, "u1@cat a1 | u1@dog", NONE, "1"),
     Case("the system prompt is remembered", "s1 u1 > a1", "u2", APPEND, "u1 a1 | u2", NONE, "1", "s1"),
     Case("mode append", FULL, "u1 a1 u4", APPEND, "u1 a1 u2 a2 u3 a3 | u1 a1 u4", SAID, "3", mode=Mode.APPEND),
@@ -215,7 +219,7 @@ ADOPTIONS = [
     Case("a history brought along", "", "s1 u1 a1 u2 a2 u3", ADOPT, "u1 a1 u2 a2 u3", BROUGHT, system="s1"),
     Case("a tool loop brought along", "", "u1 c1 r1 a1 u2", ADOPT, "u1 c1 r1 a1 u2", BROUGHT),
     Case("a greeting brought along", "", "a0 u1", ADOPT, "a0 u1", BROUGHT),
-    Case("after nothing but silence", "u1 > -", "u1 a1 u2", ADOPT, "u1 a1 u2", BROUGHT, "1"),
+    Case("after nothing but silence", "u1 > -", "u1 a1 u2", RESEND, "[u1] a1 u2", ALL, "1"),
     Case("nothing new behind it", "", "u1 a1", APPEND, "u1 a1", FIRST),
     Case("after an adoption", "u1 a1 u2 > a2", "u1 a1 u2 a2 u3", RESEND, "[u1 a1 u2 a2] u3", ALL, "1"),
     Case("mode resend, on an empty session", "", "u1 a1 u2", ADOPT, "u1 a1 u2", BROUGHT, mode=Mode.RESEND),
@@ -379,7 +383,18 @@ ASIDES = [
     Case("a title beside the first turn", "", "s2 u1", ASIDE, "u1", BESIDE, system="s2", flight="s1 u1"),
     Case("other tools beside the first turn", "", "u1", ASIDE, "u1", BESIDE, flight="u1 #f"),
     Case("its like beside the first turn", "", "s1 u2", APPEND, "u2", FIRST, system="s1", flight="s1 u1"),
-    Case("beside a second try of the first turn", "u1 > -", "s2 u1", APPEND, "u1", FIRST, "1", "s2", flight="s1 u1"),
+    Case(
+        "beside a second try of the first turn",
+        "u1 > -",
+        "s2 u1",
+        RESEND,
+        "[u1]",
+        ALL,
+        "1",
+        "s2",
+        flight="s1 u1",
+        silent=True,
+    ),
 ]
 
 # While a turn is in flight: what needs nothing of it goes on beside it.
@@ -498,8 +513,9 @@ def held(plan: Plan) -> list[int]:
 @each_case
 def test_who_resends_and_who_goes_on_beside_a_turn_in_flight(case: Case) -> None:
     plan = read(case)
-    carries = case.decision in (RESEND, REWRITE) and "|" not in case.upstream
-    assert plan.resends is carries
+    carries = case.decision in (RESEND, REWRITE) and "|" not in case.upstream and not case.silent
+    carries = carries or (case.decision is ADOPT and case.mode is Mode.RESEND)
+    assert plan.resends is (carries or (plan.side and bool(plan.pairs)))
     assert plan.alone is ((carries and not case.waits) or case.decision is ASIDE)
 
 
@@ -513,7 +529,7 @@ def test_what_was_sent_and_its_reply_are_the_history(case: Case) -> None:
     assert after.system == (plan.system if kept else history.system)
     new = [message for turn in after.turns[len(history.turns) :] for message in words_of(turn.asked)]
     new += [word(turn.reply) for turn in after.turns[len(history.turns) : -1] if turn.id != "99"]
-    assert sorted(new) == sorted(outside(case.upstream)) * kept
+    assert sorted(new) == sorted(outside(case.upstream))
 
 
 def outside(upstream: str) -> list[str]:
@@ -573,7 +589,15 @@ def test_any_list_is_read_and_nothing_of_it_is_lost_or_stored_twice(data: st.Dat
         history = recorded(history, plan, asked, reply, str(number))
         assert_whole(plan, asked, before)
         if plan.decision is not ASIDE and history.turns[-1].echo:
-            assert line_of(history.line) == [*[sent_word(sent) for sent in plan.sent], reply]
+            sent = [sent_word(sent) for sent in plan.sent]
+            line = line_of(history.line)
+            assert line == [*sent, reply] or (plan.spliced and is_within([*sent, reply], line))
+
+
+def is_within(some: list[str], every: list[str]) -> bool:
+    """Whether messages stand in a list, in order."""
+    rest = iter(every)
+    return all([each in rest for each in some])
 
 
 def assert_whole(plan: Plan, asked: Ask, history: History) -> None:
@@ -583,7 +607,7 @@ def assert_whole(plan: Plan, asked: Ask, history: History) -> None:
     assert tuple(plan.messages) == asked.messages[len(asked.messages) - len(plan.messages) :]
     new = tuple([message for n, message in enumerate(plan.messages) if n not in theirs])
     brought = sum([len(turn) for turn in plan.adopted])
-    assert plan.asked == (new[brought:] if plan.decision is not ASIDE else ())
+    assert plan.asked == new[brought:]
     assert plan.parent is None or plan.parent in history.by_id
     ats = held(plan)
     assert ats == sorted(set(ats))
@@ -662,7 +686,7 @@ def test_a_turn_tried_again_is_read_as_the_first_try_was(case: Case) -> None:
     first = history.last
     history = recorded(history, decide(ask("u98"), history, marks), ask("u98"), "a98", "98")
     assert first
-    again = retried(history, first)
+    again = retried(history, first, asked)
     assert again.decision is Decision.RETRY
     assert [sent_word(sent) for sent in again.sent] == [sent_word(sent) for sent in plan.sent]
     assert (again.system or b"", again.resends) == (plan.system or b"", plan.resends)
@@ -688,7 +712,7 @@ def test_a_list_that_begins_as_the_latest_did_is_read_as_any_other(
     then: str, quick: bool, mode: Mode, flight: str
 ) -> None:
     history = played("u1 > a1; u1 a1 u2 > a2")
-    known = chat.seen_in(ask("u1 a1 u2"), 3)
+    known = chat.seen_in(ask("u1 a1 u2"), 3, bytes(CLIENT))
     again = chat.read(ask(then).body, known)
     flights = in_flight(history, flight)
     plan, plain = [decide(each, history, marks, mode, flights) for each in (again, ask(then))]

@@ -90,9 +90,9 @@ def loaded(*messages: bytes) -> list[Any]:
 # Putting a history in front -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("past", [History(), systems(None, silent=True)])
 @pytest.mark.parametrize("mode", Mode)
-def test_without_a_history_the_body_goes_as_it_came(past: History, mode: Mode) -> None:
+def test_without_a_history_the_body_goes_as_it_came(mode: Mode) -> None:
+    past = History()
     for body in (request(SYSTEM, USER), b' { "messages" : [ ] } ', request(USER, REPLY, USER, model="m")):
         ask = chat.read(body)
         assert compose(ask, decide(ask, past, marks, mode), past, ECHO) == (body, 0)
@@ -110,8 +110,8 @@ def test_without_a_history_the_body_goes_as_it_came(past: History, mode: Mode) -
         (systems(SYSTEM), [DEVELOPER, USER], [DEVELOPER, OLD, REPLY, USER], 2),
         (systems(SYSTEM, DEVELOPER, None), [USER], [DEVELOPER, *[OLD, REPLY] * 3, USER], 7),
         (systems(SYSTEM + b"," + DEVELOPER), [USER], [SYSTEM, DEVELOPER, OLD, REPLY, USER], 4),
-        (systems(SYSTEM, silent=True), [USER], [SYSTEM, USER], 1),
-        (systems(SYSTEM, silent=True), [DEVELOPER, USER], [DEVELOPER, USER], 0),
+        (systems(SYSTEM, silent=True), [USER], [SYSTEM, OLD, USER], 2),
+        (systems(SYSTEM, silent=True), [DEVELOPER, USER], [DEVELOPER, OLD, USER], 1),
         (systems(SYSTEM, b""), [USER], [OLD, REPLY, OLD, REPLY, USER], 4),
     ],
 )
@@ -410,7 +410,7 @@ COPY = dumps({"role": "assistant", "content": [{"type": "text", "text": "ho"}]})
         ([OLD, COPY, RESULT], [OLD, REASONED, RESULT]),  # departs from it
         ([OLD, COPY], [OLD, REASONED]),  # ends before the tip
         ([USER, ACTED, RESULT], [USER, ACTED, RESULT]),  # the end of it
-        ([SYSTEM, OLD, COPY, USER], [SYSTEM, OLD, REASONED, USER]),
+        ([SYSTEM, OLD, COPY, USER, ACTED, RESULT], [SYSTEM, OLD, REASONED, USER, ACTED, RESULT]),
     ],
 )
 def test_ours_goes_in_the_place_of_a_clients_copy(listed: list[bytes], wanted: list[bytes]) -> None:

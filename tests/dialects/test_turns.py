@@ -80,6 +80,7 @@ def test_a_turn_is_what_was_asked_and_what_was_said() -> None:
         usage=b'{"total_tokens":5}',
         started=1,
         ended=2,
+        client=bytes(8),
     )
 
 
@@ -157,8 +158,8 @@ def test_what_a_first_list_brings_along_becomes_turns_of_its_own() -> None:
 
 
 def test_adopted_turns_come_behind_what_has_nothing_to_say() -> None:
-    """A session whose only turn said nothing has no messages yet, but a system block and a tip."""
-    past = History().plus(*recorded([SYSTEM, user("0")], reply=Reply(b"null"), id="0"))
+    """A session whose only turn said nothing and was asked nothing has no messages, but a system block and a tip."""
+    past = History().plus(*recorded([SYSTEM], reply=Reply(b"null"), id="0"))
     assert past.line == ()
     first, turn = recorded([user("1"), said("a"), user("2")], past, started=3, ended=4)
     assert (first.parent, turn.parent) == ("0", "new0")
@@ -174,7 +175,7 @@ def test_adopted_turns_come_behind_what_has_nothing_to_say() -> None:
 def test_a_reply_that_says_nothing_is_stored_and_not_sent_on(message: bytes | None) -> None:
     [turn] = recorded([user("1")], reply=Reply(message, finished=True))
     assert (turn.reply, turn.echo) == (message or b"null", None)
-    assert History().plus(turn).line == ()
+    assert [entry.message.raw for entry in History().plus(turn).line] == [user("1")]
 
 
 def test_the_model_is_the_replys_else_the_requests() -> None:

@@ -296,7 +296,7 @@ async def test_a_turn_that_fails_gives_up_its_place(serve: Serve, replies: list[
 
 
 @pytest.mark.parametrize("list_first", [True, False])
-async def test_a_full_list_runs_beside_an_append_and_the_tip_is_the_latest_commit(
+async def test_a_full_list_runs_beside_an_append_and_both_are_kept_in_the_order_of_their_commit(
     serve: Serve, list_first: bool
 ) -> None:
     async with Paced({1: 1, 2: 1}) as upstream, Clients(await serve(upstream.base_url)) as clients:
@@ -310,7 +310,8 @@ async def test_a_full_list_runs_beside_an_append_and_the_tip_is_the_latest_commi
             assert (await task).outcome == (200, "complete")
         await clients.ask(user("u2"))
     assert upstream.texts(1) == ["u0", "a0", "u1"] and upstream.texts(2) == ["u0", "a0", "v"]
-    assert upstream.texts(3) == ["u0", "a0", *(["u1", "a1"] if list_first else ["v", "a2"]), "u2"]
+    both = ["v", "a2", "u1", "a1"] if list_first else ["u1", "a1", "v", "a2"]
+    assert upstream.texts(3) == ["u0", "a0", *both, "u2"]
 
 
 async def test_a_list_that_holds_the_answer_in_flight_waits_for_its_end(serve: Serve) -> None:

@@ -230,9 +230,35 @@ class Story:
         text = said(turn.asked[-1].raw)[1]
         call = next(call for call in self.calls if call.asked.text == text)
         call.kept = turn
-        self.tips.append([*call.received, ("assistant", call.said)])
+        self.tips.append([*self._before(call), call.received[-1], ("assistant", call.said)])
         if call.asked.in_line:
             self.last_in_line = len(self.tips) - 1
+
+    def _before(self, call: Call) -> list[Said]:
+        """The history that a turn is kept behind: what its client sent, and what others said meanwhile."""
+        base, now, own = self.tips[call.read_at], self.tips[-1], call.received[:-1]
+        if call.asked.in_line:
+            return now
+        if base[: len(own)] == own:
+            own = [*own, *self._unseen(base, len(own), call.read_at)]
+        grown = now[len(base) :]
+        if not grown or now[: len(base)] != base or base[: len(call.received) - 1] != call.received[:-1]:
+            return own
+        begin = {self.asked[text].messages[0] for role, text in grown if role == "user"}
+        return own if call.asked.messages[0] in begin else [*own, *grown]
+
+    def _unseen(self, base: list[Said], size: int, read_at: int) -> list[Said]:
+        """What of a history a list does not show, for another client said it: alone, behind what lists have shown."""
+        order = {said(turn.asked[-1].raw): n for n, turn in enumerate(self.kept[:read_at])}
+        on_line = [self.kept[order[message]] for message in base if message in order]
+        lists = [turn for turn in on_line if turn.carries]
+        shown = max([self.kept.index(turn) for turn in lists if not turn.is_spliced], default=-1)
+        found = []
+        for at in range(size, len(base), 2):
+            turn = self.kept[order[base[at]]]
+            if lists and at and not turn.carries and order[base[at]] > shown:
+                found += base[at : at + 2]
+        return found
 
 
 def said(raw: bytes) -> Said:

@@ -1,0 +1,63 @@
+"""Whether two texts say the same although they are not equal: system prompts with a clock in them, and quotes.
+
+Pure. Wording is no evidence: texts are held against each other, never against a list of words.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+QUOTE = 13  # characters from which on a text inside another is a quote: shorter ones are said twice by chance
+OWN_WORDS = 6  # the same for words of the user's, where there is other evidence
+_WORDS = 8  # of a prompt of so many, two may change beside its numbers: a weekday, AM and PM
+_NUMBER = re.compile(r"\d+")
+_MARKS = "\"'\u201c\u201d\u201e\u00ab\u00bb`"
+
+
+def is_alike(one: str, other: str) -> bool:
+    """Whether two system prompts are one: equal, one the other with more behind it, or the same but for numbers,
+    as a clock changes them."""
+    if one == other:
+        return True
+    if not one or not other:
+        return False
+    return one.startswith(other) or other.startswith(one) or _differ_by_a_clock(one, other)
+
+
+def _differ_by_a_clock(one: str, other: str) -> bool:
+    mine, theirs = one.split(), other.split()
+    if len(mine) != len(theirs):
+        return False
+    changed = [pair for pair in zip(mine, theirs, strict=True) if pair[0] != pair[1]]
+    others = [pair for pair in changed if not _is_number(*pair)]
+    few = len(others) <= (2 if len(mine) >= _WORDS and len(others) < len(changed) else 0)
+    return few and 2 * len(changed) <= len(mine)
+
+
+def _is_number(one: str, other: str) -> bool:
+    """Whether two words differ in their digits alone."""
+    return any(map(str.isdigit, one)) and _NUMBER.sub("0", one) == _NUMBER.sub("0", other)
+
+
+def is_quoted(text: str, within: str, least: int = QUOTE) -> bool:
+    """Whether a text stands within another one that says more."""
+    return len(text) >= least and len(text) < len(within) and text in within
+
+
+def is_framed(text: str, within: str) -> bool:
+    """Whether a text of any length stands within another as a quote does: long enough, on lines of its own, or in
+    quotation marks."""
+    if not text or len(text) >= len(within):
+        return False
+    if is_quoted(text, within):
+        return True
+    if f"\n{text}\n" in f"\n{within}\n":
+        return True
+    return any([f"{first}{text}{last}" in within for first in _MARKS for last in _MARKS])
+
+
+def quoted_in(texts: Iterable[str], within: Iterable[str], least: int = QUOTE) -> str | None:
+    """The first of the messages `within` that quotes one of the texts."""
+    known = [text for text in texts if len(text) >= least]
+    return next((message for message in within if any([is_quoted(text, message, least) for text in known])), None)

@@ -1,0 +1,209 @@
+"""Whether a request is said beside the conversation: a title, tags, follow-ups, a summary, a plan, a memory agent.
+
+Pure. Evidence is what a request is (its tools, its stream, its system prompt) and what it quotes, never its wording.
+Where a client sends new messages only, a changed or missing prompt alone proves nothing: it sends one once, or with a
+clock in it. The rules and their rows stand in docs/reconcile.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+
+from proxy.core.alignment import Content
+from proxy.core.clients import is_of_another
+from proxy.core.history import History
+from proxy.core.members import elements
+from proxy.core.model import CLIENT, FLAGS, STREAM, TOOLS, Ask, Message, Turn
+from proxy.core.plan import Flight
+from proxy.core.prompts import OWN_WORDS, QUOTE, is_alike, is_framed, quoted_in
+
+RECENT = 8  # replies, and messages of the user's, that a quote is looked for among
+
+
+class Beside:
+    """One request held against what is known of a session, by a client of the fingerprint `client`."""
+
+    def __init__(self, ask: Ask, history: History, marks: Content, client: bytes) -> None:
+        self._ask, self._history, self._marks, self._client = ask, history, marks, client
+
+    # Is this one?
+
+    def reason(self, resends: bool) -> str | None:
+        """Why a list without an assistant's message is a side request; None: it is none. `resends`: the latest
+        turn, or one in flight, is of a client that resends."""
+        history = self._history
+        last, carriers = history.last, history.carriers
+        if last is None or not (carriers or resends or self.lacks_tools):
+            return None  # as most: new messages only
+        if carriers and self._is_a_known_speaker:
+            return None
+        if self._client in carriers and self._is_asked_otherwise and self._quote:
+            return "it quotes a reply, and is asked otherwise than the chat"
+        quote = self._quote if self.lacks_tools else None
+        if quote and (self._is_not_streamed or quoted_in(self._words, [quote], OWN_WORDS)):
+            return "it quotes a reply, without the chat's tools"
+        if resends and self.is_unknown and not self.is_of_another(last):
+            return "another system prompt than the session's, and no reply of ours"
+        return None
+
+    @property
+    def _is_asked_otherwise(self) -> bool:
+        """Without the chat's tools, its stream, or its system prompt."""
+        gone = self._ask.system is None and self._history.system is not None
+        return self.lacks_tools or self._is_not_streamed or gone or self.is_unknown
+
+    @property
+    def has_another_shape(self) -> bool:
+        """Whether it has other tools than the latest turn, or no stream where that had one."""
+        last = self._history.last
+        tools = len(self._ask.tools) if self.has_tools else 0
+        return last is not None and (tools != last.traits >> FLAGS or self._is_not_streamed)
+
+    @property
+    def _is_not_streamed(self) -> bool:
+        last = self._history.last
+        return last is not None and bool(last.traits & STREAM) and not self._ask.stream
+
+    @property
+    def has_tools(self) -> bool:
+        return has_tools(self._ask.tools)
+
+    @cached_property
+    def is_unknown(self) -> bool:
+        """Whether it has a system prompt that no turn of the session's branch was asked under."""
+        return self.prompt != "" and not any([is_alike(self.prompt, known) for known in self._prompts])
+
+    @cached_property
+    def prompt(self) -> str:
+        """The text of its first system message."""
+        return self._first(self._ask.system)
+
+    @property
+    def lacks_tools(self) -> bool:
+        """Whether the latest turn was asked for with tools, and this one is not."""
+        last = self._history.last
+        return last is not None and bool(last.traits & TOOLS) and not self.has_tools
+
+    def is_of_another(self, turn: Turn) -> bool:
+        """Whether other software sent a turn. Of turns that an earlier version kept nobody knows."""
+        return is_of_another(turn, self._client)
+
+    def is_under(self, system: bytes | None) -> bool:
+        """Whether its system prompt is the one of that block."""
+        return is_alike(self.prompt, self._first(system))
+
+    # Was another one?
+
+    def heads(self, turns: Sequence[Turn]) -> bool:
+        """Whether what the session holds so far was asked for this chat: side requests that came first."""
+        return bool(turns) and all([self._led_here(turn.asked, turn.system, turn, turn.client) for turn in turns])
+
+    def led_to_by(self, flight: Flight) -> bool:
+        """Whether a turn in flight is a side request for this chat."""
+        if has_tools(flight.tools):
+            return False
+        return self._led_here(flight.asked, flight.system, None, flight.client)
+
+    def _led_here(self, asked: Sequence[Message], system: bytes | None, turn: Turn | None, client: bytes) -> bool:
+        """A request without tools, that asks about the words this chat begins with, or whose reply this chat frames."""
+        if not self.has_tools or (turn and turn.traits & TOOLS) or client[:CLIENT] != self._client:
+            return False
+        if self.prompt == "" or self.is_under(system) or any([one.role == "assistant" for one in asked]):
+            return False
+        replies = [self._marks.text(one.raw) for one in self._ask.messages if one.role == "assistant"]
+        if replies:
+            return turn is not None and turn.echo is not None and self._frames(turn.echo.raw, replies)
+        told = [self._marks.text(one.raw) for one in asked if one.role == "user"]
+        own = [self._marks.text(one.raw) for one in self._ask.messages if one.role == "user"]
+        among = [text for text in own if text and len(told) > 1 and text in told]
+        return bool(among) or any([is_framed(text, message) for text in own for message in told])
+
+    def _frames(self, reply: bytes, within: Iterable[str]) -> bool:
+        return quoted_in([self._marks.text(reply)], within) is not None
+
+    # Compaction
+
+    @property
+    def is_compacted(self) -> bool:
+        """Whether the list holds the reply of a side request, told by anyone: a summary in the place of messages."""
+        last = self._history.last
+        if last is None or not self._history.sides or bool(last.traits & TOOLS) is not self.has_tools:
+            return False
+        resent = self._client in self._history.carriers
+        if not resent and not any([message.role == "assistant" for message in self._ask.messages]):
+            return False
+        replies = [text for text in self._side_replies if len(text) >= QUOTE]
+        told = any([text in replies for text in self._texts]) or quoted_in(replies, self._texts) is not None
+        return told and not self.is_unknown
+
+    # What it is held against
+
+    @cached_property
+    def _texts(self) -> list[str]:
+        """What the list says, message by message, its system messages first."""
+        messages = [*self._system, *[message.raw for message in self._ask.messages]]
+        return [self._marks.text(raw) for raw in messages]
+
+    @property
+    def _system(self) -> list[bytes]:
+        return _blocks(self._ask.system)
+
+    @cached_property
+    def _quote(self) -> str | None:
+        """The message that quotes a reply, of the line or of a side request."""
+        replies = [self._marks.text(raw) for raw in self._recent_replies]
+        return quoted_in([*replies, *self._side_replies], self._texts)
+
+    @property
+    def _recent_replies(self) -> list[bytes]:
+        line = self._history.line
+        return [entry.message.raw for entry in line[-4 * RECENT :] if entry.ours][-RECENT:]
+
+    @cached_property
+    def _side_replies(self) -> list[str]:
+        return [self._marks.text(turn.echo.raw) for turn in self._history.sides[-RECENT:] if turn.echo]
+
+    @property
+    def _words(self) -> list[str]:
+        line = self._history.line
+        return [self._marks.text(entry.message.raw) for entry in line[-4 * RECENT :] if entry.message.role == "user"]
+
+    @cached_property
+    def _prompts(self) -> set[str]:
+        """The system prompts that the turns of the session's branch were asked under."""
+        return {self._first(turn.system) for turn in self._history.ancestors(self._history.tip) if turn.system}
+
+    @property
+    def _is_a_known_speaker(self) -> bool:
+        """Whether a client that sends new messages has asked so before: under this prompt, with tools or without.
+
+        The first turn of a client that resends looks the same; its message is where that client's list begins.
+        """
+        history = self._history
+        heads = {turn.client[CLIENT:] for turn in history.turns if turn.carries}
+        system: bytes | None = None
+        for turn in reversed(history.ancestors(history.tip)):
+            system = turn.system if turn.system is not None else system
+            if turn.carries or self.is_of_another(turn) or not turn.asked:
+                continue
+            if bool(turn.traits & TOOLS) is not self.has_tools or turn.resends:
+                continue
+            own = self._first(turn.system) if turn.system else ""  # what it sent itself, not what it was given
+            if is_alike(own, self.prompt) and self._marks.mark(turn.asked[0].raw)[:CLIENT] not in heads:
+                return True
+        return False
+
+    def _first(self, block: bytes | None) -> str:
+        """The text of a system block's first message."""
+        blocks = _blocks(block)
+        return self._marks.text(blocks[0]) if blocks else ""
+
+
+def has_tools(tools: bytes) -> bool:
+    """Whether the member `tools` of a request names any."""
+    return tools.strip(b" \t\r\n[]") not in (b"", b"null")
+
+
+def _blocks(block: bytes | None) -> list[bytes]:
+    return elements(b"[" + block + b"]") if block else []
