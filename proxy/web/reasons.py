@@ -24,6 +24,7 @@ _CERTIFICATES = {  # by OpenSSL's number of what it found
     62: ("is for another name", _NAMED),
     64: ("is for another address", _NAMED),
 }
+_NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG")  # OpenSSL's names for it
 _NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.EADDRNOTAVAIL)
 
 
@@ -44,17 +45,13 @@ def late(seconds: float, secure: bool = False) -> str:
 
 def _reason(error: BaseException | None, secure: bool) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
-        what, do = _CERTIFICATES.get(error.verify_code, ("is not trusted", _ROOTS))
+        what, do = _CERTIFICATES.get(getattr(error, "verify_code", 0), ("is not trusted", _ROOTS))
         return f"its TLS certificate {what}. To correct it, {do}"
     if isinstance(error, socket.gaierror):
         return "its host name is not known (DNS). Correct the host in base_url, or look at the proxy machine's DNS"
     if isinstance(error, ConnectionRefusedError):
         return "it refused the connection. Start it, or correct host and port in base_url"
-    if isinstance(error, ssl.SSLError) and error.reason in (
-        "WRONG_VERSION_NUMBER",
-        "HTTP_REQUEST",
-        "PACKET_LENGTH_TOO_LONG",
-    ):
+    if isinstance(error, ssl.SSLError) and getattr(error, "reason", "") in _NO_TLS:
         return "it does not speak TLS there. Write http:// in base_url, or the port where it does"
     if isinstance(error, ssl.SSLError) or (secure and isinstance(error, ConnectionError | EOFError)):
         return (
