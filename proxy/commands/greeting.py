@@ -24,7 +24,7 @@ def greeting(config: Config, listen: str, with_demo: bool) -> str:
     """Where the proxy listens, and two calls that show what it is for."""
     origin, curl = _reached(listen, config.tls.certificate is not None)
     upstream, name = config.upstreams[0], config.sessions.headers[0]
-    curl += quote(upstream.mount[0].rstrip("/"))
+    curl += quote(mount) if (mount := upstream.mount[0].rstrip("/")) else ""
     where = f"Listening on {origin}"
     headers = f"-H '{name}: try-1'"
     if with_demo:
