@@ -71,6 +71,7 @@ schema: .venv/run
 	@touch $@
 
 .venv/test: .venv/run
+	@echo 'Installing what the tests need (pip is silent until it is done) ...'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: $(MODEL_SERVER) \
 	  || echo 'No wheels of llama.cpp for this platform: the tests on a real model will be skipped.'
