@@ -25,9 +25,7 @@ _JOIN = 64 * 1024  # bytes of a request up to which its pieces are copied into o
 # Given a piece, and the chunks in which it came where it is plainly written ones; whether more is wanted.
 Take = Callable[[bytes, bytes], bool]
 
-_NO_HTTP = (
-    "The upstream's answer is no valid HTTP. Look at what runs there, and whether base_url is to begin with https."
-)
+_NO_HTTP = "The upstream's answer is no valid HTTP. Look at what runs there, and at http or https in base_url."
 BROKEN = "The upstream broke off its answer."
 _SILENT = "The upstream fell silent in the middle of its answer."
 
