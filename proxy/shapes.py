@@ -54,6 +54,12 @@ def _address(found: re.Match[str]) -> tuple[str, int] | str:
     return host, int(port)
 
 
+def doubtful(base_url: str) -> str | None:
+    """Why a base URL is hardly the one that is meant; None for others."""
+    found = re.search("/(chat/completions|completions|responses|messages|embeddings)$", base_url, re.IGNORECASE)
+    return f"ends in {found[0]}, which each request brings itself; leave that off" if found else None
+
+
 def rows(value: object) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
@@ -85,14 +91,12 @@ Mount = Annotated[
         "a path such as /v1, without / at its end, and not our own /sessions, /healthz or /readyz",
     ),
 ]
-BaseUrl = Annotated[
-    str,
-    Shape(
-        rf"https?://(?:\[[0-9A-Fa-f:.]+\]|[^\x00-\x20\x7f/?#@:\\\[\]]+)(?::{_PORT})?(?:/[^\x00-\x20\x7f?#]*)?",
-        "an http or https URL without user, query or fragment, such as https://api.openai.com/v1",
-        lambda found: urlsplit(found[0]).geturl().rstrip("/"),
-    ),
-]
+BASE_URL = Shape(
+    rf"https?://(?:\[[0-9A-Fa-f:.]+\]|[^\x00-\x20\x7f/?#@:\\\[\]]+)(?::{_PORT})?(?:/[^\x00-\x20\x7f?#]*)?",
+    "an http or https URL without user, query or fragment, such as https://api.openai.com/v1",
+    lambda found: urlsplit(found[0]).geturl().rstrip("/"),
+)
+BaseUrl = Annotated[str, BASE_URL]
 Secret = Annotated[
     SecretStr,
     Shape("[!-~]+", "the key alone, without spaces or 'Bearer', or null", lambda found: SecretStr(found[0])),

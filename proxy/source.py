@@ -31,8 +31,12 @@ class Source:
     problems: list[tuple[int, int, str]] = field(default_factory=list)
 
     def problem(self, place: Place, what: str, mark: yaml.Mark | None = None) -> None:
+        self.problems.append(self.told(place, what, mark))
+
+    def told(self, place: Place, what: str, mark: yaml.Mark | None = None) -> tuple[int, int, str]:
+        """Line, column and words of what is to be said of a place."""
         at, path = mark or self.places.get(place, _START), ".".join(map(str, place))
-        self.problems.append((at.line + 1, at.column + 1, f"{path}: {what}" if path else what))
+        return at.line + 1, at.column + 1, f"{path}: {what}" if path else what
 
     def read(self) -> object:
         try:

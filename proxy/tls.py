@@ -45,3 +45,14 @@ class Certificate:
     def _choose(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
         # called at each handshake, with or without a name
         connection.context = self._newest
+
+
+def unproven(certificate: str | None, key: str | None) -> str | None:
+    """Why a listener could not prove who it is; None if it can."""
+    if not certificate or not key:
+        return "a certificate and its key belong together; name both, or neither"
+    try:
+        read(Path(certificate), Path(key))
+    except ValueError as wrong:
+        return str(wrong)
+    return None

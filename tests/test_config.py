@@ -102,6 +102,26 @@ def test_the_schema_takes_its_own_defaults_and_variables() -> None:
     ]
 
 
+# What is allowed, but hardly meant
+
+
+@pytest.mark.parametrize("end", ["/chat/completions", "/Chat/Completions/", "/completions", "/responses", "/messages"])
+def test_a_base_url_that_ends_in_an_endpoint_is_doubted_at_its_place(written: Path, end: str) -> None:
+    urls = ["https://a.example/v1", f"https://b.example/v1{end}"]
+    mounts = [{"mount": f"/{n}", "base_url": url} for n, url in enumerate(urls)]
+    written.write_text(yaml.safe_dump({"upstreams": mounts}))
+    loaded, doubts = config.examine(written, {})
+    assert loaded == config.load(written, {})
+    [doubt] = doubts
+    assert re.match(rf"{written}:4:3: warning: upstreams\.1\.base_url: ends in {end.rstrip('/')}, ", doubt)
+
+
+@pytest.mark.parametrize("end", ["", "/", "/v1", "/chat", "/v1/completions-of-mine", "/openai/deployments/d"])
+def test_other_base_urls_are_not_doubted(written: Path, end: str) -> None:
+    written.write_text(upstream(base_url=f"https://completions.example{end}"))
+    assert config.examine(written, {})[1] == []
+
+
 # Values
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import resource
 import shutil
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from proxy.commands.finding import Finding
-from proxy.config import Config
+from proxy.config import Config, examine
 from proxy.errors import StoreUnavailable
 from proxy.stores.inspection import refuse_older, stats
 from proxy.stores.reading import snapshot
@@ -23,6 +24,8 @@ FIXED = (3, 51, 3)  # the version from which SQLite bears two writers
 
 def config_file(file: Path, config: Config) -> Iterator[Finding]:
     yield Finding("ok", f"configuration: {file} is right")
+    for doubt in examine(file, os.environ)[1]:
+        yield Finding("warn", f"configuration: {doubt.replace(' warning:', '', 1)}")
     mode = file.stat().st_mode
     if mode & 0o022:
         yield Finding("fail", f"configuration: others can change {file}; chmod go-w {file}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -43,6 +44,19 @@ OURS = frozenset(
 )
 CREDENTIALS = ("authorization", "api-key", "x-api-key")
 MAX_ID = 256
+_PREFERRED = "sessionid"  # in lower case
+_PLACEHOLDER = re.compile(
+    # A variable that stands as it was written: {{ user }}, ${USER}, #{user}, {user_id}, <session-id>, <%= user %>.
+    r"\{\{.*?\}\}|[$#]\{.*?\}|\{[A-Za-z_][\w.]*\}|<[A-Za-z%][^<>@]*>"
+    # The same as the whole ID: $USER, %USER%, %s, %(user)s.
+    r"|^(?:\$(?:[A-Z_][A-Z0-9_]*|[a-z_][a-z0-9_]{0,31})|%\w+%|%(?:\(\w+\))?[sd])$"
+    # What a language writes for an object without a text of its own.
+    r"|\[object [A-Za-z]+\]"
+    # What it writes for no value, as the whole ID or behind a prefix of the client's: chat-undefined.
+    r"|^[(\[\"'<]*(?i:undefined|null|none|nil|nan)[)\]\"'>]*$|(?<=[-_:/.])(?:undefined|null|None|NaN)$"
+    # Nothing but quotes and white space.
+    r"|^[\s\"']*$"
+)
 MAX_KEY = 255
 
 
@@ -84,13 +98,44 @@ def session_id(pairs: Iterable[tuple[str, str]], names: Iterable[str]) -> str | 
     if not found:
         return None
     if len(found) > 1:
-        raise ConflictingSessionId("The session ID headers disagree. Send one of them, or the same ID in each.")
+        raise ConflictingSessionId(_disagreement(pairs, names))
     return valid_id(found.pop())
+
+
+def preferred_id(pairs: Iterable[tuple[str, str]], names: Iterable[str]) -> str | None:
+    """The ID in `sessionId`, where one other header of `names` stands beside it and says another one; None where
+    headers disagree in any other way. Raises InvalidSessionId."""
+    wanted = _lower(tuple(names))
+    said: dict[str, set[str]] = {}
+    for name, value in pairs:
+        if (lower := name.lower()) in wanted:
+            said.setdefault(lower, set()).add(value.strip(" \t"))
+    if _PREFERRED not in said or len(said) != 2 or any([len(ids) > 1 for ids in said.values()]):
+        return None
+    return valid_id(said[_PREFERRED].pop())
+
+
+def _disagreement(pairs: Iterable[tuple[str, str]], names: Iterable[str]) -> str:
+    """Which headers disagree, not what they say: an ID may be a front proxy's, which its client need not know."""
+    spelled = {name.lower(): name for name in names}
+    there = list(dict.fromkeys([spelled[lower] for name, _ in pairs if (lower := name.lower()) in spelled]))
+    if len(there) == 1:
+        return f"The header {there[0]} came more than once, with different session IDs. Send it once."
+    listed = f"{', '.join(there[:-1])} and {there[-1]}"
+    return f"The headers {listed} carry different session IDs. Send one of them, or the same ID in each."
 
 
 @lru_cache(16)
 def _lower(names: tuple[str, ...]) -> frozenset[str]:
     return frozenset([name.lower() for name in names])
+
+
+@lru_cache(256)
+def placeholder(session_id: str) -> str | None:
+    """The part of a session ID that shows a template whose value was missing, such as `undefined` or `{{user}}`; an
+    empty text where nothing was filled in at all. None for an ID that shows none."""
+    found = _PLACEHOLDER.search(session_id)
+    return found[0] if found else None
 
 
 def valid_id(value: str) -> str:

@@ -54,6 +54,8 @@ class _Request(web.BaseRequest):
         line = self.get(lines.KEY)  # none where aiohttp refuses what is no HTTP
         if line and (line.route != "passed" or line.fault):
             response.headers[lines.NAME] = line.id
+        if line and line.chosen:
+            response.headers[lines.CHOSEN] = line.chosen
         for name, value in cors.ours(self, self.runtime.config):
             response.headers.add(name, value)
 
@@ -141,11 +143,27 @@ async def dispatch(request: web.BaseRequest, runtime: Runtime, line: lines.Line)
     if request.method == "GET" and request.headers.get("Upgrade", "").lower() == "websocket":
         return await passthrough.websocket(request, runtime, found)
     if request.method == "POST" and found.is_chat:
-        session_id = headers.session_id(pairs, runtime.config.sessions.headers)
+        session_id, was_chosen = caller.session_id(runtime.config, pairs)
         if session_id is not None:
             line.route = "recorded"
+            if was_chosen:
+                line.chosen = session_id
+            if found.tidy:
+                found = found._replace(url=found.tidy)
+            _tell_of_placeholder(runtime, session_id)
             return await relay.handle(request, runtime, found, session_id)
     return await passthrough.forward(request, runtime, found)
+
+
+def _tell_of_placeholder(runtime: Runtime, session_id: str) -> None:
+    """Once for each: whoever has the same key and the same gap in a template shares one session."""
+    shown = headers.placeholder(session_id)
+    if shown is not None and runtime.noted.is_first(shown):
+        log.warning(
+            "a session ID %s is no ID but a template that was not filled in, and all who send it under one key share a"
+            " session: correct the client that sends it",
+            f"with {shown[:80]!a}" if shown else "of blanks or quotes alone",
+        )
 
 
 async def _health(path: str, runtime: Runtime) -> web.Response:

@@ -161,6 +161,9 @@ def upstream_headers(call: Call, runtime: Runtime) -> headers.Pairs:
 def client_headers(answer: Response, call: Call, inflated: bool) -> headers.Pairs:
     """What of an answer's headers goes to the client: without its encoding, where that was undone."""
     sent = headers.end_to_end(answer.headers, _CODED if inflated else frozenset())
+    if call.line.chosen:
+        kept = [pair for pair in sent if pair[0].lower() != lines.CHOSEN]
+        sent = [*kept, (lines.CHOSEN, call.line.chosen)]
     return sent if answer.get(lines.NAME) else [*sent, (lines.NAME, call.line.id)]
 
 

@@ -1,6 +1,6 @@
-"""Who calls: the tenant a request belongs to, and the credential that goes upstream.
+"""Who calls: the tenant and the session a request belongs to, and the credential that goes upstream.
 
-The rules for both stand here and nowhere else; a session is never looked up without them.
+The rules stand here and nowhere else; a session is never looked up without them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from proxy.config import Config, Upstream
 from proxy.core import headers
-from proxy.errors import InvalidApiKey
+from proxy.errors import ConflictingSessionId, InvalidApiKey
 
 
 def tenant(config: Config, pairs: headers.Pairs, secret: bytes) -> bytes:
@@ -24,6 +24,23 @@ def tenant(config: Config, pairs: headers.Pairs, secret: bytes) -> bytes:
         return headers.tenant("credential", credential, secret)
     value = next((value for key, value in pairs if key.lower() == rule["header"].lower()), None)
     return headers.tenant("header", value, secret)
+
+
+def session_id(config: Config, pairs: headers.Pairs) -> tuple[str | None, bool]:
+    """The session ID of a request, None without one; and whether it was preferred to that of another header. Raises
+    InvalidSessionId, ConflictingSessionId."""
+    names = config.sessions.headers
+    try:
+        return headers.session_id(pairs, names), False
+    except ConflictingSessionId as conflict:
+        chosen = headers.preferred_id(pairs, names) if config.tenant_rule == "credential" else None
+        if chosen is None:
+            raise
+        # Clients exist that always send an ID of their own. Only who can reach no sessions but the caller's own may
+        # overrule it: elsewhere a front proxy says by the header whose session it is.
+        if headers.credential(pairs) is None:
+            raise ConflictingSessionId(f"{conflict.message} With a key of your own, sessionId would count.") from None
+        return chosen, True
 
 
 def admit(config: Config, upstream: Upstream, pairs: headers.Pairs) -> None:

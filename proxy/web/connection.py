@@ -15,7 +15,7 @@ from aiohttp import EMPTY_PAYLOAD, StreamReader
 from aiohttp.http import HttpResponseParser, RawResponseMessage
 
 from proxy.errors import BadRequest, ProxyError, UpstreamTimeout, UpstreamUnreachable
-from proxy.web.origin import AWAY, LATE
+from proxy.web.origin import CLOSED, LATE
 from proxy.web.parsing import HEAD, holds_more, is_valid, parser, unchunked
 from proxy.web.patience import Patience
 from proxy.web.request import LAST, Request, chunk
@@ -25,7 +25,7 @@ _JOIN = 64 * 1024  # bytes of a request up to which its pieces are copied into o
 # Given a piece, and the chunks in which it came where it is plainly written ones; whether more is wanted.
 Take = Callable[[bytes, bytes], bool]
 
-_NO_HTTP = "The upstream's answer is no valid HTTP. Look at what runs there."
+_NO_HTTP = "The upstream's answer is no valid HTTP. Look at what runs there, and at http or https in base_url."
 BROKEN = "The upstream broke off its answer."
 _SILENT = "The upstream fell silent in the middle of its answer."
 
@@ -162,7 +162,7 @@ class Connection(asyncio.Protocol):
         self.answered = self._between = False
         transport = self._open
         if not transport:
-            self._fault = UpstreamUnreachable(AWAY)
+            self._fault = UpstreamUnreachable(CLOSED)
             return
         pieces = [request.head, *request.body]
         if sum(map(len, pieces)) <= _JOIN:
@@ -265,7 +265,7 @@ class Connection(asyncio.Protocol):
                 self._parser.feed_eof()
         self._transport = None
         self._stop()
-        self._fault = self._fault or UpstreamUnreachable(BROKEN if self._message else AWAY)
+        self._fault = self._fault or UpstreamUnreachable(BROKEN if self._message else CLOSED)
         self._wake()
         self.lost.set_result(None)
 

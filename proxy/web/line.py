@@ -22,6 +22,7 @@ from proxy.web.listener import Answered, Listener
 from proxy.web.runtime import Runtime
 
 NAME = "x-request-id"
+CHOSEN = "x-session-id"
 GIVEN = re.compile(r"[0-9A-Za-z._:+/@-]{1,128}")  # an ID of a client's that is taken
 _SESSION = re.compile(r"(/sessions/)[^/]*")
 _ODD = re.compile(r"[^!#-<>-\[\]-~]+")  # what a line cannot take without quotes
@@ -42,6 +43,7 @@ class Line(Struct, gc=False):
     route: str = "other"
     upstream: str = ""
     key: SessionKey | None = None
+    chosen: str = ""  # the session ID that was preferred to another one, for the answer to say so
     decision: str = ""
     turn: str = ""
     outcome: str = ""

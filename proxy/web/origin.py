@@ -12,10 +12,12 @@ from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
-from proxy.errors import UpstreamTimeout, UpstreamUnreachable
+from proxy.errors import UpstreamUnreachable
+from proxy.web.reasons import AWAY, late, why
 
-AWAY = "The upstream cannot be reached. Try again later."
+CLOSED = f"{AWAY}: it closed the connection before it answered. Try again later."
 LATE = "The upstream did not answer in time. Try again later."
+_NO_URL = f"{AWAY}: this is no http or https URL of a host. Correct base_url."
 _HEAD_START = 0.25  # seconds that an address has before the next one is tried beside it (RFC 8305, section 5)
 _URL = re.compile(r"([^:]*://[^/?#]*)(.*)", re.DOTALL)
 _P = TypeVar("_P", bound=asyncio.Protocol)
@@ -37,7 +39,7 @@ def split(url: str) -> tuple[Origin, str]:
     UpstreamUnreachable."""
     found = _URL.fullmatch(url)
     if not found:
-        raise UpstreamUnreachable(AWAY)
+        raise UpstreamUnreachable(_NO_URL)
     base, target = found.groups()
     return _origin(base), target if target.startswith("/") else "/" + target
 
@@ -50,7 +52,7 @@ def _origin(base: str) -> Origin:
         authority = parts.netloc if parts.netloc.isascii() else parts.netloc.encode("idna").decode()
         return Origin(parts.scheme == "https", urlsplit("//" + authority).hostname or "", port, authority)
     except (KeyError, ValueError) as error:
-        raise UpstreamUnreachable(AWAY) from error
+        raise UpstreamUnreachable(_NO_URL) from error
 
 
 def secure() -> ssl.SSLContext:
@@ -61,7 +63,7 @@ def secure() -> ssl.SSLContext:
 
 
 async def connect(origin: Origin, tls: ssl.SSLContext | None, seconds: float, protocol: Callable[[], _P]) -> _P:
-    """A new connection, its TLS handshake done. Raises UpstreamUnreachable, UpstreamTimeout."""
+    """A new connection, its TLS handshake done. Raises UpstreamUnreachable, which says why there is none."""
     name, limit = (origin.host.rstrip("."), seconds) if tls else (None, None)
     try:
         async with asyncio.timeout(seconds):
@@ -71,9 +73,10 @@ async def connect(origin: Origin, tls: ssl.SSLContext | None, seconds: float, pr
             )
             return made
     except TimeoutError as error:
-        raise UpstreamTimeout(LATE) from error
+        said = why(error) if error.errno else late(seconds, tls is not None)  # the system's own limit, or ours
+        raise UpstreamUnreachable(said) from error
     except (OSError, ValueError) as error:
-        raise UpstreamUnreachable(AWAY) from error
+        raise UpstreamUnreachable(why(error, tls is not None)) from error
 
 
 async def _addresses(host: str, port: int) -> list[Address]:

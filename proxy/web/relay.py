@@ -85,15 +85,17 @@ async def handle(request: web.BaseRequest, runtime: Runtime, target: Target, ses
 
 
 async def _again(runtime: Runtime, call: Call, listener: Listener, reading: Reading) -> Answered:
-    line, decision = call.line, ("x-session-decision", Decision.RETRY.value)
+    line, instead = call.line, [("x-session-decision", Decision.RETRY.value)]
     line.decision = Decision.RETRY
+    if line.chosen:
+        instead.append((lines.CHOSEN, line.chosen))
     if reading.attached:
         line.turn = reading.attached.id
-        await reading.attached.broadcast.follow(listener, [decision])
+        await reading.attached.broadcast.follow(listener, instead)
         reading.attached.note_delivery()
     elif reading.again and reading.answer:
         line.turn = reading.again.id
-        await replay(listener, reading.again, reading.answer, [decision, (lines.NAME, line.id)])
+        await replay(listener, reading.again, reading.answer, [*instead, (lines.NAME, line.id)])
         undelivered = runtime.live.was_delivered(call.key, reading.again.id) is False
         if undelivered and not listener.gone:
             runtime.live.delivered(call.key, reading.again.id, True)

@@ -18,6 +18,20 @@ from proxy.web.upstream import Client
 from proxy.web.watch import LOOK, Watch
 
 ROUTES = 1000  # request targets that are remembered
+NOTES = 64  # texts that are remembered as told
+
+
+class Noted:
+    """What was told once and need not be told again; beyond so many nothing is told any more."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+
+    def is_first(self, text: str) -> bool:
+        if text in self._seen or len(self._seen) >= NOTES:
+            return False
+        self._seen.add(text)
+        return True
 
 
 @dataclass
@@ -37,6 +51,7 @@ class Runtime:
     request_id: Callable[[], str] = field(default_factory=lambda: map("req_{}".format, itertools.count(1)).__next__)
     numbers: Numbers = field(default_factory=Numbers)
     lines: Lines | None = None
+    noted: Noted = field(default_factory=Noted)
     _routes: dict[tuple[str, str], Target | None] = field(default_factory=dict)
     _routed: Config | None = None
 

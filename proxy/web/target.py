@@ -20,6 +20,7 @@ class Target(NamedTuple):
     url: str
     is_chat: bool  # where a POST with a session ID is a recorded turn
     host: str  # the upstream's, with its port: where signatures hold, and what was learned of it
+    tidy: str | None = None  # the URL of a recorded turn, where the client wrote a slash behind the path
 
 
 def find(raw_target: str, method: str, upstreams: Iterable[Upstream]) -> Target | None:
@@ -38,10 +39,13 @@ def find(raw_target: str, method: str, upstreams: Iterable[Upstream]) -> Target 
         raise BadRequest("The path has a segment `.` or `..`. Send it without.")
     mount, upstream = max(mounted, key=lambda found: len(found[0]))
     rest = path[len(mount.rstrip("/")) :]
-    if method == "POST" and rest in ("", "/"):  # clients exist that post to the base URL
+    if method == "POST" and not rest.strip("/"):  # clients exist that post to the base URL
         rest = CHAT
     host = urlsplit(upstream.base_url).netloc.lower()
-    return Target(upstream, upstream.base_url + rest + question + query, rest.endswith(CHAT), host)
+    bare, end = rest.rstrip("/"), question + query
+    is_chat = bare.endswith(CHAT)
+    tidy = upstream.base_url + bare + end if is_chat and bare != rest else None
+    return Target(upstream, upstream.base_url + rest + end, is_chat, host, tidy)
 
 
 def _under(path: str, mount: str) -> bool:

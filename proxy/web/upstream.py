@@ -6,6 +6,7 @@ The seam behind which the client may change. Knows nothing of sessions or of who
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +20,8 @@ from yarl import URL
 from proxy.core.headers import Pairs
 from proxy.errors import UpstreamTimeout, UpstreamUnreachable
 from proxy.web.connection import BROKEN, Connection, Take
-from proxy.web.origin import AWAY, LATE, Origin, connect, secure, split
+from proxy.web.origin import CLOSED, LATE, Origin, connect, secure, split
+from proxy.web.reasons import why
 from proxy.web.request import Content, Request, written
 
 # Below what llama.cpp announces (5 s): a request that meets a connection just closed may have to be given up.
@@ -180,7 +182,7 @@ class Client:
                 max_line_size=64 * 1024,
                 max_field_size=64 * 1024,
             )
-        with _in_our_words():
+        with _in_our_words(url.startswith("https:")):
             async with asyncio.timeout(times.response_timeout):
                 return await self._session.ws_connect(
                     _exact(url),
@@ -206,15 +208,23 @@ class Client:
 
 
 @contextmanager
-def _in_our_words() -> Iterator[None]:
+def _in_our_words(secure: bool) -> Iterator[None]:
     try:
         yield
     except aiohttp.WSServerHandshakeError:
         raise
     except TimeoutError as error:
         raise UpstreamTimeout(LATE) from error
+    except aiohttp.ClientConnectorCertificateError as error:
+        raise UpstreamUnreachable(why(error.certificate_error, True)) from error
+    except aiohttp.ClientConnectorDNSError as error:
+        raise UpstreamUnreachable(why(socket.gaierror())) from error
+    except aiohttp.ClientConnectorError as error:
+        raise UpstreamUnreachable(why(error.os_error, secure)) from error
+    except aiohttp.ServerDisconnectedError as error:
+        raise UpstreamUnreachable(CLOSED) from error
     except (aiohttp.ClientError, OSError, ValueError) as error:
-        raise UpstreamUnreachable(AWAY) from error
+        raise UpstreamUnreachable(why(error)) from error
 
 
 def _exact(url: str) -> URL:

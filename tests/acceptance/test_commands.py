@@ -26,7 +26,7 @@ def test_the_version_is_printed() -> None:
     assert (done.returncode, done.stdout.split()[0]) == (0, "session-proxy")
 
 
-@pytest.mark.parametrize("arguments", [(), ("fly",), ("serve",), ("serve", "--confg", GOOD)])
+@pytest.mark.parametrize("arguments", [(), ("fly",), ("serve", "x"), ("serve", "--confg", GOOD)])
 def test_wrong_words_exit_2_with_the_usage(arguments: tuple[str, ...]) -> None:
     done = session_proxy(*arguments)
     assert done.returncode == 2 and "usage:" in done.stderr

@@ -33,8 +33,9 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("", {"serve", "check", "schema", "demo", "backup", "restore", "db", "doctor", "completion"}),
+        ("", {"serve", "check", "schema", "demo", "init", "backup", "restore", "db", "doctor", "completion"}),
         ("ba", {"backup"}),
+        ("serve --", {"--config", "--listen", "--upstream", "--demo"}),
         ("db ", {"check", "stats", "purge"}),
         ("db purge --o", {"--older-than"}),
         ("doctor --", {"--help", "--config", "--state", "--through", "--key"}),

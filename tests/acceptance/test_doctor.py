@@ -123,6 +123,14 @@ async def test_what_the_upstream_says_is_told(
         assert code == (1 if said.startswith("fail") else 0)
 
 
+async def test_a_base_url_that_is_hardly_meant_is_told(tmp_path: Path) -> None:
+    async with upstream_of() as upstream:
+        proxy = Proxy(f"{upstream.base_url}/chat/completions", tmp_path)
+        _, found = await doctor(proxy)
+    [line] = [line for line in found if "ends in" in line]
+    assert line.startswith(f"warn  configuration: {proxy.config}:1:") and "upstreams.0.base_url: ends in /chat" in line
+
+
 async def test_an_upstream_that_is_not_there_and_a_front_that_leads_nowhere_fail(tmp_path: Path) -> None:
     nowhere = f"http://127.0.0.1:{free_port()}/v1"
     proxy = Proxy(nowhere, tmp_path)

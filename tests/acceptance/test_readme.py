@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from proxy.commands.greeting import greeting
+from proxy.config import Config
+
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 NODE_MODULES = ROOT / ".venv" / "node"  # kept between runs, gone with the environment
@@ -73,9 +76,7 @@ def test_curl_snippets_are_answered_from_memory(demo: str) -> None:
 def test_the_curl_calls_that_the_command_prints_work(demo: str) -> None:
     if not shutil.which("curl"):
         pytest.skip("curl is not installed")
-    from proxy.cli import greeting
-
-    calls = [line for line in greeting(demo, "demo").splitlines() if line.startswith("curl")]
+    calls = [line for line in greeting(Config(), demo, True).splitlines() if line.startswith("curl")]
     assert len(calls) == 2
     assert KNOWN in run(["sh", "-c", "\n".join(calls)])
 

@@ -63,6 +63,122 @@ def test_headers_that_disagree_are_refused(other: str) -> None:
     assert refused.value.code == "conflicting_session_id"
 
 
+@pytest.mark.parametrize(
+    ("sent", "named"),
+    [
+        ([("SESSIONID", "a"), ("X-Session-Id", "b")], "The headers sessionId and x-session-id carry"),
+        (
+            [("session_id", "c"), ("x-session-id", "b"), ("sessionId", "a")],
+            "session_id, x-session-id and sessionId carry",
+        ),
+        ([("x-session-id", "a"), ("X-Session-ID", "b")], "The header x-session-id came more than once"),
+    ],
+)
+def test_headers_that_disagree_are_named_and_their_ids_are_not(sent: headers.Pairs, named: str) -> None:
+    sent = [(name, f"canary-{value}") for name, value in sent]
+    with pytest.raises(ConflictingSessionId, match=named) as refused:
+        headers.session_id(sent, NAMES)
+    assert "canary" not in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("sent", "preferred"),
+    [
+        ([("x-session-id", "b"), ("sessionId", "a")], "a"),
+        ([("SessionID", " a\t"), ("X-Session-Id", "b"), ("Accept", "c")], "a"),
+        ([("sessionId", "a"), ("sessionid", "a"), ("session_id", "b"), ("session_id", "b")], "a"),
+        ([("sessionId", "a"), ("x-session-id", "")], "a"),
+        ([("sessionId", "a"), ("sessionId", "c"), ("x-session-id", "b")], None),
+        ([("sessionId", "a"), ("x-session-id", "b"), ("x-session-id", "c")], None),
+        ([("sessionId", "a"), ("x-session-id", "b"), ("session-id", "b")], None),
+        ([("session-id", "a"), ("x-session-id", "b")], None),
+        ([("sessionId", "a"), ("sessionId", "b")], None),
+    ],
+)
+def test_session_id_is_preferred_to_one_other_header(sent: headers.Pairs, preferred: str | None) -> None:
+    assert headers.preferred_id(sent, NAMES) == preferred
+
+
+def test_what_is_preferred_is_a_session_id_and_one_of_the_names() -> None:
+    with pytest.raises(InvalidSessionId):
+        headers.preferred_id([("sessionId", ""), ("x-session-id", "b")], NAMES)
+    assert headers.preferred_id([("sessionId", "a"), ("x-a", "b"), ("x-b", "c")], ["x-a", "x-b"]) is None
+
+
+@given(st.lists(st.tuples(st.sampled_from([*NAMES, "SESSIONID", "accept"]), st.sampled_from("ab")), max_size=5))
+def test_an_id_is_preferred_only_where_headers_disagree_and_never_another_than_that_of_session_id(
+    sent: headers.Pairs,
+) -> None:
+    try:
+        headers.session_id(sent, NAMES)
+    except ConflictingSessionId:
+        said = {value for name, value in sent if name.lower() == "sessionid"}
+        others = {name for name, _ in sent if name.lower() in NAMES[1:]}
+        expected = said.pop() if len(said) == 1 and len(others) == 1 else None
+        if len({value for name, value in sent if name in others}) > 1:
+            expected = None
+        assert headers.preferred_id(sent, NAMES) == expected
+
+
+TEMPLATES = [
+    "{{ user.id }}",
+    "{{LIBRECHAT_BODY_CONVERSATIONID}}",
+    "${SESSION_ID}",
+    "#{session}",
+    "{session_id}",
+    "<session-id>",
+    "<your session ID>",
+    "<%= id %>",
+    "<built-in function id>",
+    "[object Object]",
+    "[object Promise]",
+]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("shape", ["{}", "chat-{}", "{}-7", "a {} b"])
+def test_a_template_that_was_not_filled_in_is_seen_wherever_it_stands(template: str, shape: str) -> None:
+    assert headers.placeholder(shape.replace("{}", template)) == template
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["undefined", "null", "None", "nil", "NaN", "NULL", "<nil>", "(null)", "[null]", '"undefined"', "$SESSION_ID"]
+    + ["$id", "%SESSION%", "%s", "%(id)s", "", " ", "\u00a0", '""', "''"],
+)
+def test_an_id_that_is_what_stands_for_no_value_is_seen_whole(value: str) -> None:
+    assert headers.placeholder(value) == value
+
+
+@pytest.mark.parametrize("word", ["undefined", "null", "None", "NaN"])
+@pytest.mark.parametrize("mark", "-_:/.")
+def test_no_value_behind_a_prefix_is_seen(word: str, mark: str) -> None:
+    assert headers.placeholder(f"user{mark}{word}") == word
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["a", "user-7", "nullable", "none-of-it", "Nilsson", "undefined-7", "annual", "-", "{", "{}", "🙂", "100%", "$5"]
+    + ["{6F9619FF-8B86-D011-B42D-00C04FC964FF}", '{"a":1}', "<CAF=x1@mail.example.com>", "<@U024BE7LH>", "a<b", "%"]
+    + ["@alice:example.org", "!room:example.org", "$Rqnc1Fx2dvnEYJTyHqQiKxU2bZ1CI92zkuZq3a5lr5Zg", "ses_5c1a", "a b"]
+    + ["[2001:db8::1]:443", "日本語", "'; --", "x" * 256],
+)
+def test_what_may_be_an_id_is_taken_for_one(value: str) -> None:
+    assert headers.placeholder(value) is None
+
+
+@given(st.uuids(), st.integers(), st.text("abcdefghijklmnopqrstuvwxyz0123456789", min_size=1, max_size=12))
+def test_ids_that_programs_make_are_none_of_these(unique: object, number: int, word: str) -> None:
+    for made in (str(unique), str(number), f"chat:{number}", f"{word}-{number}", f"{{{unique}}}"):
+        assert headers.placeholder(made) is None
+
+
+@given(st.text(max_size=256))
+def test_any_text_shows_a_part_of_itself_or_none(text: str) -> None:
+    shown = headers.placeholder(text)
+    assert shown is None or shown in text
+
+
 @pytest.mark.parametrize("value", ["a", "x" * 256, "😀" * 256, "é", "a b", "../..", "\u00a0", "a\u200b", "'; --"])
 def test_any_text_of_1_to_256_characters_is_a_session_id(value: str) -> None:
     assert headers.session_id([("sessionId", value)], NAMES) == value

@@ -70,7 +70,8 @@ def test_an_upstream_at_the_root_takes_every_path(target: str, url: str) -> None
         ("POST", "/v1/", "/chat/completions", True),
         ("POST", "/v1/?a=1", "/chat/completions?a=1", True),
         ("GET", "/v1", "", False),
-        ("POST", "/v1/chat/completions/", "/chat/completions/", False),
+        ("POST", "/v1/chat/completions/", "/chat/completions/", True),
+        ("POST", "/v1/chat/completions//?a=/", "/chat/completions//?a=/", True),
         ("POST", "/v1/chat/completions/x", "/chat/completions/x", False),
         ("POST", "/v1/x?/chat/completions", "/x?/chat/completions", False),
         ("POST", "/v1/responses", "/responses", False),
@@ -80,6 +81,16 @@ def test_a_post_to_the_chat_path_or_the_mount_is_chat(method: str, target: str, 
     found = find(target, method, [OPENAI])
     assert found is not None
     assert (found.url, found.is_chat) == ("https://openai.example/v1" + rest, is_chat)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/openai/deployments/d/chat/completions", "/v1"])
+@pytest.mark.parametrize("query", ["", "?", "?a=1/"])
+def test_a_recorded_turn_goes_up_without_the_slashes_behind_its_path(path: str, query: str) -> None:
+    plain = find(path + query, "POST", [OPENAI])
+    assert plain and plain.tidy is None
+    for slashes in ("/", "//"):
+        found = find(path + slashes + query, "POST", [OPENAI])
+        assert found and found.is_chat and (found.tidy or found.url) == plain.url
 
 
 @pytest.mark.parametrize(
