@@ -60,7 +60,7 @@ async def _hand_on(request: web.BaseRequest, runtime: Runtime, target: Target, l
             await listener.end()
         except ProxyError:
             listener.break_off()
-        except BaseException:  # also a stop of ours: what was cut must not look whole
+        except BaseException:  # a stop of ours, or a fault, for which an error would be written behind what is out
             listener.reset()
             raise
         finally:

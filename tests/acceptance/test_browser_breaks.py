@@ -46,9 +46,13 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize("recorded", [True, False], ids=["recorded", "passed"])
+@pytest.mark.parametrize(
+    ("recorded", "store"),
+    [(True, "memory:"), (True, "sessions.db"), (False, "memory:")],  # a commit takes a moment itself
+    ids=["recorded in memory", "recorded", "passed"],
+)
 async def test_every_event_of_an_answer_that_breaks_in_the_instant_of_its_last_bytes_is_read(
-    tmp_path: Path, recorded: bool
+    tmp_path: Path, recorded: bool, store: str
 ) -> None:
     chromium_or_skip()
     broken = BROKEN * RUNS
@@ -56,7 +60,11 @@ async def test_every_event_of_an_answer_that_breaks_in_the_instant_of_its_last_b
     def script(request: Received) -> Reply:
         return broken.pop() if request.method == "POST" else PAGE
 
-    async with ScriptedUpstream(script) as upstream, Proxy(upstream.base_url, tmp_path) as proxy, Browser() as browser:
+    async with (
+        ScriptedUpstream(script) as upstream,
+        Proxy(upstream.base_url, tmp_path, {"store": {"path": store}}) as proxy,
+        Browser() as browser,
+    ):
         page = await browser.page(proxy.base_url + "/page")
         seen: Counter[tuple[int, str]] = Counter()
         for n in range(len(broken)):

@@ -198,6 +198,24 @@ async def test_a_pass_through_or_turn_is_over_before_the_reset(serve: Serve, rec
             await client.until_reset()
 
 
+async def test_who_follows_an_answer_and_who_comes_later_have_their_moment_too(serve: Serve) -> None:
+    breaks = Break(MUCH, "hang")
+    async with ScriptedUpstream([breaks.reply]) as upstream:
+        proxy = await serve(upstream.base_url, upstream={"idle_timeout": "300ms"})
+        async with RawClient(proxy.port) as first, SlowClient(proxy.port) as second, SlowClient(proxy.port) as late:
+            await asked(first, True)
+            await eventually(lambda: breaks.at)
+            await second.request("GET", "/sessions/s/stream")
+            await first.head()
+            await first.body()
+            broke = time.monotonic() - QUIET  # at the latest
+            assert await second.until_reset() >= broke + LONGEST - QUIET - 0.01
+            asks = time.monotonic()
+            await late.request("GET", "/sessions/s/stream")
+            assert asks + LONGEST - 0.01 <= await late.until_reset() <= asks + LONGEST + SLACK
+    assert first.ended == "reset"
+
+
 # No moment
 
 
