@@ -11,7 +11,7 @@ class ProxyError(Exception):
     """A fault with an answer for the caller, in OpenAI's error shape.
 
     `status` is the HTTP status, `code` the machine-readable name of the fault,
-    `retry_after` a delay in seconds, `should_retry` what to tell the official SDKs
+    `retry_after` a delay in seconds (told as `delay`), `should_retry` what to tell the official SDKs
     (they retry 408, 409, 429 and 5xx on their own; None leaves it to them).
     """
 
@@ -25,6 +25,15 @@ class ProxyError(Exception):
         super().__init__(message)
         self.message = message
         self.param = param
+
+    @property
+    def delay(self) -> int | None:
+        """`retry_after` in whole seconds from 1 to 60: at 0 openai-node asks again at once, above 60 it does not
+        listen, and above 120 openai-python gives up."""
+        if self.retry_after is None:
+            return None
+        kept = min(60.0, max(1.0, self.retry_after))
+        return int(kept) + (kept > int(kept))
 
     def body(self) -> dict[str, object]:
         return {

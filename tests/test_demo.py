@@ -124,6 +124,28 @@ async def _stream(client: RawClient, **more: Any) -> list[Any]:
     return [json.loads(piece) for piece in pieces]
 
 
+ODD = [
+    [],
+    "x",
+    None,
+    7,
+    [user("My name is Al"), user("what's my name?")],
+    [{"role": "user"}],
+    [user("   ")],
+    [user("")],
+]
+
+
+@pytest.mark.parametrize("messages", [said if isinstance(said, list) and said else [said] for said in ODD])
+@pytest.mark.parametrize("options", [{}, {"stream_options": {"include_usage": True}}])
+async def test_whatever_it_says_says_that_it_is_whole(client: RawClient, messages: Any, options: Any) -> None:
+    """To the AI SDK a stream without a finish_reason is an error, with its `[DONE]` too."""
+    reasons = [
+        c["choices"][0]["finish_reason"] for c in await _stream(client, messages=messages, **options) if c["choices"]
+    ]
+    assert reasons[-1] == "stop" and set(reasons[:-1]) == {None}
+
+
 NO_USAGE = [{}, {"stream_options": None}, {"stream_options": {"include_usage": False}}]
 
 

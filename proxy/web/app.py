@@ -177,8 +177,8 @@ async def _health(path: str, runtime: Runtime) -> web.Response:
 def _fault(request: web.BaseRequest, fault: ProxyError) -> web.Response:
     response = web.Response(status=fault.status, body=dumps(fault.body()), content_type="application/json")
     response.headers["Cache-Control"] = "no-store"
-    if fault.retry_after is not None:
-        response.headers["Retry-After"] = f"{fault.retry_after:g}"
+    if fault.delay is not None:
+        response.headers["Retry-After"] = str(fault.delay)
     if fault.should_retry is not None:
         response.headers["x-should-retry"] = str(fault.should_retry).lower()
     if not request.content.is_eof():

@@ -91,8 +91,8 @@ class Broadcast:
             self.delivered = not self._first.gone
         self._release()
 
-    def fail(self, fault: ProxyError | None = None) -> None:
-        """End what is not whole: with a reset, or with `fault` where nothing of it is out."""
+    def fail(self, fault: ProxyError | None = None, broke: float | None = None) -> None:
+        """End what is not whole: with a reset, or with `fault` where nothing of it is out. `broke` as Listener's."""
         if self.ended:
             return
         self.ended, self.fault = True, fault
@@ -100,7 +100,7 @@ class Broadcast:
             if fault and self._first.take_back():
                 self.status = 0
             else:
-                self._first.reset()
+                self._first.break_off(broke)
         self._tell()
         self._release()
 
@@ -141,7 +141,7 @@ class Broadcast:
         at = self._piece_at(taken)
         while not listener.gone:
             if self._pieces is None:
-                listener.reset()
+                listener.break_off()
             elif at < len(self._pieces):
                 piece = self._pieces[at]
                 await listener.write(piece)
@@ -149,7 +149,7 @@ class Broadcast:
                 self._followers[listener] += len(piece)
                 self._tell()
             elif self.ended:
-                await listener.end() if self.whole else listener.reset()
+                await listener.end() if self.whole else listener.break_off()
                 self.delivered = self.delivered or (self.whole and not listener.gone)
                 return
             else:
@@ -197,4 +197,4 @@ async def replay(listener: Listener, turn: Turn, answer: Answer, ours: Pairs = (
         listener.begin(answer.status, [*sent, ("x-session-injected", "0"), ("x-session-dropped", "0")])
         for at in range(0, len(answer.body), _SLICE):  # a client may be slow, but has to take each in time
             await listener.write(answer.body[at : at + _SLICE])
-        await listener.end() if whole else listener.reset()
+        await listener.end() if whole else listener.break_off()

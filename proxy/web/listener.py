@@ -5,8 +5,6 @@ and ends it so that a broken answer never looks like a whole one. Knows nothing 
 from __future__ import annotations
 
 import asyncio
-import socket
-import struct
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -18,13 +16,14 @@ from proxy.config import Config
 from proxy.core.headers import Pairs
 from proxy.web import cors
 from proxy.web.head import framed
+from proxy.web.parting import Parting, harden
 from proxy.web.request import LAST, chunk
 from proxy.web.watch import Watch
 
 
 class Listener:
-    """`begin`, `put` per piece and `room` where that says so, then `end` or `reset`. After `gone` every call does
-    nothing. It is itself what aiohttp's handlers return.
+    """`begin`, `put` per piece and `room` where that says so, then `end`, `break_off` or `reset`. After `gone` every
+    call does nothing. It is itself what aiohttp's handlers return.
 
     A client that takes nothing for `limits.write_timeout` is gone, once `look` is called.
     """
@@ -37,6 +36,7 @@ class Listener:
         self._request, self._protocol, self._config = request, request.protocol, config
         self._watch, self._timeout = watch, config.limits.write_timeout
         self._waits_since: float | None = None
+        self._parting: Parting | None = None
         self._head = b""  # not written yet
         self._chunked = self._bodiless = False
 
@@ -124,22 +124,29 @@ class Listener:
         self._write(LAST if self._chunked else b"")
         await self.room()
 
+    def break_off(self, broke: float | None = None) -> None:
+        """End what is not whole: with a reset, once the client had a moment to read what it was given. Nobody need wait
+        for that: to whoever writes the client is gone at once. `broke`: when that was (monotonic), where not now."""
+        transport = self._protocol.transport
+        if not self.gone and transport is not None:
+            self._parting = Parting(transport, broke or time.monotonic(), self._watch.hurries)
+        self.gone = True
+
     def reset(self) -> None:
-        """End with a TCP reset. A mere close would look like success to an HTTP/1.0 client, such
+        """End with a TCP reset at once. A mere close would look like success to an HTTP/1.0 client, such
         as stock nginx, for which the end of the connection is the end of the body."""
         self.gone = True
         transport = self._protocol.transport
-        if transport is None:
-            return
-        connection = transport.get_extra_info("socket")
-        if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        transport.abort()
+        if transport is not None:
+            harden(transport)
+            transport.abort()
 
     # What aiohttp asks of what a handler returns; tests/web/test_untouched.py pins it.
 
     async def prepare(self, request: web.BaseRequest) -> None:
-        """The head is out already, unless the client went before it."""
+        """The head is out already, unless the client went before it. aiohttp closes the connection behind this."""
+        if self._parting:
+            await self._parting.over
         if self.gone or not self.status:
             raise ConnectionResetError("The client has gone.")
 

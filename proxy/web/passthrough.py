@@ -58,10 +58,11 @@ async def _hand_on(request: web.BaseRequest, runtime: Runtime, target: Target, l
                 if listener.gone:
                     break
             await listener.end()
-        except BaseException as error:  # also a stop of ours: what was cut must not look whole
+        except ProxyError:
+            listener.break_off()
+        except BaseException:  # a stop of ours, or a fault, for which an error would be written behind what is out
             listener.reset()
-            if not isinstance(error, ProxyError):
-                raise
+            raise
         finally:
             answer.close()
 

@@ -56,7 +56,7 @@ class Runtime:
     _routed: Config | None = None
 
     def __post_init__(self) -> None:
-        self.watch = Watch(lambda: min(LOOK, self.config.limits.write_timeout))
+        self.watch = Watch(lambda: min(LOOK, self.config.limits.write_timeout), lambda: self.live.draining)
 
     def find(self, raw_target: str, method: str) -> Target | None:
         """Where a request goes; see `target.find`. What was found is remembered as long as the configuration holds."""

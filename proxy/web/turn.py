@@ -236,7 +236,7 @@ class RecordedTurn:
         self._leave()
         line.released = time.monotonic()
         if not released:
-            self.broadcast.fail(fault)
+            self.broadcast.fail(fault, line.ended)
         elif held := self._exchange.release():
             await self.broadcast.write(held)
             self.broadcast.delivered = not self.broadcast.deserted

@@ -12,10 +12,11 @@ LOOK = 0.25  # seconds between two looks
 
 
 class Watch:
-    """`every` gives the seconds between two looks, at most LOOK."""
+    """`every` gives the seconds between two looks, at most LOOK; `hurries` says whether clients are given no time any
+    more."""
 
-    def __init__(self, every: Callable[[], float] = lambda: LOOK) -> None:
-        self._every = every
+    def __init__(self, every: Callable[[], float] = lambda: LOOK, hurries: Callable[[], bool] = lambda: False) -> None:
+        self._every, self.hurries = every, hurries
         self._looks: dict[Callable[[], None], None] = {}
         self._timer: asyncio.TimerHandle | None = None
 

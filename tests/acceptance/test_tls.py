@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import signal
 import socket
 import ssl
 import subprocess
 import tempfile
+import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ import requests
 from tests.acceptance.daemon import Daemon
 from tests.acceptance.test_commands import session_proxy
 from tests.acceptance.test_sockets import asked, unix
-from tests.fakes import ScriptedUpstream, free_port, sse
+from tests.fakes import ScriptedUpstream, eventually, free_port, sse
 
 KINDS = {"rsa": ["rsa:2048"], "ec": ["ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]}
 NAMES = ["-subj", "/CN=proxy", "-addext", "subjectAltName=IP:127.0.0.1"]
@@ -89,6 +92,39 @@ async def test_a_broken_answer_does_not_end_cleanly(tmp_path: Path) -> None:
             assert (await asyncio.to_thread(ask, daemon.port)).endswith(b"data: [DONE]\n\n")
             with pytest.raises(requests.RequestException):
                 await asyncio.to_thread(ask, daemon.port)
+
+
+async def test_a_client_behind_tls_reads_all_that_was_sent_before_the_reset(tmp_path: Path) -> None:
+    certify(tmp_path)
+    words, broken = ["x" * 20_000] * 6, threading.Event()
+    context = ssl.create_default_context(cafile=str(tmp_path / "proxy.pem"))
+
+    def read(port: int) -> bytes:
+        """All there is, from when the proxy has given the upstream up: little of it fits in between."""
+        plain = socket.socket()
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        plain.connect(("127.0.0.1", port))
+        with context.wrap_socket(plain, server_hostname="127.0.0.1") as client:
+            body = json.dumps({"messages": [{"role": "user", "content": "x"}], "stream": True}).encode()
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+            client.sendall(head.encode() + body)
+            assert broken.wait(10)
+            data = b""
+            with suppress(ConnectionResetError):  # which some OpenSSLs tell as an end
+                while piece := client.recv(65536):
+                    data += piece
+            assert client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == 7  # TCP_CLOSE: it was a reset
+        return data
+
+    async with ScriptedUpstream([sse(*words, done=False, finish=None, end="hang")]) as upstream:
+        upstreams = [{"base_url": upstream.base_url, "idle_timeout": "300ms"}]
+        with Daemon(tmp_path, tls=TLS, upstreams=upstreams) as daemon:
+            daemon.notified("READY")
+            reading = asyncio.create_task(asyncio.to_thread(read, daemon.port))
+            await eventually(lambda: upstream.connections)
+            await eventually(lambda: not upstream.connections)
+            broken.set()
+            assert (await reading).count(b"x" * 20_000) == len(words)
 
 
 def test_a_unix_socket_of_systemds_stays_plain(tmp_path: Path) -> None:

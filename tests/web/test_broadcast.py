@@ -70,6 +70,11 @@ class Ear(Listener):
             assert not self.ended
             self.ended = "end"
 
+    def break_off(self, broke: float | None = None) -> None:
+        assert not self.ended
+        self.gone, self.ended = True, "broken off"
+        self.let_go()
+
     def reset(self) -> None:
         assert not self.ended
         self.gone, self.ended = True, "reset"
@@ -226,21 +231,21 @@ async def test_a_failure_before_the_head_that_has_no_words_is_a_reset() -> None:
     broadcast = Broadcast(Ear(), 100)
     broadcast.fail()
     await broadcast.follow(late)
-    assert (late.head, late.ended) == (None, "reset")
+    assert (late.head, late.ended) == (None, "broken off")
 
 
-async def test_a_failure_behind_the_head_resets_everybody_behind_what_was_said() -> None:
+async def test_a_failure_behind_the_head_breaks_off_for_everybody_behind_what_was_said() -> None:
     first, second, late = Ear(), Ear(), Ear()
     broadcast, handler = await begun(first)
     following = await started(broadcast.follow(second))
     await broadcast.write(b"a")
     broadcast.fail(ProxyError("too late to say so"))
     await asyncio.gather(handler, following, broadcast.follow(late))
-    assert {(ear.data, ear.ended) for ear in (first, second, late)} == {(b"a", "reset")}
+    assert {(ear.data, ear.ended) for ear in (first, second, late)} == {(b"a", "broken off")}
     assert not broadcast.delivered and not broadcast.whole
 
 
-async def test_one_alone_is_reset_at_once_and_a_failure_behind_the_end_is_none() -> None:
+async def test_one_alone_is_broken_off_at_once_and_a_failure_behind_the_end_is_none() -> None:
     broken, whole = Ear(), Ear()
     one, handler = await begun(broken)
     one.fail()
@@ -248,7 +253,7 @@ async def test_one_alone_is_reset_at_once_and_a_failure_behind_the_end_is_none()
     await other.end()
     other.fail()
     await asyncio.gather(handler, handler2)
-    assert (broken.ended, whole.ended) == ("reset", "end")
+    assert (broken.ended, whole.ended) == ("broken off", "end")
 
 
 async def test_beyond_the_limit_nothing_is_kept_and_nobody_can_follow() -> None:
@@ -264,7 +269,7 @@ async def test_beyond_the_limit_nothing_is_kept_and_nobody_can_follow() -> None:
     assert (first.data, first.ended) == (b"abcde", "end")  # one alone needs nothing that is kept
 
 
-async def test_who_follows_when_the_limit_is_passed_is_reset() -> None:
+async def test_who_follows_when_the_limit_is_passed_is_broken_off() -> None:
     first, second = Ear(), Ear()
     broadcast, handler = await begun(first, limit=3)
     following = await started(broadcast.follow(second))
@@ -272,8 +277,8 @@ async def test_who_follows_when_the_limit_is_passed_is_reset() -> None:
     await turns_of_the_loop()
     await broadcast.write(b"d")
     await asyncio.wait_for(asyncio.gather(handler, following), 1)
-    assert (second.data, second.ended) == (b"abc", "reset")
-    assert first.ended == "reset" and broadcast.deserted
+    assert (second.data, second.ended) == (b"abc", "broken off")
+    assert first.ended == "broken off" and broadcast.deserted
 
 
 STEP = st.one_of(
@@ -320,6 +325,6 @@ async def played(steps: list[tuple[str, int]], ending: str) -> None:
     assert broadcast.delivered == (ending == "end" and any([ear.ended for ear in ears]))
 
 
-@given(st.lists(STEP, max_size=25), st.sampled_from(["end", "reset"]))
+@given(st.lists(STEP, max_size=25), st.sampled_from(["end", "broken off"]))
 def test_whoever_stays_gets_all_of_it_once_and_the_same_end(steps: list[tuple[str, int]], ending: str) -> None:
     asyncio.run(played(steps, ending))

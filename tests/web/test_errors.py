@@ -7,10 +7,14 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from proxy.errors import StoreUnavailable
+from proxy import errors
+from proxy.errors import ProxyError, StoreUnavailable
 from proxy.stores.memory import MemoryStore
 from tests.fakes import RawClient, Reply, ScriptedUpstream
+from tests.fakes import error as refusal
 from tests.web.conftest import Serve
 
 NO_HTTP = [
@@ -76,6 +80,51 @@ async def test_a_fault_of_our_own_says_nothing_of_its_inside(serve: Serve) -> No
         await client.post("/v1", {"messages": [{"role": "user", "content": "x"}]}, [("sessionId", "s")])
         status, fault = await error(client)
     assert (status, fault["code"]) == (500, "internal_error") and "secret" not in str(fault)
+
+
+def told_to_wait(seconds: float | None) -> ProxyError:
+    fault = StoreUnavailable("The disk is full.")
+    fault.retry_after = seconds
+    return fault
+
+
+@given(st.floats())
+def test_a_delay_is_whole_seconds_from_1_to_60(seconds: float) -> None:
+    delay = told_to_wait(seconds).delay
+    assert delay is not None and 1 <= delay <= 60
+    assert delay - 1 < seconds <= delay or seconds != seconds or not 1 <= seconds <= 60
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(None, None), (0, 1), (0.5, 1), (1, 1), (1.2, 2), (60, 60), (120, 60)])
+async def test_the_header_is_what_clients_keep_to(serve: Serve, seconds: float | None, told: int | None) -> None:
+    class Full(MemoryStore):
+        async def ping(self) -> None:
+            raise told_to_wait(seconds)
+
+    proxy = await serve("http://127.0.0.1:1/v1", store=Full(1000))
+    async with RawClient(proxy.port) as client:
+        await client.request("GET", "/readyz")
+        head = await client.head()
+    assert head.status == 503 and head.header("retry-after") == (None if told is None else str(told))
+
+
+def test_every_fault_that_names_a_delay_names_one_that_clients_keep_to() -> None:
+    faults = [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, ProxyError)]
+    named = [fault("x") for fault in faults if fault.retry_after is not None]
+    assert named and all([fault.delay == fault.retry_after for fault in named])
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+@pytest.mark.parametrize("value", ["0", "0.25", "61", "100000", "Wed, 21 Oct 2026 07:28:00 GMT", "soon"])
+async def test_the_upstreams_own_delay_is_relayed_as_it_is(serve: Serve, value: str, recorded: bool) -> None:
+    told = refusal(429, {"error": {"message": "slow down"}}, headers=[("Retry-After", value)])
+    async with ScriptedUpstream([told]) as upstream:
+        proxy = await serve(upstream.base_url)
+        async with RawClient(proxy.port) as client:
+            headers = [("sessionId", "s")] if recorded else []
+            await client.post("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]}, headers)
+            head = await client.head()
+    assert (head.status, head.header("retry-after")) == (429, value)
 
 
 async def test_health_is_the_process_and_readiness_the_store_and_the_stop(serve: Serve) -> None:
