@@ -67,7 +67,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description="The proxy's own benchmark.")
     parser.add_argument("--only", type=lambda text: text.split(","), metavar="NAME,...", help="scenarios, or rows")
     parser.add_argument("--against", metavar="REV", help="the working tree beside the build of a git revision")
-    parser.add_argument("--pairs", type=int, default=against.PAIRS, help=f"with --against; {against.PAIRS} by default")
+    parser.add_argument("--pairs", type=int, help=f"with --against; {against.PAIRS} by default")
     parser.add_argument(
         "--bar",
         type=float,
@@ -84,6 +84,9 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     asked = parser.parse_args(arguments)
     known = list(figures.ROWS if asked.against else SCENARIOS)
     asked.only = asked.only or known
+    if not asked.against and (asked.pairs is not None or asked.bar is not None):
+        parser.error("--pairs and --bar go with --against")
+    asked.pairs = against.PAIRS if asked.pairs is None else asked.pairs
     if unknown := [name for name in asked.only if name not in known]:
         parser.error(f"argument --only: unknown: {', '.join(unknown)}; there are {', '.join(known)}")
     if asked.pairs < 1:

@@ -14,7 +14,7 @@ from tests.bench.client import Kind
 from tests.bench.load import Visit
 
 CPU, LATENCY, MEMORY = "cpu", "latency", "memory"
-PACE = 10_000  # us between two events
+PACE = 5_000  # us between two events
 QUICK = 2_000
 US, MB = 1e6, 1e-6
 
@@ -81,10 +81,10 @@ PLAIN, RECORDED = Kind(), Kind(session=True, life=20)
 SCENARIOS = {
     "turn": Scenario(RECORDED, 16, turns=20, warm=20),
     "pass": Scenario(PLAIN, 16, turns=50, warm=50),
-    "event": Scenario(Kind(session=True, life=20, pace=PACE), 200, turns=1, spread=stream(PACE)),
+    "event": Scenario(Kind(session=True, life=20, pace=PACE), 100, turns=2, spread=stream(PACE)),
     "resend": Scenario(Kind(session=True, resend=True, before=98, life=20), 8, turns=20, warm=20),
-    "turn alone": Scenario(RECORDED, 1, turns=80, warm=20, direct=Kind(resend=True, life=20)),
-    "pass alone": Scenario(PLAIN, 1, turns=200, warm=50, direct=PLAIN),
+    "turn alone": Scenario(RECORDED, 1, turns=160, warm=20, direct=Kind(resend=True, life=20)),
+    "pass alone": Scenario(PLAIN, 1, turns=400, warm=50, direct=PLAIN),
     "first": Scenario(
         Kind(session=True, life=20, pace=QUICK), 8, turns=3, spread=stream(QUICK), direct=Kind(pace=QUICK)
     ),
@@ -97,5 +97,5 @@ ROWS = {
     "turn-added": Row("time added to a recorded turn, 1 connection", "turn alone", LATENCY, "us", answer_added),
     "pass-added": Row("time added to a pass-through, 1 connection", "pass alone", LATENCY, "us", answer_added),
     "first-added": Row("time added to the first recorded event, 8 streams", "first", LATENCY, "us", first_added),
-    "memory": Row("resident memory after 200 recorded streams", "event", MEMORY, "MB", memory),
+    "memory": Row("resident memory after recorded streams, 100 at a time", "event", MEMORY, "MB", memory),
 }
