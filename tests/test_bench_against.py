@@ -175,7 +175,11 @@ def test_the_same_build_three_times(machine: Machine, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(("bar", "status"), [(None, 0), (1e-9, 1), (1e9, 0)])
 def test_a_bar_that_was_asked_for_decides_the_status(machine: Machine, bar: float | None, status: int) -> None:
     """The upstream stands for all three builds: it has a process, and passes its own answers through."""
-    starts = {name: partial(nullcontext[Target], machine.upstream) for name in (BASE, AGAIN, TREE)}
+
+    def start() -> AbstractContextManager[Target]:
+        return nullcontext(machine.upstream)
+
+    starts = dict.fromkeys((BASE, AGAIN, TREE), start)
     assert compare(Bench(machine, machine.direct, None), starts, 6, [ROWS["pass"]], bar, enough=0) == status
 
 
