@@ -113,6 +113,7 @@ SLOWER = [one + 0.035 for one in EVEN]
         (EVEN, EVEN, [], "above 1.02: none."),
         (SLOWER, EVEN, [ROWS["turn"].what], "above 1.02: CPU of a recorded turn."),
         ([one + 0.025 for one in EVEN], EVEN, [], "above 1.02: none."),  # by its middle, but not for certain
+        ([one + 0.025 for one in EVEN], EVEN, [], "has 1.02 in it, take more pairs: CPU of a recorded turn."),
         (SLOWER[:5], EVEN[:5], [], "Too few pairs to tell anything."),
         (EVEN, SLOWER, [], "Run again: the revision differs from itself by more than that in: CPU of a recorded turn"),
     ],
@@ -122,6 +123,14 @@ def test_a_row_is_slower_where_its_whole_interval_is(
 ) -> None:
     assert report(found(tree, again), [ROWS["turn"]], 1.02) == slower
     assert said in capsys.readouterr().out
+
+
+def test_a_run_that_tells_is_not_called_open(capsys: pytest.CaptureFixture[str]) -> None:
+    report(found(EVEN, EVEN), [ROWS["turn"]], 1.02)
+    report(found(SLOWER, EVEN), [ROWS["turn"]], 1.02)
+    said = capsys.readouterr().out
+    assert "more pairs" not in said
+    assert "Run again" not in said
 
 
 def test_a_line_of_the_table(capsys: pytest.CaptureFixture[str]) -> None:

@@ -121,7 +121,7 @@ def report(found: Sequence[Pair], rows: Sequence[Row], bar: float) -> list[str]:
     """Print the table, and what follows from it; the CPU rows that are slower for certain."""
     print("| what | revision | working tree | working tree / revision | revision / revision | of single pairs |")
     print("|---|---|---|---|---|---|")
-    slower, unfit, outside = [], [], []
+    slower, unsure, unfit, outside = [], [], [], []
     for row in rows:
         values = {name: [row.of(one[row.scenario][name]) for one in found] for name in (BASE, AGAIN, TREE)}
         ours, noise = ratios(values[TREE], values[BASE]), ratios(values[AGAIN], values[BASE])
@@ -131,6 +131,7 @@ def report(found: Sequence[Pair], rows: Sequence[Row], bar: float) -> list[str]:
         print(f"| {' | '.join(cells)} |")
         if row.kind == CPU:
             slower += [row.what] * (of_median(ours).low > bar)
+            unsure += [row.what] * (of_median(ours).low <= bar < of_median(ours).high)
             unfit += [row.what] * beyond(of_median(noise), bar)
         else:
             outside += [row.what] * (not low <= median(ours) <= high)
@@ -139,6 +140,8 @@ def report(found: Sequence[Pair], rows: Sequence[Row], bar: float) -> list[str]:
         print("Too few pairs to tell anything.")
         return slower
     print(f"CPU rows whose interval lies wholly above {bar:g}: {'; '.join(slower) or 'none'}.")
+    if unsure:
+        print(f"CPU rows whose interval has {bar:g} in it, take more pairs: {'; '.join(unsure)}.")
     print(f"Other rows whose ratio lies outside of the noise of single pairs: {'; '.join(outside) or 'none'}.")
     if unfit:
         print(f"Run again: the revision differs from itself by more than that in: {'; '.join(unfit)}.")
