@@ -16,7 +16,7 @@ from functools import partial
 from itertools import permutations
 from math import ceil
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 from tests.bench import setting
 from tests.bench.bench import Bench
@@ -33,8 +33,8 @@ ENOUGH = 0.3  # seconds of CPU in each of the two visits that a CPU row is taken
 BASE, AGAIN, TREE = "revision", "revision again", "working tree"
 LEGEND = (
     "Medians over {pairs} pairs. Ratios are taken within a pair; in brackets the 95 % interval of their median (order "
-    "statistics). Revision / revision is the same build in two processes: the noise. Of single pairs: where the middle "
-    "nine tenths of those ratios lie."
+    "statistics). Revision is the mean of its two processes; revision / revision is one over the other: the noise. "
+    "Of single pairs: where the middle nine tenths of those ratios lie."
 )
 
 Start = Callable[[], AbstractContextManager[Target]]
@@ -124,9 +124,10 @@ def report(found: Sequence[Pair], rows: Sequence[Row], bar: float) -> list[str]:
     slower, unsure, unfit, outside = [], [], [], []
     for row in rows:
         values = {name: [row.of(one[row.scenario][name]) for one in found] for name in (BASE, AGAIN, TREE)}
-        ours, noise = ratios(values[TREE], values[BASE]), ratios(values[AGAIN], values[BASE])
+        both = [mean(one) for one in zip(values[BASE], values[AGAIN], strict=True)]
+        ours, noise = ratios(values[TREE], both), ratios(values[AGAIN], values[BASE])
         low, high = spread(noise)
-        middles = [f"{median(values[name]):.1f} {row.unit}" for name in (BASE, TREE)]
+        middles = [f"{median(of):.1f} {row.unit}" for of in (both, values[TREE])]
         cells = [row.what, *middles, str(of_median(ours)), str(of_median(noise)), f"{low:.3f} to {high:.3f}"]
         print(f"| {' | '.join(cells)} |")
         if row.kind == CPU:
