@@ -127,21 +127,37 @@ class Machine:
         name: str = "proxy",
         state: str | None = None,
         trusted: Path | None = None,
+        binary: Path | None = None,
     ) -> Target:
         """The proxy, ready, with a fresh database, or that of an earlier one of the same `state`. `settings` are
-        further keys of its configuration, `trusted` is a certificate that its upstream may have."""
+        further keys of its configuration, `trusted` is a certificate that its upstream may have, `binary` is the
+        command of another build than the one here."""
         folder = self.folder / (state or f"{name}-{len(self._processes)}")
         folder.mkdir(exist_ok=True)
         config = folder / "config.yaml"
         upstreams = [{"base_url": f"http://127.0.0.1:{self.upstream.port}/v1"}]
         config.write_text(json.dumps({"upstreams": upstreams, **(settings or {})}))
         port = free_port()
-        command = ["-m", "proxy", "serve", "--config", str(config), "--listen", f"127.0.0.1:{port}"]
+        command = [str(binary)] if binary else [sys.executable, "-m", "proxy"]
+        command += ["serve", "--config", str(config), "--listen", f"127.0.0.1:{port}"]
         with (folder / "log").open("w+") as log, self.second_core():
             environ = {**os.environ, "STATE_DIRECTORY": str(folder)}
             environ |= {"SSL_CERT_FILE": str(trusted)} if trusted else {}
-            process = self._start([sys.executable, *command], env=environ, stdout=log, stderr=log)
+            if binary:
+                environ.pop("PYTHONPATH", None)  # it would put this build's modules in front of that one's
+            process = self._start(command, env=environ, stdout=log, stderr=log)
         return self._ready(Target(name, port, process.pid), "/readyz", folder / "log")
+
+    @contextmanager
+    def passing(self, binary: Path | None = None, name: str = "proxy") -> Iterator[Target]:
+        """The proxy of a build, with its defaults. At the end of the block it and its database are gone."""
+        state = f"{name}-{len(self._processes)}"
+        target = self.proxy(name=name, state=state, binary=binary)
+        try:
+            yield target
+        finally:
+            self.stop(target)
+            shutil.rmtree(self.folder / state)
 
     def nginx(self) -> Target | None:
         """A plain reverse proxy, one worker, nothing buffered; None where nginx is not installed."""
