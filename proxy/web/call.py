@@ -17,6 +17,7 @@ from aiohttp import web
 from msgspec import Struct
 
 from proxy.core import headers
+from proxy.core.inflate import Broken, Coding, Unknown, inflater
 from proxy.core.members import with_default
 from proxy.core.model import Ask, SessionKey
 from proxy.core.plan import Mode
@@ -114,8 +115,35 @@ def _ask(request: web.BaseRequest, body: bytes, runtime: Runtime, target: Target
 
 
 async def _body(request: web.BaseRequest, limit: int, timeout: float) -> bytes:
-    if request.headers.get("Content-Encoding", "identity").strip().lower() != "identity":
-        raise UnsupportedEncoding("A compressed request body cannot be read. Send it without Content-Encoding.")
+    named = request.headers.get("Content-Encoding")
+    try:
+        coding = None if named is None else inflater(",".join(request.headers.getall("Content-Encoding")))
+    except Unknown as error:
+        raise UnsupportedEncoding(
+            f"A request body in the encoding {str(error)!r} cannot be read here. Send it as gzip, or without"
+            " Content-Encoding."
+        ) from None
+    body = await _come(request, limit, timeout)
+    return await _undone(coding, body, limit) if coding else body
+
+
+async def _undone(coding: Coding, body: bytes, limit: int) -> bytes:
+    """The plain form of an encoded body, within the limit; others have their turn while it is made."""
+    pieces, size = [], 0
+    try:
+        for piece in coding.feed(body):
+            pieces.append(piece)
+            if (size := size + len(piece)) > limit:
+                raise _too_large(limit)
+            await asyncio.sleep(0)
+    except Broken as error:
+        raise BadRequest("The request body is not in the encoding that its Content-Encoding names.") from error
+    if not coding.eof:
+        raise BadRequest("The encoded request body ends before its end. Send all of it.")
+    return b"".join(pieces)
+
+
+async def _come(request: web.BaseRequest, limit: int, timeout: float) -> bytes:
     if (request.content_length or 0) > limit:
         raise _too_large(limit)
     content = request.content
@@ -158,6 +186,22 @@ def client_headers(answer: Response, call: Call, inflated: bool) -> headers.Pair
     """What of an answer's headers goes to the client: without its encoding, where that was undone."""
     sent = headers.end_to_end(answer.headers, _CODED if inflated else frozenset())
     return sent if answer.get(lines.NAME) else [*sent, (lines.NAME, call.line.id)]
+
+
+def of_turn(state: str, turn: str, decision: str, injected: int, dropped: int) -> headers.Pairs:
+    """What an answer says of its turn."""
+    return [
+        ("x-session-state", state),
+        ("x-session-turn", turn),
+        ("x-session-decision", decision),
+        ("x-session-injected", str(injected)),
+        ("x-session-dropped", str(dropped)),
+    ]
+
+
+def not_recorded(reason: str) -> tuple[str, str]:
+    """What an answer says whose turn is not in the history."""
+    return "x-session-recorded", f"no; reason={reason}"
 
 
 @lru_cache(16)

@@ -7,7 +7,10 @@ from aiohttp import web
 from proxy.config import Config
 from proxy.core.headers import Pairs
 
-_EXPOSED = "x-session-state, x-session-turn, x-session-decision, x-session-injected, x-session-dropped, x-request-id"
+_EXPOSED = (
+    "x-session-state, x-session-turn, x-session-decision, x-session-injected, x-session-dropped, x-session-recorded,"
+    " x-request-id"
+)
 
 
 def is_preflight(request: web.BaseRequest, config: Config) -> bool:

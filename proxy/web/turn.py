@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import zlib
 from collections.abc import Sequence
 from typing import cast
 
 from proxy.core import headers
-from proxy.core.exchange import Dialect, Exchange, Outcome, Verdict
+from proxy.core.exchange import RECORDED, RELEASED, Dialect, Exchange, Outcome, Verdict
 from proxy.core.history import Session
+from proxy.core.inflate import Broken
 from proxy.core.model import Answer, Turn, TurnState
 from proxy.core.plan import Decision, Flight, Plan
 from proxy.core.usage import counts
@@ -24,7 +24,7 @@ from proxy.dialects.turns import turns_of
 from proxy.errors import ProxyError, Stopped, StoreUnavailable
 from proxy.web.attempts import Attempts
 from proxy.web.broadcast import Broadcast
-from proxy.web.call import SEEN, Call, client_headers, upstream_headers
+from proxy.web.call import SEEN, Call, client_headers, not_recorded, of_turn, upstream_headers
 from proxy.web.listener import Listener
 from proxy.web.live import Place
 from proxy.web.pieces import Body
@@ -170,7 +170,7 @@ class RecordedTurn:
     async def _relay(self, answer: Response, body: Body) -> None:
         inflated = 200 <= answer.status < 300 and body.undo()
         self._said = status, kind = answer.status, answer.get("content-type")
-        self._exchange.begin(status, kind, None if inflated else answer.length)
+        self._exchange.begin(status, kind, None if inflated else answer.length, answer.framed, body.unknown)
         self.broadcast.begin(answer.status, self._client_headers(answer, inflated), not answer.is_here)
         clean = await self._pieces(body) and body.is_whole
         if not self._settling:
@@ -193,7 +193,7 @@ class RecordedTurn:
                 if self._settling and broadcast.deserted:
                     return True  # nobody waits for what follows the end; who comes now gets what there is, whole
                 await broadcast.room()
-        except (ProxyError, zlib.error):
+        except (ProxyError, Broken):
             return self.kept and exchange.ends_itself  # all that counts was given
         return True
 
@@ -213,9 +213,12 @@ class RecordedTurn:
         line.ended = time.monotonic()
         outcome = self._exchange.finish(clean)
         line.outcome = outcome.verdict.value
-        released, fault = outcome.verdict in (Verdict.COMPLETE, Verdict.NOTHING), None
+        released, fault = outcome.verdict in RELEASED, None
+        if self._recorded and (reason := self._exchange.unrecorded):
+            self._runtime.numbers.unrecorded[reason] += 1
+            self.broadcast.tell(not_recorded(reason))
         try:
-            if self._recorded and outcome.verdict in (Verdict.COMPLETE, Verdict.CUT):
+            if self._recorded and outcome.verdict in RECORDED:
                 self.kept = await self._keep(outcome)
         except StoreUnavailable as error:
             log.error("turn %s is not kept, its end is not released: %s", self.id, error)
@@ -246,7 +249,7 @@ class RecordedTurn:
         """Record the turn, unless it was cut before it said anything."""
         runtime, key = self._runtime, self.call.key
         history, parent = self._session.history, self.plan.parent
-        cut = outcome.verdict is Verdict.CUT
+        cut = outcome.verdict is not Verdict.COMPLETE
         turns = turns_of(
             self.call.ask,
             self.plan,
@@ -290,11 +293,8 @@ class RecordedTurn:
     def _client_headers(self, answer: Response, inflated: bool) -> headers.Pairs:
         if not 200 <= answer.status < 300:
             return headers.end_to_end(answer.headers)  # the upstream's own errors go through untouched
-        ours = [
-            ("x-session-state", self._session.state),
-            ("x-session-turn", self.id),
-            ("x-session-decision", self.plan.decision),
-            ("x-session-injected", str(self._attempts.injected)),
-            ("x-session-dropped", str(self._attempts.fit.dropped)),
-        ]
+        told = self._session.state, self.id, self.plan.decision, self._attempts.injected, self._attempts.fit.dropped
+        ours = of_turn(*told)
+        if self._recorded and (reason := self._exchange.unrecorded):  # it is known from the head
+            ours.append(not_recorded(reason))
         return client_headers(answer, self.call, inflated) + ours

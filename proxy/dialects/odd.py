@@ -1,0 +1,85 @@
+"""What only some reader makes sense of: events and bodies that are not as the standards have them, read as the official
+clients' libraries read them. openai-python takes NaN, Infinity and a byte order mark, openai-node bytes that are no
+UTF-8; where one of them reads a text its user has seen it, and it belongs into the history.
+
+Pure; called only where the strict reading has failed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from proxy.core import sse
+from proxy.core.members import Malformed, dumps, lenient, loads
+from proxy.core.model import Reply
+
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_CONTROL = re.compile(r"[\0-\x08\x0e-\x1f\x7f]")
+_FIELDS = (b"data", b"event", b"error", b"id", b"retry", b"")  # the last is a comment's
+_BEGINNINGS = (b"data:", b"event:", b"error:", b"retry:")
+
+
+def values(data: bytes) -> list[bytes]:
+    """The data of an event that is no JSON as a whole, as what stands in it: lines that are an object each, with one
+    line end between two events, and what lies between them, an object in several lines."""
+    found: list[bytes] = []
+    rest: list[bytes] = []
+    for line in data.split(b"\n"):
+        if line.startswith(b"[DONE]") or (line.lstrip().startswith(b"{") and _is_json(line)):
+            found += [b"\n".join(rest), line]
+            rest = []
+        else:
+            rest.append(line)
+    return [each for each in [*found, b"\n".join(rest)] if each.strip()]
+
+
+def document(body: bytes) -> Any:
+    """A JSON body. Raises Malformed where none of the libraries reads it."""
+    try:
+        return loads(body.strip())
+    except Malformed:
+        pass
+    try:
+        text = body.decode(json.detect_encoding(body))
+    except UnicodeDecodeError:
+        text = body.decode(errors="replace").removeprefix("\ufeff")
+    return lenient(text)
+
+
+def is_torn(body: bytes) -> bool:
+    """Whether what begins like JSON ends before its value does."""
+    rest = _STRING.sub(b"", body)
+    opened = rest.count(b"{") + rest.count(b"[") - rest.count(b"}") - rest.count(b"]")
+    return opened > 0 or b'"' in rest
+
+
+def fold_text(body: bytes, content_type: str) -> Reply:
+    """A whole body that is no JSON and says nothing as a stream. Plain text is a reply, of which nothing says that it
+    is all; of a stream that only lacks its sign nothing remains. Raises Malformed for what has no text for anybody."""
+    lines = [line for line in body.removeprefix(sse.BOM).splitlines() if line]
+    fields = {line.partition(b":")[0] for line in lines}
+    if b"data" in fields:
+        if any([_is_json(event.data) for event in sse.events(body)]) or body[-1:] not in b"\r\n":
+            return Reply()
+        raise Malformed("no event of the stream is JSON")
+    named = content_type.startswith("text/") and "event-stream" not in content_type
+    if not named and (fields <= set(_FIELDS) or fields & {b"", b"error"} or _begins_a_field(lines)):
+        return Reply()
+    text = body.removeprefix(sse.BOM).decode(errors="replace")
+    if _CONTROL.search(text):
+        raise Malformed("neither JSON nor a stream nor text")
+    return Reply(message=dumps({"role": "assistant", "content": text}))
+
+
+def _begins_a_field(lines: list[bytes]) -> bool:
+    return len(lines) == 1 and any([field.startswith(lines[0]) for field in _BEGINNINGS])
+
+
+def _is_json(data: bytes) -> bool:
+    try:
+        lenient(data)
+    except Malformed:
+        return False
+    return True
