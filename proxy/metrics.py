@@ -84,7 +84,7 @@ def _counted(numbers: Numbers) -> Iterable[Metric]:
     yield _counter(
         "turns",
         "Turns by decision and outcome: complete, nothing (the upstream's word stands, such as an error of its own, and"
-        " there was nothing to keep), unmarked (all of it came, nothing in it says so: kept as cut), cut (it broke off or"
+        " there was nothing to keep), unmarked (all came and nothing in it says so: kept as cut), cut (it broke off or"
         " was stopped), broken (no answer that could be read), unkept (the store failed), failed (no answer at all).",
         ["decision", "outcome"],
         numbers.turns,

@@ -70,7 +70,6 @@ class Exchange:
         self._limit = limit
         self._kind: Kind | None = _OTHER
         self._content_type = ""
-        self._framed = False
         self._begun = b""  # of a byte order mark
         self._length: int | None = None
         self._pieces: list[bytes] = []
@@ -79,21 +78,14 @@ class Exchange:
         self._released = False
         self._flows = False  # a piece that is whole lines of a stream goes on as it is
 
-    def begin(
-        self,
-        status: int,
-        content_type: str | None,
-        length: int | None,
-        framed: bool = False,
-        coded: bool = False,
-    ) -> None:
-        """The head of the answer: status, its content type, the body's length where it is known. `framed`: HTTP tells
-        the end of the body from a break; `coded`: it comes in an encoding that cannot be undone."""
+    def begin(self, status: int, content_type: str | None, length: int | None, coded: bool = False) -> None:
+        """The head of the answer: status, its content type, the body's length where it is known, and whether it comes
+        in an encoding that cannot be undone."""
         if 200 <= status < 300:
             self._kind = _OTHER if coded else None
             self.unrecorded = "encoding" if coded else ""
         self._content_type = (content_type or "").lower()
-        self._framed, self._length = framed, length
+        self._length = length
 
     def receive(self, piece: bytes) -> bytes:
         """Take a piece of the body; give what of it, and of what waited, may go on now."""
@@ -182,20 +174,22 @@ class Exchange:
     def _unread(self) -> Outcome:
         """What remains of a body that came whole, where it can be told from one that was cut, and was not read: what
         the client makes of it is its own matter, and another try would be paid for again."""
-        body, broken = self.body, Outcome(Verdict.BROKEN, Reply())
-        like_json = body.lstrip()[:1] in (b"{", b"[")
-        if not self._framed:
-            cut = self._dialect.is_torn(body) if like_json else "event-stream" in self._content_type
-            if cut:
-                return broken
+        body = self.body
+        first = body.lstrip().removeprefix(BOM).lstrip()[:1]
         try:
-            if self._kind is _JSON and (like_json or body.lstrip()[:1] == b"<"):
-                raise Malformed("no JSON that anybody reads")
-            reply = self._dialect.fold_text(body, self._content_type)
+            if first in (b"{", b"["):
+                nothing_lost = not self._dialect.is_torn(body)
+            elif first == b"<":
+                nothing_lost = True
+            else:
+                reply = self._dialect.fold_text(body, self._content_type)
+                if reply.message is not None:
+                    return Outcome(Verdict.UNMARKED, reply)
+                nothing_lost = False
         except Malformed:
-            self.unrecorded = "unreadable"
-            return Outcome(Verdict.NOTHING, Reply())
-        return broken if reply.message is None else Outcome(Verdict.UNMARKED, reply)
+            nothing_lost = True
+        self.unrecorded = "unreadable"
+        return Outcome(Verdict.NOTHING if nothing_lost else Verdict.BROKEN, Reply())
 
     def release(self) -> bytes:
         """What was held back; everything that comes from now on goes on at once."""

@@ -19,6 +19,9 @@ _SLICE = (
     64  # bytes given to a library that cannot be told how much to give: one block of zstd has 4 or more, gives 128 KiB
 )
 _GZIP, _RAW = 32 + zlib.MAX_WBITS, -zlib.MAX_WBITS  # the first takes zlib's form as well, by its own header
+_PART = 16 * 1024  # bytes that are looked at together: what lies behind a member's end is copied
+_MANY, _LEAST = 1000, 64  # members, and the bytes that each of so many has to give
+_BETWEEN = 64 * 1024 * 1024  # bytes from one encoding to the next
 _MAGIC = b"\x1f\x8b"  # of a member of gzip
 _NOTHING = frozenset(
     ("", "identity", "none", "null", "no", "off", "plain", "text", "binary", "7bit", "8bit", "chunked")
@@ -28,7 +31,7 @@ _TYPE = re.compile(r"[a-z]+/[-+.a-z0-9]+")  # a media type, in the wrong header
 Load = Callable[[str], Any]
 
 
-class Broken(ValueError):
+class Broken(zlib.error):
     """The bytes are not in the encoding that they claim."""
 
 
@@ -45,26 +48,47 @@ class Coding(Protocol):
     def feed(self, piece: bytes) -> Iterator[bytes]: ...
 
 
-class Inflate:
-    """gzip, of one member or several, zlib, and the raw form that some call deflate."""
+class _Members:
+    """How many members or frames have begun, and what they gave: thousands of next to nothing are work and no body."""
 
     def __init__(self) -> None:
+        self._count = self._size = 0
+
+    def begin(self) -> None:
+        self._count += 1
+        if self._count > _MANY and self._size < self._count * _LEAST:
+            raise Broken("too many members for what is in them")
+
+    def give(self, plain: bytes) -> bytes:
+        self._size += len(plain)
+        return plain
+
+
+class Inflate:
+    """gzip, of one member or several, or zlib; and where it may be `raw`, the form without a frame that some call
+    deflate."""
+
+    def __init__(self, raw: bool = False) -> None:
         self._inflater = zlib.decompressobj(_GZIP)
-        self._begun: bytes | None = b""  # what came, until something was read of it
+        self._begun = b"" if raw else None  # what came, until something was read of it
         self._next = b""  # of another member's beginning
+        self._members = _Members()
 
     @property
     def eof(self) -> bool:
         return self._inflater.eof
 
     def feed(self, piece: bytes) -> Iterator[bytes]:
-        while piece:
-            if self._inflater.eof:
-                if not self._goes_on(piece):
-                    return
-                piece, self._next = self._next + piece, b""
-            yield from self._steps(piece)
-            piece = self._inflater.unused_data
+        for at in range(0, len(piece), _PART):
+            part = piece[at : at + _PART]
+            while part:
+                if self._inflater.eof:
+                    if not self._goes_on(part):
+                        return
+                    part, self._next = self._next + part, b""
+                    self._members.begin()
+                yield from map(self._members.give, self._steps(part))
+                part = self._inflater.unused_data
 
     def _goes_on(self, piece: bytes) -> bool:
         """Whether another member begins; zeros and whatever else lies behind the end are nobody's."""
@@ -117,31 +141,37 @@ class _Library:
     ) -> None:
         self._made, self._step, self._ended, self._unused, self._size = made, step, ended, unused, size
         self._frame = made()
+        self._members = _Members()
+        self._doubtful = self._over = False  # whether another frame has begun, and whether what lies behind is none
 
     @property
     def eof(self) -> bool:
-        return self._ended(self._frame)
+        return self._over or self._ended(self._frame)
 
     def feed(self, piece: bytes) -> Iterator[bytes]:
         for at in range(0, len(piece), self._size):
             part = piece[at : at + self._size]
             while part:
                 if self.eof:
-                    if not self._unused:
+                    if self._over or not self._unused:
                         return
-                    self._frame = self._made()
-                yield from self._steps(part)
-                part = self._unused(self._frame) if self._unused and self.eof else b""
+                    self._members.begin()
+                    self._frame, self._doubtful = self._made(), True
+                yield from map(self._members.give, self._steps(part))
+                part = self._unused(self._frame) if self._unused and self.eof and not self._over else b""
 
     def _steps(self, part: bytes) -> Iterator[bytes]:
         try:
             while plain := self._step(self._frame, part):
+                self._doubtful = False
                 yield plain
                 if self.eof:
                     return
                 part = b""
         except Exception as error:  # each library has a name of its own for it
-            raise Broken(str(error)) from error
+            if not self._doubtful:
+                raise Broken(str(error)) from error
+            self._over = True
 
 
 class _Chain:
@@ -149,6 +179,7 @@ class _Chain:
 
     def __init__(self, codings: list[Coding]) -> None:
         self._codings = codings
+        self._between = 0
 
     @property
     def eof(self) -> bool:
@@ -160,6 +191,9 @@ class _Chain:
     def _through(self, piece: bytes, codings: list[Coding]) -> Iterator[bytes]:
         for plain in codings[0].feed(piece):
             if codings[1:]:
+                self._between += len(plain)
+                if self._between > _BETWEEN:
+                    raise Broken("too much lies between its encodings")
                 yield from self._through(plain, codings[1:])
             else:
                 yield plain
@@ -189,8 +223,10 @@ def _codes_nothing(name: str) -> bool:
 
 
 def _coding(name: str, load: Load) -> Coding:
-    if name in ("gzip", "x-gzip", "deflate", "x-deflate", "zlib"):
+    if name in ("gzip", "x-gzip"):
         return Inflate()
+    if name in ("deflate", "x-deflate", "zlib"):
+        return Inflate(raw=True)
     if name in ("zstd", "x-zstd"):
         return _zstd(load)
     if name == "br":

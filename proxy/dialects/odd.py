@@ -17,8 +17,8 @@ from proxy.core.model import Reply
 
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _CONTROL = re.compile(r"[\0-\x08\x0e-\x1f\x7f]")
-_FIELDS = (b"data", b"event", b"error", b"id", b"retry", b"")  # the last is a comment's
-_BEGINNINGS = (b"data:", b"event:", b"error:", b"retry:")
+_FIELDS = {b"data", b"event", b"error", b"id", b"retry", b""}  # the last is a comment's
+_BEGINNINGS = [field + b":" for field in _FIELDS]
 
 
 def values(data: bytes) -> list[bytes]:
@@ -42,7 +42,7 @@ def document(body: bytes) -> Any:
     except Malformed:
         pass
     try:
-        text = body.decode(json.detect_encoding(body))
+        text = body.decode(json.detect_encoding(body), "surrogatepass")
     except UnicodeDecodeError:
         text = body.decode(errors="replace").removeprefix("\ufeff")
     return lenient(text)
@@ -58,23 +58,23 @@ def is_torn(body: bytes) -> bool:
 def fold_text(body: bytes, content_type: str) -> Reply:
     """A whole body that is no JSON and says nothing as a stream. Plain text is a reply, of which nothing says that it
     is all; of a stream that only lacks its sign nothing remains. Raises Malformed for what has no text for anybody."""
-    lines = [line for line in body.removeprefix(sse.BOM).splitlines() if line]
+    lines = [line for line in body.removeprefix(sse.BOM).splitlines() if line.strip()]
+    if lines and any([field.startswith(lines[-1]) for field in _BEGINNINGS]):  # it breaks off there
+        lines.pop()
     fields = {line.partition(b":")[0] for line in lines}
     if b"data" in fields:
-        if any([_is_json(event.data) for event in sse.events(body)]) or body[-1:] not in b"\r\n":
+        if body[-1:] not in b"\r\n" or any([_is_json(event.data) for event in sse.events(body)]):
             return Reply()
         raise Malformed("no event of the stream is JSON")
-    named = content_type.startswith("text/") and "event-stream" not in content_type
-    if not named and (fields <= set(_FIELDS) or fields & {b"", b"error"} or _begins_a_field(lines)):
-        return Reply()
+    if not content_type.startswith("text/") or "event-stream" in content_type:
+        if fields <= _FIELDS:
+            return Reply()
+        if _FIELDS & {field.strip() for field in fields}:
+            raise Malformed("neither a stream nor plain text")
     text = body.removeprefix(sse.BOM).decode(errors="replace")
     if _CONTROL.search(text):
         raise Malformed("neither JSON nor a stream nor text")
     return Reply(message=dumps({"role": "assistant", "content": text}))
-
-
-def _begins_a_field(lines: list[bytes]) -> bool:
-    return len(lines) == 1 and any([field.startswith(lines[0]) for field in _BEGINNINGS])
 
 
 def _is_json(data: bytes) -> bool:

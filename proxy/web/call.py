@@ -17,7 +17,7 @@ from aiohttp import web
 from msgspec import Struct
 
 from proxy.core import headers
-from proxy.core.inflate import Broken, Coding, Unknown, inflater
+from proxy.core.inflate import STEP, Broken, Coding, Unknown, inflater
 from proxy.core.members import with_default
 from proxy.core.model import Ask, SessionKey
 from proxy.core.plan import Mode
@@ -120,7 +120,7 @@ async def _body(request: web.BaseRequest, limit: int, timeout: float) -> bytes:
         coding = None if named is None else inflater(",".join(request.headers.getall("Content-Encoding")))
     except Unknown as error:
         raise UnsupportedEncoding(
-            f"A request body in the encoding {str(error)!r} cannot be read here. Send it as gzip, or without"
+            f"A request body in the encoding {str(error)!r} cannot be read here. Send it as gzip, or as it is, without"
             " Content-Encoding."
         ) from None
     body = await _come(request, limit, timeout)
@@ -131,15 +131,20 @@ async def _undone(coding: Coding, body: bytes, limit: int) -> bytes:
     """The plain form of an encoded body, within the limit; others have their turn while it is made."""
     pieces, size = [], 0
     try:
-        for piece in coding.feed(body):
-            pieces.append(piece)
-            if (size := size + len(piece)) > limit:
-                raise _too_large(limit)
+        for at in range(0, len(body), STEP):
+            for piece in coding.feed(body[at : at + STEP]):
+                pieces.append(piece)
+                if (size := size + len(piece)) > limit:
+                    raise _too_large(limit)
+                await asyncio.sleep(0)
             await asyncio.sleep(0)
     except Broken as error:
-        raise BadRequest("The request body is not in the encoding that its Content-Encoding names.") from error
+        raise UnsupportedEncoding(
+            "The request body is not in the encoding that its Content-Encoding names. Encode it so, or leave the header"
+            " out."
+        ) from error
     if not coding.eof:
-        raise BadRequest("The encoded request body ends before its end. Send all of it.")
+        raise BadRequest("The encoded request body ends too early. Send all of it.")
     return b"".join(pieces)
 
 

@@ -170,7 +170,7 @@ class RecordedTurn:
     async def _relay(self, answer: Response, body: Body) -> None:
         inflated = 200 <= answer.status < 300 and body.undo()
         self._said = status, kind = answer.status, answer.get("content-type")
-        self._exchange.begin(status, kind, None if inflated else answer.length, answer.framed, body.unknown)
+        self._exchange.begin(status, kind, None if inflated else answer.length, body.unknown)
         self.broadcast.begin(answer.status, self._client_headers(answer, inflated), not answer.is_here)
         clean = await self._pieces(body) and body.is_whole
         if not self._settling:

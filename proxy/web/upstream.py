@@ -53,7 +53,6 @@ class Response:
         self._named = message.headers
         length = self.get("content-length")
         self.length = int(length) if length and length.isdecimal() else None  # of the body, where it is said
-        self.framed = message.chunked or self.length is not None  # its end can be told from a break
 
     def get(self, name: str) -> str | None:
         """The first header of that name."""
