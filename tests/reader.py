@@ -76,8 +76,9 @@ def parsed(text: str) -> Any:
 
 
 def whole_python(body: bytes) -> str | None:
-    """What openai-python makes of a body that is not streamed; None where it raises, or gives no message."""
-    return _content(json.loads, body)
+    """What openai-python makes of a body that is not streamed; None where it raises, or gives no message. That Python
+    makes no integer of 5,000 digits is no matter of the library's."""
+    return _content(lambda raw: json.loads(raw, parse_int=float), body)
 
 
 def whole_node(body: bytes) -> str | None:

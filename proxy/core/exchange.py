@@ -48,6 +48,7 @@ class Verdict(Enum):
     BROKEN = "broken"  # the end must not be released
 
 
+_NOTHING = Verdict.NOTHING
 RECORDED = (Verdict.COMPLETE, Verdict.UNMARKED, Verdict.CUT)
 RELEASED = (Verdict.COMPLETE, Verdict.UNMARKED, Verdict.NOTHING)
 
@@ -84,7 +85,7 @@ class Exchange:
         if 200 <= status < 300:
             self._kind = _OTHER if coded else None
             self.unrecorded = "encoding" if coded else ""
-        self._content_type = (content_type or "").lower()
+        self._content_type = content_type or ""
         self._length = length
 
     def receive(self, piece: bytes) -> bytes:
@@ -153,7 +154,7 @@ class Exchange:
     def finish(self, clean: bool) -> Outcome:
         """What remains of the exchange. `clean`: the transfer ended as HTTP says, or is `terminated`."""
         outcome = self._finished(clean)
-        if outcome.verdict is not Verdict.NOTHING:
+        if outcome.verdict is not _NOTHING:
             self.unrecorded = ""
         elif self._kind is not _OTHER:
             self.unrecorded = self.unrecorded or ("error" if outcome.reply.error else "empty")
@@ -182,7 +183,7 @@ class Exchange:
             elif first == b"<":
                 nothing_lost = True
             else:
-                reply = self._dialect.fold_text(body, self._content_type)
+                reply = self._dialect.fold_text(body, self._content_type.lower())
                 if reply.message is not None:
                     return Outcome(Verdict.UNMARKED, reply)
                 nothing_lost = False

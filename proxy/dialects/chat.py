@@ -6,7 +6,6 @@ what goes back upstream in `sending.py`. Pure; knows no session, no upstream and
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from hashlib import sha256
 from typing import Any
 
@@ -110,40 +109,29 @@ def fold_stream(body: bytes) -> Reply:
     return plain.folded(body) or _fold(body)
 
 
-def _events(body: bytes) -> Iterator[tuple[str, Any]]:
-    """The events up to the terminator, by name; None for one that is no JSON."""
-    for name, data in sse.events(body):
-        if data.startswith(b"[DONE]"):
-            return
-        try:
-            yield name, lenient(data)
-        except Malformed:
-            if b"\n" not in data:
-                yield name, None
-                continue
-            for value in odd.values(data):
-                if value.startswith(b"[DONE]"):
-                    return
-                try:
-                    yield name, lenient(value)
-                except Malformed:
-                    yield name, None
-
-
 def _fold(body: bytes) -> Reply:
     fold = deltas.Fold()
     error = False
     model = usage = None
-    for name, chunk in _events(body):
-        if not isinstance(chunk, dict):
-            error = error or name == "error"
-            continue
-        if chunk.get("error") or (name == "error" and not isinstance(chunk.get("choices"), list)):
-            error = True
-            continue
-        model = model or chunk.get("model")
-        usage = chunk.get("usage") or usage
-        fold.chunk(chunk)
+    for name, data in sse.events(body):
+        if data.startswith(b"[DONE]"):
+            break
+        ended = False
+        try:
+            chunks = [lenient(data)]
+        except Malformed:
+            chunks, ended = odd.chunks(data)
+        for chunk in chunks:
+            if not isinstance(chunk, dict):
+                error = error or name == "error"
+            elif chunk.get("error") or (name == "error" and not isinstance(chunk.get("choices"), list)):
+                error = True
+            else:
+                model = model or chunk.get("model")
+                usage = chunk.get("usage") or usage
+                fold.chunk(chunk)
+        if ended:
+            break
     message = fold.message()
     return Reply(
         message=dumps(message) if message is not None else None,

@@ -21,18 +21,29 @@ _FIELDS = {b"data", b"event", b"error", b"id", b"retry", b""}  # the last is a c
 _BEGINNINGS = [field + b":" for field in _FIELDS]
 
 
-def values(data: bytes) -> list[bytes]:
-    """The data of an event that is no JSON as a whole, as what stands in it: lines that are an object each, with one
-    line end between two events, and what lies between them, an object in several lines."""
-    found: list[bytes] = []
+def chunks(data: bytes) -> tuple[list[Any], bool]:
+    """What stands in the data of an event that is no JSON as a whole: lines that are an object each, with one line end
+    between two events, and what lies between them, an object in several lines; None for what is no JSON either. And
+    whether the terminator stands in it."""
+    found: list[Any] = []
     rest: list[bytes] = []
-    for line in data.split(b"\n"):
-        if line.startswith(b"[DONE]") or (line.lstrip().startswith(b"{") and _is_json(line)):
-            found += [b"\n".join(rest), line]
-            rest = []
-        else:
+    lines = data.split(b"\n") if b"\n" in data else []
+    ended = False
+    for line in lines:
+        if ended := line.startswith(b"[DONE]"):
+            break
+        value = _json(line) if line.lstrip().startswith(b"{") else None
+        if value is None:
             rest.append(line)
-    return [each for each in [*found, b"\n".join(rest)] if each.strip()]
+        else:
+            found += [*_joined(rest), value]
+            rest = []
+    return [*found, *_joined(rest)] if lines else [None], ended
+
+
+def _joined(lines: list[bytes]) -> list[Any]:
+    text = b"\n".join(lines)
+    return [_json(text)] if text.strip() else []
 
 
 def document(body: bytes) -> Any:
@@ -63,7 +74,7 @@ def fold_text(body: bytes, content_type: str) -> Reply:
         lines.pop()
     fields = {line.partition(b":")[0] for line in lines}
     if b"data" in fields:
-        if body[-1:] not in b"\r\n" or any([_is_json(event.data) for event in sse.events(body)]):
+        if body[-1:] not in b"\r\n" or any([_json(event.data) is not None for event in sse.events(body)]):
             return Reply()
         raise Malformed("no event of the stream is JSON")
     if not content_type.startswith("text/") or "event-stream" in content_type:
@@ -77,9 +88,9 @@ def fold_text(body: bytes, content_type: str) -> Reply:
     return Reply(message=dumps({"role": "assistant", "content": text}))
 
 
-def _is_json(data: bytes) -> bool:
+def _json(data: bytes) -> Any:
+    """None where it is none."""
     try:
-        lenient(data)
+        return lenient(data)
     except Malformed:
-        return False
-    return True
+        return None

@@ -17,7 +17,7 @@ class Body:
         self._answer = answer
         self._looked_at: list[bytes] = []
         self._encoding: Coding | None = None
-        self.unknown = False
+        self.unknown = self._began = False
         self._parts: Iterator[bytes] = iter(())
         self._is_here = False  # all of it was looked at
 
@@ -43,8 +43,8 @@ class Body:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the encoding came to its end."""
-        return self._encoding is None or self._encoding.eof
+        """Whether the encoding came to its end; there is none of nothing."""
+        return self._encoding is None or self._encoding.eof or not self._began
 
     async def _piece(self) -> bytes:
         """The next piece; empty at the end."""
@@ -54,6 +54,7 @@ class Body:
             raw = self._looked_at.pop(0) if self._looked_at else await self._answer.piece()
             if not raw:
                 return b""
+            self._began = True
             self._parts = self._encoding.feed(raw)
         return part
 

@@ -8,26 +8,32 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.members import Malformed, lenient
+from proxy.core.members import Malformed
 from proxy.dialects import odd
 
 BOM = b"\xef\xbb\xbf"
 
 
+A, B = {"a": 1}, {"b": 2}
+
+
 @pytest.mark.parametrize(
-    ("data", "wanted"),
+    ("data", "wanted", "ended"),
     [
-        (b'{"a":1}\n{"b":2}', [b'{"a":1}', b'{"b":2}']),
-        (b'{"a":1}\n[DONE]\n{"b":2}', [b'{"a":1}', b"[DONE]", b'{"b":2}']),
-        (b'{"a":\n1}\n{"b":2}\n{\n}', [b'{"a":\n1}', b'{"b":2}', b"{\n}"]),
-        (b' {"a":1}\n\n{"b":2}\n ', [b' {"a":1}', b'{"b":2}']),
-        (b"no\n{\nJSON", [b"no\n{\nJSON"]),
-        (b'{"a":\n{"b":2}', [b'{"a":', b'{"b":2}']),
-        (b"", []),
+        (b'{"a":1}\n{"b":2}', [A, B], False),
+        (b'{"a":1}\n[DONE]\n{"b":2}', [A], True),
+        (b'{"a":\n1}\n{"b":2}\n{\n}', [A, B, {}], False),
+        (b'{"a":\n1}\n[DONE]', [A], True),
+        (b' {"a":1}\n\n{"b":2}\n ', [A, B], False),
+        (b"no\n{\nJSON", [None], False),
+        (b'{"a":\n{"b":2}', [None, B], False),
+        (b"no JSON", [None], False),
+        (b"", [None], False),
+        (b"\n", [], False),
     ],
 )
-def test_events_with_one_line_end_between_them_are_told_apart(data: bytes, wanted: list[bytes]) -> None:
-    assert odd.values(data) == wanted
+def test_events_with_one_line_end_between_them_are_told_apart(data: bytes, wanted: list[object], ended: bool) -> None:
+    assert odd.chunks(data) == (wanted, ended)
 
 
 OBJECTS = st.dictionaries(st.text(max_size=3), st.integers() | st.text(max_size=3), max_size=3)
@@ -36,7 +42,7 @@ OBJECTS = st.dictionaries(st.text(max_size=3), st.integers() | st.text(max_size=
 @given(st.lists(OBJECTS, min_size=2, max_size=6))
 def test_none_of_them_is_lost(objects: list[dict[str, object]]) -> None:
     data = b"\n".join([json.dumps(each).encode() for each in objects])
-    assert [lenient(value) for value in odd.values(data)] == objects
+    assert odd.chunks(data) == (objects, False)
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,14 @@ async def test_what_cannot_be_undone_is_handed_on_as_it_is_and_says_so(serve: Se
     assert proxy.runtime.numbers.unrecorded == {"encoding": 1}
 
 
+async def test_an_empty_body_is_whole_in_any_encoding(serve: Serve) -> None:
+    reply = completion("x", pieces=[], headers=[("Content-Encoding", "gzip")])
+    async with ScriptedUpstream([reply]) as upstream:
+        proxy = await serve(upstream.base_url)
+        first = await ask(proxy, "x")
+    assert (first.answer.status, first.data, first.ended) == (200, b"", "complete")
+
+
 async def test_what_cannot_be_undone_and_breaks_off_is_reset(serve: Serve) -> None:
     reply = completion("x", end="rst", headers=[("Content-Encoding", "compress")])
     async with ScriptedUpstream([reply, completion("b")]) as upstream:
