@@ -245,7 +245,9 @@ def _zstd(load: Load) -> Coding:
 
 
 def _brotli(load: Load) -> Coding:
-    if library := _loaded("brotli", load):
+    """From 1.2 on, which can be told how much to give."""
+    library = _loaded("brotli", load)
+    if library and hasattr(library.Decompressor, "can_accept_more_data"):
         step = lambda own, part: own.process(part, output_buffer_limit=STEP)  # noqa: E731
         return _Library(library.Decompressor, step, lambda own: bool(own.is_finished()), None)
     raise Unknown("br")

@@ -187,6 +187,14 @@ def test_without_its_library_an_encoding_cannot_be_undone(encoding: str) -> None
         inflater(encoding, absent)
 
 
+def test_a_brotli_that_cannot_be_told_how_much_to_give_is_none() -> None:
+    class Old:
+        Decompressor = object
+
+    with pytest.raises(Unknown, match="br"):
+        inflater("br", lambda name: Old)
+
+
 class Own:
     """As `compression.zstd` of Python 3.14 has it."""
 
