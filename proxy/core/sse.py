@@ -39,12 +39,13 @@ def _fields(body: bytes) -> Iterator[Event]:
     name = ""
     data: list[bytes] = []
     for line in body.splitlines():
+        line = line.removeprefix(BOM)  # openai-node takes it off each line
         if not line:
             if data:
                 yield Event(name, b"\n".join(data))
             name, data = "", []
             continue
-        field, _, value = line.removeprefix(BOM).partition(b":")  # openai-node: before any line
+        field, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
         if field == b"data":
             data.append(value)

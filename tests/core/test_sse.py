@@ -26,6 +26,7 @@ TAILS = [line[:length] for line in (b"data: [DONE]", b"data:[DONE]") for length 
         (BOM + b"data: a\n\n", [("", b"a")]),
         (b"\n" + BOM + b"data: a\n\n" + BOM + b"data: b\n\n", [("", b"a"), ("", b"b")]),
         (BOM + BOM + b"data: a\n\n", []),
+        (b"data: a\n" + BOM + b"\ndata: b\n\n", [("", b"a"), ("", b"b")]),
         (b": OPENROUTER PROCESSING\n\ndata: a\n\n", [("", b"a")]),
         (b"data: a\n: between\ndata: b\n\n", [("", b"a\nb")]),
         (b"data:a\ndata:  b\ndata\ndata:\n\n", [("", b"a\n b\n\n")]),

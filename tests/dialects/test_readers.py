@@ -93,6 +93,7 @@ def delta(text: bytes) -> bytes:
 @example(delta(b"a") + b"\n" + delta(b"b") + b"\n\n")
 @example(BOM + delta(b"a") + b"\n\n" + delta(b"b"))
 @example(delta(b"\\ud83d") + b"\n\n" + delta(b"\\ude00") + b"\n\ndata: [DONE]")
+@example(delta(b"a") + b"\n" + BOM + b"\n" + delta(b"b") + b"\n\n")
 @example(delta(b"\xf0\x9f") + b"\r\r" + delta(b"\x98\x80") + b"\r\r")
 def test_a_stream_is_recorded_as_some_library_reads_it(body: bytes) -> None:
     reply = chat.fold_stream(body)
