@@ -84,10 +84,18 @@ def _counted(numbers: Numbers) -> Iterable[Metric]:
     yield _counter(
         "turns",
         "Turns by decision and outcome: complete, nothing (the upstream's word stands, such as an error of its own, and"
-        " there was nothing to keep), cut (it broke off or was stopped), broken (no answer that could be read), unkept"
-        " (the store failed), failed (no answer at all).",
+        " there was nothing to keep), unmarked (all came and nothing in it says so: kept as cut), cut (it broke off or"
+        " was stopped), broken (no answer that could be read), unkept (the store failed), failed (no answer at all).",
         ["decision", "outcome"],
         numbers.turns,
+    )
+    unrecorded = {(reason,): count for reason, count in numbers.unrecorded.items()}
+    yield _counter(
+        "unrecorded",
+        "Whole answers that were handed on and are not in the history: error (the upstream reported one within a 200),"
+        " empty (it says nothing), unreadable (no text that any client reads), encoding (one that is not undone here).",
+        ["reason"],
+        unrecorded,
     )
     rejected = {(reason,): count for reason, count in numbers.rejected.items()}
     yield _counter("rejected", "Errors of the proxy's own, by code.", ["reason"], rejected)

@@ -38,6 +38,7 @@ class Numbers:
     def __init__(self) -> None:
         self.requests: Counter[tuple[str, str, int]] = Counter()  # by route, upstream, first digit of the status
         self.turns: Counter[tuple[str, str]] = Counter()  # by decision, outcome
+        self.unrecorded: Counter[str] = Counter()  # by why the upstream's whole answer is not in the history
         self.rejected: Counter[str] = Counter()  # by the code of the error
         self.prompt = self.cached = self.completion = self.reasoning = 0  # tokens
         self.total: defaultdict[str, Spread] = defaultdict(lambda: Spread(LONG))  # by route, as the next two

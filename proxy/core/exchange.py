@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 from proxy.core.members import Malformed
 from proxy.core.model import Reply
-from proxy.core.sse import Terminator
+from proxy.core.sse import BOM, Terminator
 
 
 class Dialect(Protocol):
@@ -23,6 +23,12 @@ class Dialect(Protocol):
 
     def fold_body(self, body: bytes) -> Reply:
         """Raises Malformed where the body is not JSON."""
+
+    def fold_text(self, body: bytes, content_type: str) -> Reply:
+        """A whole body that is neither; raises Malformed where it has no text for anybody."""
+
+    def is_torn(self, body: bytes) -> bool:
+        """Whether a body that is not JSON would be, with more behind it."""
 
 
 class Kind(Enum):
@@ -37,8 +43,14 @@ _STREAM, _JSON, _OTHER = Kind  # to look up a member takes as long as all else t
 class Verdict(Enum):
     COMPLETE = "complete"  # to be recorded before the end is released
     NOTHING = "nothing"  # the upstream's word stands, but there is nothing to record
+    UNMARKED = "unmarked"  # all of it came, and it does not say so: to be recorded as cut, and the end released
     CUT = "cut"  # what came is to be recorded as cut; the end must not be released
     BROKEN = "broken"  # the end must not be released
+
+
+_NOTHING = Verdict.NOTHING
+RECORDED = (Verdict.COMPLETE, Verdict.UNMARKED, Verdict.CUT)
+RELEASED = (Verdict.COMPLETE, Verdict.UNMARKED, Verdict.NOTHING)
 
 
 class Outcome(NamedTuple):
@@ -54,10 +66,12 @@ class Exchange:
 
     def __init__(self, dialect: Dialect, limit: int) -> None:
         self.size = 0
+        self.unrecorded = ""  # why a 200 whose end is released is not recorded: encoding, unreadable, error, empty
         self._dialect = dialect
         self._limit = limit
         self._kind: Kind | None = _OTHER
-        self._json_said = False
+        self._content_type = ""
+        self._begun = b""  # of a byte order mark
         self._length: int | None = None
         self._pieces: list[bytes] = []
         self._terminator = Terminator()
@@ -65,11 +79,13 @@ class Exchange:
         self._released = False
         self._flows = False  # a piece that is whole lines of a stream goes on as it is
 
-    def begin(self, status: int, content_type: str | None, length: int | None) -> None:
-        """The head of the answer: status, its content type, the body's length where it is known."""
+    def begin(self, status: int, content_type: str | None, length: int | None, coded: bool = False) -> None:
+        """The head of the answer: status, its content type, the body's length where it is known, and whether it comes
+        in an encoding that cannot be undone."""
         if 200 <= status < 300:
-            self._kind = None
-        self._json_said = "json" in (content_type or "")
+            self._kind = _OTHER if coded else None
+            self.unrecorded = "encoding" if coded else ""
+        self._content_type = content_type or ""
         self._length = length
 
     def receive(self, piece: bytes) -> bytes:
@@ -90,6 +106,7 @@ class Exchange:
             return piece
         if kind is None:
             kind = self._kind = self._sniff(piece)
+            self.unrecorded = "unreadable" if kind is _OTHER else ""
         if self.size <= self._limit:
             self._pieces.append(piece)
         else:
@@ -97,7 +114,7 @@ class Exchange:
         out = piece if kind is _JSON or kind is _OTHER else self._terminator.feed(piece)
         if self.size == self._length and out and not self._terminator.held:
             # Of a stream all but a byte; of a body, of which the beginning is no use, the whole piece in one write.
-            kept = len(out) if kind is _JSON else 1
+            kept = 1 if kind is _STREAM else len(out)
             out, self._last = out[:-kept], out[-kept:]
         return out
 
@@ -136,15 +153,44 @@ class Exchange:
 
     def finish(self, clean: bool) -> Outcome:
         """What remains of the exchange. `clean`: the transfer ended as HTTP says, or is `terminated`."""
+        outcome = self._finished(clean)
+        if outcome.verdict is not _NOTHING:
+            self.unrecorded = ""
+        elif self._kind is not _OTHER:
+            self.unrecorded = self.unrecorded or ("error" if outcome.reply.error else "empty")
+        return outcome
+
+    def _finished(self, clean: bool) -> Outcome:
         if self._kind is _OTHER or self._kind is None:
             return Outcome(Verdict.NOTHING if clean else Verdict.BROKEN, Reply())
         if self.size > self._limit:
             return Outcome(Verdict.BROKEN, Reply())
         outcome = self._folded(self.body)
-        if clean or outcome.verdict is Verdict.BROKEN:
+        if outcome.verdict is Verdict.BROKEN:
+            return self._unread() if clean else outcome
+        if clean:
             return outcome
-        kept = outcome.verdict in (Verdict.COMPLETE, Verdict.CUT)
-        return Outcome(Verdict.CUT if kept else Verdict.BROKEN, outcome.reply)
+        return Outcome(Verdict.CUT if outcome.verdict in RECORDED else Verdict.BROKEN, outcome.reply)
+
+    def _unread(self) -> Outcome:
+        """What remains of a body that came whole, where it can be told from one that was cut, and was not read: what
+        the client makes of it is its own matter, and another try would be paid for again."""
+        body = self.body
+        first = body.lstrip().removeprefix(BOM).lstrip()[:1]
+        try:
+            if first in (b"{", b"["):
+                nothing_lost = not self._dialect.is_torn(body)
+            elif first == b"<":
+                nothing_lost = True
+            else:
+                reply = self._dialect.fold_text(body, self._content_type.lower())
+                if reply.message is not None:
+                    return Outcome(Verdict.UNMARKED, reply)
+                nothing_lost = False
+        except Malformed:
+            nothing_lost = True
+        self.unrecorded = "unreadable"
+        return Outcome(Verdict.NOTHING if nothing_lost else Verdict.BROKEN, Reply())
 
     def release(self) -> bytes:
         """What was held back; everything that comes from now on goes on at once."""
@@ -162,17 +208,23 @@ class Exchange:
             return Outcome(Verdict.NOTHING, reply)
         if reply.finished or self._terminator.seen:
             return Outcome(Verdict.COMPLETE if reply.message is not None else Verdict.NOTHING, reply)
-        if self._kind is _JSON:
-            return Outcome(Verdict.NOTHING, reply)  # a JSON body that parses is the upstream's whole word
+        if self._kind is _JSON:  # a JSON body that parses is the upstream's whole word
+            return Outcome(Verdict.UNMARKED if reply.message is not None else Verdict.NOTHING, reply)
         # A stream without a sign of its end was cut: a close-delimited body cut short looks like a clean end.
         return Outcome(Verdict.CUT if reply.message is not None else Verdict.BROKEN, reply)
 
     def _sniff(self, piece: bytes) -> Kind | None:
         """By the first byte that says something: content types are wrong or missing in the wild,
         and OpenRouter pads JSON with leading white space."""
-        first = piece.lstrip()[:1]
+        text = self._begun + piece.lstrip()
+        if text[:1] == BOM[:1]:
+            if BOM.startswith(text):
+                self._begun = text
+                return None
+            text = text.removeprefix(BOM).lstrip()
+        first = text[:1]
         if not first:
             return None
-        if first in b"{[" or (self._json_said and first not in b"dei:r\xef"):
+        if first in b"{[" or ("json" in self._content_type and first not in b"dei:r\xef"):
             return _JSON
         return _OTHER if first == b"<" else _STREAM

@@ -8,6 +8,7 @@ Knows nothing of what the members mean.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, NoReturn
@@ -96,6 +97,20 @@ def loads(raw: bytes) -> Any:
         raise Malformed(str(error)) from error
 
 
+def lenient(raw: bytes | str) -> Any:
+    """A JSON value as `loads` gives it, and beyond that what the official clients' libraries take: NaN and Infinity,
+    which become null, and bytes that are no UTF-8, which become U+FFFD."""
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        pass
+    text = raw if isinstance(raw, str) else raw.decode(errors="replace")
+    try:
+        return _LENIENT.decode(text)
+    except (ValueError, RecursionError) as error:
+        raise Malformed(str(error)) from error
+
+
 def dumps(value: Any) -> bytes:
     """A Python value as JSON; lone surrogates become escapes, as UTF-8 has no bytes for them.
 
@@ -132,6 +147,18 @@ def _constant(name: str) -> NoReturn:
     raise Malformed(f"{name} is not JSON")
 
 
+def _finite(text: str) -> float | None:
+    """A number, of as many digits as may be, where a double can hold it."""
+    number = float(text)
+    return number if math.isfinite(number) else None
+
+
+def _integer(text: str) -> int | float | None:
+    return int(text) if len(text) < _DIGITS else _finite(text)
+
+
+_DIGITS = 4000  # of which Python makes an integer
+_LENIENT = json.JSONDecoder(parse_constant=lambda _: None, parse_float=_finite, parse_int=_integer)
 _SCANNER = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=_constant)
 
 

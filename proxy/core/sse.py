@@ -1,7 +1,7 @@
 """Server-sent events as bytes: reading a finished stream, and holding back its end.
 
 Follows the WHATWG text on event streams (line ends LF, CRLF, CR; one optional space after
-the colon; a BOM at the start) and keeps what a naive reader loses: an event that is pending
+the colon; a BOM at the start, or before any line) and keeps what a naive reader loses: an event that is pending
 at the end of the stream (seen from Mistral and xAI), and llama.cpp's `error:` lines, which
 are no field of the standard. Knows nothing of what the data means.
 """
@@ -25,7 +25,6 @@ class Event(NamedTuple):
 
 def events(body: bytes) -> Iterator[Event]:
     """The events of a finished stream, in order; comments and empty events are left out."""
-    body = body.removeprefix(BOM)
     if b"\r" not in body:
         for block in body.split(b"\n\n"):
             if block.startswith(b"data: ") and b"\n" not in block:  # as nearly all are
@@ -40,6 +39,7 @@ def _fields(body: bytes) -> Iterator[Event]:
     name = ""
     data: list[bytes] = []
     for line in body.splitlines():
+        line = line.removeprefix(BOM)  # openai-node takes it off each line
         if not line:
             if data:
                 yield Event(name, b"\n".join(data))

@@ -12,9 +12,9 @@ from typing import Any
 import msgspec
 
 from proxy.core import sse
-from proxy.core.members import Malformed, dumps, elements, is_utf8, loads, members
+from proxy.core.members import Malformed, dumps, elements, is_utf8, lenient, loads, members
 from proxy.core.model import Ask, Message, Reply, Seen
-from proxy.dialects import deltas, plain
+from proxy.dialects import deltas, odd, plain
 from proxy.errors import BadRequest
 
 CACHE_MARK = b'"cache_control"'
@@ -105,8 +105,8 @@ def _hashed(body: bytes, seen: Seen | None) -> Any:
 
 
 def fold_stream(body: bytes) -> Reply:
-    """A finished stream. An event that is no JSON is passed over, as the official clients cannot
-    have read it either; an error anywhere makes the reply an error."""
+    """A finished stream. An event that is no JSON to any official client is passed over; an error anywhere makes the
+    reply an error."""
     return plain.folded(body) or _fold(body)
 
 
@@ -114,20 +114,25 @@ def _fold(body: bytes) -> Reply:
     fold = deltas.Fold()
     error = False
     model = usage = None
-    for event in sse.events(body):
-        if event.data.startswith(b"[DONE]"):
+    for name, data in sse.events(body):
+        if data.startswith(b"[DONE]"):
             break
+        ended = False
         try:
-            chunk = loads(event.data)
+            chunks = [lenient(data)]
         except Malformed:
-            error = error or event.name == "error"
-            continue
-        if event.name == "error" or not isinstance(chunk, dict) or chunk.get("error"):
-            error = error or event.name == "error" or isinstance(chunk, dict)
-            continue
-        model = model or chunk.get("model")
-        usage = chunk.get("usage") or usage
-        fold.chunk(chunk)
+            chunks, ended = odd.chunks(data)
+        for chunk in chunks:
+            if not isinstance(chunk, dict):
+                error = error or name == "error"
+            elif chunk.get("error") or (name == "error" and not isinstance(chunk.get("choices"), list)):
+                error = True
+            else:
+                model = model or chunk.get("model")
+                usage = chunk.get("usage") or usage
+                fold.chunk(chunk)
+        if ended:
+            break
     message = fold.message()
     return Reply(
         message=dumps(message) if message is not None else None,
@@ -180,7 +185,7 @@ def fold_body(body: bytes) -> Reply:
 
 
 def _slow_fold(body: bytes) -> Reply:
-    document = loads(body.strip())
+    document = odd.document(body)
     if not isinstance(document, dict) or document.get("error"):
         return Reply(error=True)
     choices = deltas.as_list(document.get("choices"))
@@ -193,15 +198,27 @@ def _slow_fold(body: bytes) -> Reply:
         return Reply(error=True)
     try:
         raw = members(elements(members(body)["choices"].raw)[recorded])["message"].raw
-    except Malformed:  # an envelope that names a member twice; the message in it is still the one
-        raw = dumps(message)
+        strict = True
+    except Malformed:  # an envelope that names a member twice, or is odd; the message in it is still the one
+        raw, strict = dumps(message), False
+    reason = _string(choice.get("finish_reason"))
     return Reply(
         message=raw,
         model=_string(document.get("model")),
-        finish_reason=_string(choice.get("finish_reason")),
+        finish_reason=reason,
         usage=dumps(document["usage"]) if document.get("usage") else None,
-        finished=True,
+        finished=strict or reason is not None,  # its closing bracket says that it is whole, where it is JSON
     )
+
+
+def fold_text(body: bytes, content_type: str) -> Reply:
+    """A whole body that is neither; see `odd`."""
+    return odd.fold_text(body, content_type)
+
+
+def is_torn(body: bytes) -> bool:
+    """Whether a body that is not JSON would be, with more behind it."""
+    return odd.is_torn(body)
 
 
 def _first(choices: list[Any]) -> int | None:

@@ -15,7 +15,7 @@ from typing import Any, TypedDict
 import msgspec
 
 from proxy.core.members import Malformed, dumps, loads
-from proxy.dialects import groups
+from proxy.dialects import groups, halves
 
 _LOOSE = 1  # of the first byte
 # Deeper values are compared by their bytes: whether Python can walk them depends on who asks.
@@ -113,7 +113,7 @@ def _read(raw: bytes) -> Any:
     try:
         return _PLAIN.decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return loads(raw)
+        return loads(halves.whole(raw))  # of which a stored reply has none
 
 
 def _form(message: Any, ids: bool) -> tuple[Any, bool]:

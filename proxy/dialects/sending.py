@@ -17,7 +17,7 @@ from proxy.core.members import Malformed, dumps, elements, loads, members
 from proxy.core.model import Ask, Message, Turn, TurnState
 from proxy.core.plan import Decision, Plan
 from proxy.core.window import Window
-from proxy.dialects import forms, profiles
+from proxy.dialects import forms, halves, profiles
 from proxy.dialects.asked import asked_form, with_marks
 from proxy.dialects.groups import RESULTS
 from proxy.dialects.images import without_images
@@ -165,7 +165,7 @@ def _stored(entry: Entry, form: Form, blank: bool) -> bytes:
         raw = asked_form(without_images(message.raw) if blank else message.raw)
         return raw if form.profile.developer or message.role != "developer" else _renamed(raw)
     if turn.form == form.key:
-        return message.raw if entry.ours else asked_form(message.raw)
+        return halves.whole(message.raw) if entry.ours else asked_form(message.raw)
     if entry.ours:
         derived = echo(turn.reply, turn, form)
     else:
@@ -183,7 +183,7 @@ def echo_of(
     reply: bytes, form: Form, *, bound: bool = True, finish_reason: str | None = "stop", state: TurnState
 ) -> bytes | None:
     """A reply as it goes back upstream in this form; None where it says nothing."""
-    return forms.reply_form(
+    said = forms.reply_form(
         reply,
         form.profile,
         bound=bound,
@@ -191,6 +191,7 @@ def echo_of(
         finish_reason=finish_reason,
         cut=state is TurnState.CUT,
     )
+    return None if said is None else halves.whole(said)
 
 
 def _renamed(raw: bytes) -> bytes:

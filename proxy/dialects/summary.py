@@ -10,7 +10,7 @@ from typing import Any
 
 from proxy.core.members import Malformed, dumps, loads
 from proxy.core.model import Message
-from proxy.dialects import chat
+from proxy.dialects import chat, halves
 from proxy.dialects.images import PLACEHOLDERS
 from proxy.dialects.profiles import Profile
 
@@ -32,7 +32,7 @@ def request(
     first = [text(before)] if before else []
     told = [*first, *_newest([f"{message.role}: {text(message.raw)}" for message in messages], size)]
     asked = [{"role": "system", "content": prompt}, {"role": "user", "content": "\n\n".join(told)}]
-    return dumps({**({"model": model} if model else {}), "messages": asked, name: most})
+    return halves.whole(dumps({**({"model": model} if model else {}), "messages": asked, name: most}))
 
 
 def message_of(body: bytes) -> bytes | None:
@@ -43,7 +43,9 @@ def message_of(body: bytes) -> bytes | None:
     except Malformed:
         return None
     content = said.get("content") if isinstance(said, dict) else None
-    return dumps({"role": "user", "content": content.strip()}) if isinstance(content, str) and content.strip() else None
+    if not isinstance(content, str) or not content.strip():
+        return None
+    return halves.whole(dumps({"role": "user", "content": content.strip()}))
 
 
 def text(raw: bytes) -> str:

@@ -53,6 +53,13 @@ class Broadcast:
         if self._first:
             self._first.begin(status, headers, at_once)
 
+    def tell(self, header: tuple[str, str]) -> None:
+        """One header more, for whoever has not been given the head yet."""
+        if header not in self.headers:
+            self.headers = [*self.headers, header]
+            if self._first and self._first.take_back():
+                self._first.begin(self.status, self.headers, False)
+
     def put(self, piece: bytes, chunks: bytes = b"") -> bool:
         """Write without waiting; whether more may come at once. `chunks` as Listener's."""
         if self._pieces is not None:

@@ -18,6 +18,7 @@ from aiohttp import web
 from msgspec import Struct
 
 from proxy.core import headers
+from proxy.core.inflate import STEP, Broken, Coding, Unknown, inflater
 from proxy.core.members import with_default
 from proxy.core.model import CLIENT, Ask, SessionKey
 from proxy.core.plan import Mode
@@ -118,8 +119,40 @@ def _ask(request: web.BaseRequest, body: bytes, runtime: Runtime, target: Target
 
 
 async def _body(request: web.BaseRequest, limit: int, timeout: float) -> bytes:
-    if request.headers.get("Content-Encoding", "identity").strip().lower() != "identity":
-        raise UnsupportedEncoding("A compressed request body cannot be read. Send it without Content-Encoding.")
+    named = request.headers.get("Content-Encoding")
+    try:
+        coding = None if named is None else inflater(",".join(request.headers.getall("Content-Encoding")))
+    except Unknown as error:
+        raise UnsupportedEncoding(
+            f"A request body in the encoding {str(error)!r} cannot be read here. Send it as gzip, or as it is, without"
+            " Content-Encoding."
+        ) from None
+    body = await _come(request, limit, timeout)
+    return await _undone(coding, body, limit) if coding else body
+
+
+async def _undone(coding: Coding, body: bytes, limit: int) -> bytes:
+    """The plain form of an encoded body, within the limit; others have their turn while it is made."""
+    pieces, size = [], 0
+    try:
+        for at in range(0, len(body), STEP):
+            for piece in coding.feed(body[at : at + STEP]):
+                pieces.append(piece)
+                if (size := size + len(piece)) > limit:
+                    raise _too_large(limit)
+                await asyncio.sleep(0)
+            await asyncio.sleep(0)
+    except Broken as error:
+        raise UnsupportedEncoding(
+            "The request body is not in the encoding that its Content-Encoding names. Encode it so, or leave the header"
+            " out."
+        ) from error
+    if not coding.eof:
+        raise BadRequest("The encoded request body ends too early. Send all of it.")
+    return b"".join(pieces)
+
+
+async def _come(request: web.BaseRequest, limit: int, timeout: float) -> bytes:
     if (request.content_length or 0) > limit:
         raise _too_large(limit)
     content = request.content
@@ -172,6 +205,22 @@ def software(user_agent: str) -> bytes:
     """The fingerprint of a client's software, whatever its version: who updates it goes on with its sessions."""
     name = _VERSION.sub("", user_agent).encode(errors="replace")
     return blake2b(name, digest_size=CLIENT).digest() if name else bytes(CLIENT)
+
+
+def of_turn(state: str, turn: str, decision: str, injected: int, dropped: int) -> headers.Pairs:
+    """What an answer says of its turn."""
+    return [
+        ("x-session-state", state),
+        ("x-session-turn", turn),
+        ("x-session-decision", decision),
+        ("x-session-injected", str(injected)),
+        ("x-session-dropped", str(dropped)),
+    ]
+
+
+def not_recorded(reason: str) -> tuple[str, str]:
+    """What an answer says whose turn is not in the history."""
+    return "x-session-recorded", f"no; reason={reason}"
 
 
 @lru_cache(16)

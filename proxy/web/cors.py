@@ -8,7 +8,8 @@ from proxy.config import Config
 from proxy.core.headers import Pairs
 
 _EXPOSED = (
-    "x-session-state, x-session-turn, x-session-decision, x-session-injected, x-session-dropped, x-session-id,"
+    "x-session-state, x-session-turn, x-session-decision, x-session-injected, x-session-dropped, x-session-recorded,"
+    " x-session-id,"
     " x-request-id"
 )
 

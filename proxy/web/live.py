@@ -19,8 +19,18 @@ _DRAINING = "The proxy is being stopped. Send the request again in a moment."
 CUTTING = 5.0  # seconds that turns have to record what was said when a drain cuts them
 
 
+class Overtaken(Protocol):
+    overtaken: bool
+
+
 class InFlight(Protocol):
     """A turn whose answer has not ended."""
+
+    id: str
+
+    @property
+    def record(self) -> Overtaken:
+        """Told when another turn of the session was kept meanwhile."""
 
     @property
     def parent(self) -> str | None:
@@ -77,6 +87,11 @@ class Live(Generic[Turn]):
         self._turns[key].remove(turn)
         if not self._turns[key]:
             del self._turns[key]
+
+    def overtake(self, key: SessionKey, id: str) -> None:
+        """Tell the other turns of a session that are in flight that this one was kept."""
+        for turn in self._turns.get(key, ()):
+            turn.record.overtaken = turn.record.overtaken or turn.id != id
 
     @asynccontextmanager
     async def commit(self, key: SessionKey) -> AsyncIterator[None]:

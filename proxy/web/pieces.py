@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from proxy.core.inflate import Inflate, inflater
-from proxy.errors import UpstreamUnreachable
+from proxy.core.inflate import Coding, Unknown, inflater
 from proxy.web.connection import Take
 from proxy.web.upstream import Response
 
 
 class Body:
-    """`beginning` if need be, then `flow` until there is no more. An encoding is undone once `undo` was called."""
+    """`beginning` if need be, then `flow` until there is no more. An encoding is undone once `undo` was called, unless
+    it is `unknown`."""
 
     def __init__(self, answer: Response) -> None:
         self._answer = answer
         self._looked_at: list[bytes] = []
-        self._encoding: Inflate | None = None
+        self._encoding: Coding | None = None
+        self.unknown = self._began = False
         self._parts: Iterator[bytes] = iter(())
         self._is_here = False  # all of it was looked at
 
@@ -31,18 +32,19 @@ class Body:
 
     def undo(self) -> bool:
         """Undo the answer's encoding, where it has one: we asked for none, and cannot record what we cannot read."""
-        try:
-            self._encoding = inflater(self._answer.get("content-encoding"))
-        except ValueError as error:
-            raise UpstreamUnreachable(
-                f"The upstream compressed its answer as {error} although asked not to. Turn that off there."
-            ) from error
+        named = self._answer.get("content-encoding")
+        if named is not None:
+            every = [value for name, value in self._answer.headers if name.lower() == "content-encoding"]
+            try:
+                self._encoding = inflater(",".join(every))
+            except Unknown:
+                self.unknown = True
         return self._encoding is not None
 
     @property
     def is_whole(self) -> bool:
-        """Whether the encoding came to its end."""
-        return self._encoding is None or self._encoding.eof
+        """Whether the encoding came to its end; there is none of nothing."""
+        return self._encoding is None or self._encoding.eof or not self._began
 
     async def _piece(self) -> bytes:
         """The next piece; empty at the end."""
@@ -52,11 +54,12 @@ class Body:
             raw = self._looked_at.pop(0) if self._looked_at else await self._answer.piece()
             if not raw:
                 return b""
+            self._began = True
             self._parts = self._encoding.feed(raw)
         return part
 
     async def flow(self, take: Take) -> bool:
-        """Give pieces to `take`, as `Response.flow`, which may as well raise zlib.error."""
+        """Give pieces to `take`, as `Response.flow`, which may as well raise Broken."""
         while self._looked_at or self._encoding:
             piece = await self._piece()
             if not piece:

@@ -9,28 +9,26 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import zlib
-from collections.abc import Sequence
 from typing import cast
 
 from msgspec import structs
 
 from proxy.core import headers
-from proxy.core.clients import client_of, moved_on
-from proxy.core.exchange import Dialect, Exchange, Outcome, Verdict
-from proxy.core.history import History, Session
-from proxy.core.model import Answer, Turn, TurnState
+from proxy.core.exchange import RECORDED, RELEASED, Dialect, Exchange
+from proxy.core.history import Session
+from proxy.core.inflate import Broken
+from proxy.core.model import Answer
 from proxy.core.plan import Flight, Plan
 from proxy.core.usage import counts
-from proxy.dialects import chat, marks
-from proxy.dialects.turns import turns_of
+from proxy.dialects import chat
 from proxy.errors import ProxyError, Stopped, StoreUnavailable
 from proxy.web.attempts import Attempts
 from proxy.web.broadcast import Broadcast
-from proxy.web.call import SEEN, Call, client_headers, upstream_headers
+from proxy.web.call import Call, client_headers, not_recorded, of_turn, upstream_headers
 from proxy.web.listener import Listener
 from proxy.web.live import Place
 from proxy.web.pieces import Body
+from proxy.web.record import Record
 from proxy.web.runtime import Runtime
 from proxy.web.upstream import Response
 
@@ -57,6 +55,7 @@ class RecordedTurn:
         self._runtime, self._session, self._place = runtime, session, place
         self._recorded = call.recorded
         self._attempts = Attempts(runtime, call, plan, session.history)
+        self.record = Record(runtime, call, session, self._attempts, self.id)
         self._exchange = Exchange(_CHAT, limit)
         self._cuttable = False  # a stop cancels the task
         self._settling = self._committing = self.kept = False
@@ -181,7 +180,7 @@ class RecordedTurn:
     async def _relay(self, answer: Response, body: Body) -> None:
         inflated = 200 <= answer.status < 300 and body.undo()
         self._said = status, kind = answer.status, answer.get("content-type")
-        self._exchange.begin(status, kind, None if inflated else answer.length)
+        self._exchange.begin(status, kind, None if inflated else answer.length, body.unknown)
         self.broadcast.begin(answer.status, self._client_headers(answer, inflated), not answer.is_here)
         clean = await self._pieces(body) and body.is_whole
         if not self._settling:
@@ -204,7 +203,7 @@ class RecordedTurn:
                 if self._settling and broadcast.deserted:
                     return True  # nobody waits for what follows the end; who comes now gets what there is, whole
                 await broadcast.room()
-        except (ProxyError, zlib.error):
+        except (ProxyError, Broken):
             return self.kept and exchange.ends_itself  # all that counts was given
         return True
 
@@ -224,10 +223,14 @@ class RecordedTurn:
         line.ended = time.monotonic()
         outcome = self._exchange.finish(clean)
         line.outcome = outcome.verdict.value
-        released, fault = outcome.verdict in (Verdict.COMPLETE, Verdict.NOTHING), None
+        released, fault = outcome.verdict in RELEASED, None
+        if self._recorded and (reason := self._exchange.unrecorded):
+            self._runtime.numbers.unrecorded[reason] += 1
+            self.broadcast.tell(not_recorded(reason))
         try:
-            if self._recorded and outcome.verdict in (Verdict.COMPLETE, Verdict.CUT):
-                self.kept = await self._keep(outcome)
+            if self._recorded and outcome.verdict in RECORDED:
+                answer = Answer(*self._said, self._exchange.answer)
+                self.kept = await self.record.keep(self.plan, outcome, self._started, answer)
         except StoreUnavailable as error:
             log.error("turn %s is not kept, its end is not released: %s", self.id, error)
             released, fault = False, error
@@ -253,62 +256,6 @@ class RecordedTurn:
                 live.delivered(key, self.id, delivered)
             self._noted = delivered
 
-    async def _keep(self, outcome: Outcome) -> bool:
-        """Record the turn, unless it was cut before it said anything."""
-        runtime, key = self._runtime, self.call.key
-        async with runtime.live.commit(key):
-            return await self._append(outcome)
-
-    async def _append(self, outcome: Outcome) -> bool:
-        runtime, key, plan = self._runtime, self.call.key, self.plan
-        history = self._session.history
-        cut = outcome.verdict is Verdict.CUT
-        warm = runtime.store.warm(key)
-        if warm is None or warm.history.tip != history.tip:  # others' turns were kept meanwhile
-            latest = (await runtime.store.load(key, runtime.now(), in_use=True)).history
-            if (moved := moved_on(plan, self.call.ask.system, history, latest, marks)) is not plan:
-                plan = self.plan = moved
-                history = latest
-        parent = plan.parent
-        turns = turns_of(
-            self.call.ask,
-            plan,
-            outcome.reply,
-            self._attempts.form,
-            id=self.id,
-            new_id=runtime.turn_id,
-            remembered=history.system if parent == history.tip else history.system_of(parent),
-            request=self.call.request,
-            idempotency_key=self.call.idempotency_key,
-            state=TurnState.CUT if cut else TurnState.COMPLETE,
-            cut=self._attempts.fit.cut,
-            started=self._started,
-            ended=runtime.now(),
-        )
-        if cut and turns[-1].echo is None:
-            return False
-        drop: list[str] = []
-        if turns[0].layout is not None or turns[0].parent != history.tip:
-            latest = (await runtime.store.load(key, runtime.now(), in_use=True)).history
-            drop = latest.plus(*turns).spare(runtime.live.parents(key))
-        kept = not plan.side or self.call.idempotency_key is not None
-        answer = Answer(*self._said, self._exchange.answer) if kept else None
-        begun = time.monotonic()
-        await runtime.store.append(key, turns, runtime.now(), drop, answer)
-        runtime.numbers.commit.add(time.monotonic() - begun)
-        if not plan.side:
-            self._note_seen(history, turns)
-        return True
-
-    def _note_seen(self, history: History, turns: Sequence[Turn]) -> None:
-        """What of the list the next request of a client that resends need not bring to be read again."""
-        plan = self.plan
-        if plan.injected or not plan.whole or plan.parent != history.tip or turns[-1].echo is None:
-            return
-        news = sum([len(turn.asked) for turn in turns]) + len(turns) - 1
-        client = plan.client if plan.carries else client_of(plan.client, self.call.ask.messages, marks)
-        history.forms[SEEN] = chat.seen_in(self.call.ask, len(history.line) + news, client)
-
     def _leave(self) -> None:
         if self._place:
             self._place.leave()
@@ -316,11 +263,8 @@ class RecordedTurn:
     def _client_headers(self, answer: Response, inflated: bool) -> headers.Pairs:
         if not 200 <= answer.status < 300:
             return headers.end_to_end(answer.headers)  # the upstream's own errors go through untouched
-        ours = [
-            ("x-session-state", self._session.state),
-            ("x-session-turn", self.id),
-            ("x-session-decision", self.plan.decision),
-            ("x-session-injected", str(self._attempts.injected)),
-            ("x-session-dropped", str(self._attempts.fit.dropped)),
-        ]
+        told = self._session.state, self.id, self.plan.decision, self._attempts.injected, self._attempts.fit.dropped
+        ours = of_turn(*told)
+        if self._recorded and (reason := self._exchange.unrecorded):  # it is known from the head
+            ours.append(not_recorded(reason))
         return client_headers(answer, self.call, inflated) + ours

@@ -18,7 +18,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.acceptance.test_logs import call, chat, script
-from tests.fakes import ScriptedUpstream, completion, free_port
+from tests.fakes import ScriptedUpstream, completion, error, free_port
 from tests.process import ROOT, Proxy, run
 
 GRAFANA = ROOT / "config" / "grafana"
@@ -170,8 +170,10 @@ SHIPPED = {
 
 async def known(folder: Path) -> dict[str, set[str]]:
     """The names that a scrape has, each with its labels, after everything has happened that makes one."""
-    async with ScriptedUpstream([completion("1")]) as upstream, Administered(upstream.base_url, folder) as proxy:
-        await call(proxy.port, "POST", "/v1/chat/completions", chat("x"), session=True)
+    answers = [completion("1"), error(200, b"<html>")]
+    async with ScriptedUpstream(answers) as upstream, Administered(upstream.base_url, folder) as proxy:
+        for text in ("x", "y"):
+            await call(proxy.port, "POST", "/v1/chat/completions", chat(text), session=True)
         await call(proxy.port, "GET", "/nowhere")
         families = await proxy.scrape()
     found: dict[str, set[str]] = {"up": {"job", "instance"}}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from proxy.core.exchange import Exchange, Verdict
+from proxy.core.exchange import RECORDED, Exchange, Verdict
 from proxy.core.model import Reply
 from proxy.dialects import chat
 
@@ -48,10 +48,29 @@ VERDICTS = [
     ("JSON list with an error", JSON, b'[{"error":{"message":"x"}}]', Verdict.NOTHING),
     ("JSON of another kind", JSON, b'{"object":"list","data":[]}', Verdict.NOTHING),
     ("JSON cut short", JSON, COMPLETION[:-2], Verdict.BROKEN),
-    ("JSON that is not UTF-8", JSON, COMPLETION.replace(b"ho", b"\xff"), Verdict.BROKEN),
+    ("JSON that is not UTF-8", JSON, COMPLETION.replace(b'"ho"', b'"\xff"'), Verdict.COMPLETE),
     ("JSON that is a number", JSON, b"42", Verdict.NOTHING),
     ("HTML", "text/html", HTML, Verdict.NOTHING),
-    ("HTML that says it is JSON", JSON, b"\n" + HTML, Verdict.BROKEN),
+    ("HTML that says it is JSON", JSON, b"\n" + HTML, Verdict.NOTHING),
+    ("HTML behind a byte order mark", JSON, b"\xef\xbb\xbf" + HTML, Verdict.NOTHING),
+    ("JSON behind a byte order mark", JSON, b"\xef\xbb\xbf" + COMPLETION, Verdict.COMPLETE),
+    ("JSON with NaN", JSON, COMPLETION.replace(b'"finish', b'"logprobs":NaN,"finish'), Verdict.COMPLETE),
+    (
+        "JSON with NaN and no finish_reason",
+        JSON,
+        b'{"choices":[{"message":{"content":"ho"},"x":NaN}]}',
+        Verdict.UNMARKED,
+    ),
+    ("JSON with the terminator behind it", SSE, COMPLETION + b"\n\n" + DONE, Verdict.NOTHING),
+    ("JSON with a raw tab", JSON, COMPLETION.replace(b"ho", b"h\to"), Verdict.NOTHING),
+    ("lines of JSON", "application/x-ndjson", b'{"done":false}\n{"done":true}\n', Verdict.NOTHING),
+    ("plain text", "text/plain", b"Hello.", Verdict.UNMARKED),
+    ("plain text that says it is JSON", JSON, b"Hello.", Verdict.UNMARKED),
+    ("plain text that says it is a stream", SSE, b"Hello.\nIt is: me.\n", Verdict.UNMARKED),
+    ("plain text without a content type", None, b"Hello.", Verdict.UNMARKED),
+    ("what is no text", "audio/mpeg", b"\xff\xfb\x90\0\0", Verdict.NOTHING),
+    ("stream that is no JSON", SSE, b"data: Hello\n\ndata: you\n\n", Verdict.NOTHING),
+    ("stream cut in its first word", SSE, b": ping\n\ndat", Verdict.BROKEN),
     ("nothing", SSE, b"", Verdict.NOTHING),
     ("white space", JSON, b" \n\n ", Verdict.NOTHING),
 ]
@@ -73,12 +92,14 @@ def test_what_remains_of_an_answer(content_type: str | None, body: bytes, verdic
     out = answer.receive(body)
     outcome = answer.finish(clean=True)
     assert outcome.verdict is verdict
-    assert (outcome.reply.message is not None) >= (verdict in (Verdict.COMPLETE, Verdict.CUT))
+    assert (outcome.reply.message is not None) >= (verdict in RECORDED)
+    assert bool(answer.unrecorded) is (verdict is Verdict.NOTHING)
     assert out + answer.release() == body
 
 
 @given(st.sampled_from(VERDICTS), st.lists(st.integers(0, 400), max_size=12), st.booleans())
 @example(VERDICTS[0], list(range(400)), True)
+@example(("", SSE, b"\n\xef\xbb\xbf \n" + COMPLETION, Verdict.COMPLETE), list(range(9)), True)
 @example(("", SSE, b" " + DONE, Verdict.BROKEN), [1], False)
 def test_the_pieces_change_neither_the_bytes_nor_the_reply(
     case: tuple[str, str | None, bytes, Verdict], cuts: list[int], known: bool
@@ -133,7 +154,7 @@ def test_the_terminator_waits_until_it_is_released() -> None:
 
 
 @pytest.mark.parametrize(
-    "case", [case for case in VERDICTS if case[3] in (Verdict.COMPLETE, Verdict.CUT)], ids=lambda case: case[0]
+    "case", [case for case in VERDICTS if case[3] in RECORDED and "plain text" not in case[0]], ids=lambda case: case[0]
 )
 def test_what_was_said_before_an_unclean_end_is_kept_as_cut(case: tuple[str, str | None, bytes, Verdict]) -> None:
     _, content_type, body, _ = case
@@ -287,6 +308,55 @@ def test_who_comes_back_gets_the_line_end_of_a_terminator_that_came_without_it(
 )
 def test_nothing_else_is_added_for_who_comes_back(body: bytes, content_type: str) -> None:
     assert received(body, content_type=content_type).answer == body
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "reason"),
+    [
+        (HTML, "text/html", "unreadable"),
+        (COMPLETION + b"x", JSON, "unreadable"),
+        (b"data: Hello\n\n", SSE, "unreadable"),
+        (b'{"error":{"message":"x"}}', JSON, "error"),
+        (DELTA + FAILED, SSE, "error"),
+        (b'{"object":"list","data":[]}', JSON, "empty"),
+        (DONE, SSE, "empty"),
+        (b"", SSE, "empty"),
+        (COMPLETION, JSON, ""),
+        (DELTA, SSE, ""),
+        (b"Hello.", "text/plain", ""),
+    ],
+)
+def test_an_answer_that_is_not_recorded_says_why(body: bytes, content_type: str, reason: str) -> None:
+    answer = received(body, content_type=content_type)
+    answer.finish(clean=True)
+    assert answer.unrecorded == reason
+    broken = received(body, content_type=content_type)
+    broken.finish(clean=False)
+    assert broken.unrecorded == ""
+
+
+def test_an_error_needs_no_reason() -> None:
+    answer = begun(status=500)
+    answer.receive(HTML)
+    answer.finish(clean=True)
+    assert answer.unrecorded == ""
+
+
+@pytest.mark.parametrize(("clean", "verdict"), [(True, Verdict.NOTHING), (False, Verdict.BROKEN)])
+def test_what_comes_in_an_encoding_that_is_not_undone_goes_on_as_it_is(clean: bool, verdict: Verdict) -> None:
+    answer = Exchange(chat, 5)
+    answer.begin(200, SSE, None, True)
+    assert answer.unrecorded == "encoding"  # to be said in the head
+    assert answer.receive(DELTA + DONE) == DELTA + DONE
+    assert answer.finish(clean) == (verdict, Reply())
+    assert answer.unrecorded == ("encoding" if clean else "")
+
+
+@pytest.mark.parametrize("body", [COMPLETION, HTML])
+def test_the_beginning_of_a_body_is_no_use_without_its_end(body: bytes) -> None:
+    answer = begun(None, len(body))
+    assert answer.receive(body) == b""
+    assert answer.release() == body
 
 
 @given(

@@ -16,6 +16,7 @@ from proxy.core.members import (
     dumps,
     elements,
     joined,
+    lenient,
     loads,
     members,
     with_default,
@@ -238,3 +239,29 @@ def test_what_is_no_value_cannot_be_loaded(raw: bytes) -> None:
 def test_what_json_has_no_form_for_cannot_be_dumped(value: Any) -> None:
     with pytest.raises(Malformed):
         dumps(value)
+
+
+@pytest.mark.parametrize(
+    ("raw", "wanted"),
+    [
+        (b'[NaN,Infinity,-Infinity,1e400,1.5,7,"\\ud83d"]', [None, None, None, None, 1.5, 7, "\ud83d"]),
+        (b'"\xff \xf0\x9f"', "\ufffd \ufffd"),
+        ('"\ud83d"', "\ud83d"),
+        (b"[" + b"9" * 5000 + b"]", [None]),
+        (b"[0." + b"9" * 5000 + b"]", [1.0]),
+    ],
+)
+def test_what_some_clients_library_reads_is_read(raw: bytes | str, wanted: Any) -> None:
+    assert lenient(raw) == wanted
+    assert loads(dumps(lenient(raw))) == wanted
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"nan", b'"\t"', b"{} x", b"\xef\xbb\xbf{}", "[" * 100_000])
+def test_what_no_clients_library_reads_is_malformed(raw: bytes | str) -> None:
+    with pytest.raises(Malformed):
+        lenient(raw)
+
+
+@given(VALUES)
+def test_what_is_json_is_read_as_it_is(value: Any) -> None:
+    assert lenient(dumps(value)) == value

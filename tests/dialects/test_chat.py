@@ -257,10 +257,61 @@ def test_choice_0_is_recorded_wherever_it_stands() -> None:
     assert chat.fold_body(body).message == REPLY
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"<html>", b'{"choices":[{"message":{"content":"\xff"}}]}'])
+@pytest.mark.parametrize("body", [b"", b"{", b"<html>", b'{"choices":[]}x', b'{"a":"\t"}'])
 def test_a_body_that_is_no_json_is_malformed(body: bytes) -> None:
     with pytest.raises(Malformed):
         chat.fold_body(body)
+
+
+@pytest.mark.parametrize("odd", [b'"x":NaN', b'"x":[-Infinity,1e400]', b'"x":"\xff"'])
+@pytest.mark.parametrize(("reason", "finished"), [(b'"stop"', True), (b"null", False)])
+def test_a_body_that_only_a_clients_library_reads_is_whole_where_it_says_so(
+    odd: bytes, reason: bytes, finished: bool
+) -> None:
+    reply = chat.fold_body(b'{"choices":[{"message":%b,"finish_reason":%b}],%b}' % (REPLY, reason, odd))
+    assert json.loads(reply.message or b"") == json.loads(REPLY)
+    assert reply.finished is finished
+
+
+def test_what_an_odd_body_says_can_be_sent_again() -> None:
+    message = b'{"role":"assistant","content":"\xff","n":NaN,"m":[1e400]}'
+    reply = chat.fold_body(b'{"choices":[{"message":%b,"finish_reason":"stop"}]}' % message)
+    assert json.loads(reply.message or b"") == {"role": "assistant", "content": "\ufffd", "n": None, "m": [None]}
+
+
+CHUNK = b'{"choices":[{"index":0,"delta":{"content":"%b"}}]}'
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"data: " + CHUNK % b"a" + b"\ndata: " + CHUNK % b"b" + b"\n\n",
+        b"data: " + CHUNK % b"a" + b"\ndata: " + CHUNK % b"b" + b"\ndata: [DONE]\ndata: " + CHUNK % b"c" + b"\n\n",
+        b"data: no\ndata: " + CHUNK % b"a" + b"\ndata: {\ndata:\n\ndata: " + CHUNK % b"b" + b"\n\n",
+        b"data: " + CHUNK.replace(b'"index":0', b'"x":NaN') % b"a" + b"\n\ndata: " + CHUNK % b"b" + b"\n\n",
+        b"event: error\ndata: " + CHUNK % b"ab" + b"\n\n",
+    ],
+)
+def test_events_that_some_library_reads_are_read(body: bytes) -> None:
+    reply = chat.fold_stream(body)
+    assert json.loads(reply.message or b"")["content"] == "ab"
+    assert not reply.error
+
+
+def test_an_event_whose_bytes_are_no_utf8_keeps_the_rest_of_its_text() -> None:
+    body = b"".join([b"data: " + CHUNK % text + b"\n\n" for text in (b"well \xf0\x9f", b"\x98\x80 done")])
+    assert json.loads(chat.fold_stream(body).message or b"")["content"] == "well \ufffd\ufffd\ufffd done"
+
+
+@pytest.mark.parametrize("data", [b"[1]", b'{"message":"x"}', b"no\ndata: JSON", b"no JSON"])
+def test_what_an_event_named_error_says_beside_a_chunk_is_an_error(data: bytes) -> None:
+    assert chat.fold_stream(b"event: error\ndata: " + data + b"\n\n").error
+
+
+def test_plain_text_is_a_reply_that_nothing_calls_whole() -> None:
+    reply = chat.fold_text(b"Hello.", "text/plain")
+    assert (reply.message, reply.finished) == (b'{"role":"assistant","content":"Hello."}', False)
+    assert chat.is_torn(b'{"a') and not chat.is_torn(b"{}")
 
 
 SURROGATE = b'"model":"\\ud83d",'  # only the standard library reads it

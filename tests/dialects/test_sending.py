@@ -642,3 +642,12 @@ def test_every_window_is_what_the_whole_ends_with(asked: list[bytes], turns: int
     start = 2 * min(turns, len(asked))
     whole, _ = windowed(past, Window(0, blank), USER)
     assert windowed(past, Window(start, blank), USER) == (whole[start:], len(past.line) - start)
+
+
+def test_a_reply_that_was_kept_with_half_a_character_goes_back_without() -> None:
+    """As older versions kept it: in the form that was sent."""
+    half, mended = b'{"role":"assistant","content":"ho \\ud83d"}', b'{"role":"assistant","content":"ho \\ufffd"}'
+    old = replace(turn("1", [OLD], half), echo=Message("assistant", half))
+    assert raws(request(USER), history(old)) == [OLD, mended, USER]
+    assert raws(request(USER), history(turn("1", [OLD], half)), form("openai")) == [OLD, mended, USER]
+    assert turn("1", [OLD], half).echo == Message("assistant", mended, marks.mark(half))

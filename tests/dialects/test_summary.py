@@ -103,3 +103,10 @@ def test_an_answer_becomes_a_message() -> None:
 )
 def test_what_is_no_summary_is_none(body: bytes) -> None:
     assert message_of(body) is None
+
+
+def test_half_a_character_goes_into_no_request() -> None:
+    asked = request("p", None, 99, ECHO, [message("assistant", "ho \ud83d")], 1000)
+    assert json.loads(asked)["messages"][1]["content"] == "assistant: ho \ufffd"
+    answer = {"choices": [{"message": {"content": "so \ud83d"}, "finish_reason": "stop"}]}
+    assert json.loads(message_of(json.dumps(answer).encode()) or b"")["content"] == "so \ufffd"

@@ -274,7 +274,6 @@ async def test_a_place_outlives_its_client(serve: Serve) -> None:
 FAILURES: list[tuple[list[Reply], Message]] = [
     ([error(500, {"error": {"message": "no"}})], user("u")),
     ([error(400, {"error": {"message": "no"}})], user("u")),
-    ([completion("x", headers=[("Content-Encoding", "br")])], user("u")),
     ([sse("a", end="rst", done=False, finish=None)], user("u")),
     ([sse(done=False, finish=None)], user("u")),
     ([], {"role": "tool", "tool_call_id": "nobody", "content": "1"}),

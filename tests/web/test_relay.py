@@ -4,6 +4,7 @@ client receives and when, and what is kept."""
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -373,6 +374,10 @@ async def test_affinity_is_a_keyed_hash_and_never_the_id(serve: Serve) -> None:
     assert own.json["prompt_cache_key"] == "mine"
 
 
+def squeezed(body: bytes) -> bytes:
+    return gzip.compress(body, mtime=0)  # a time in it would be in the test's name
+
+
 BAD: list[tuple[bytes, list[tuple[str, str]], int, str]] = [
     (b"{", SESSION, 400, "invalid_request"),
     (b"[]", SESSION, 400, "invalid_request"),
@@ -383,6 +388,17 @@ BAD: list[tuple[bytes, list[tuple[str, str]], int, str]] = [
     (b'{"messages":[]}', [("sessionId", "")], 400, "invalid_session_id"),
     (b'{"messages":[]}', [("sessionId", "x" * 257)], 400, "invalid_session_id"),
     (b'{"messages":[]}', [*SESSION, ("Content-Encoding", "gzip")], 415, "unsupported_encoding"),
+    (b'{"messages":[]}', [*SESSION, ("Content-Encoding", "compress")], 415, "unsupported_encoding"),
+    (squeezed(b'{"messages":[]}')[:-1], [*SESSION, ("Content-Encoding", "gzip")], 400, "invalid_request"),
+    (squeezed(b"{"), [*SESSION, ("Content-Encoding", "gzip")], 400, "invalid_request"),
+    (
+        squeezed(b" " * 5000 + b'{"messages":[]}'),
+        [*SESSION, ("Content-Encoding", "gzip")],
+        413,
+        "request_too_large",
+    ),
+    (squeezed(b" " * 1_000_000), [*SESSION, ("Content-Encoding", "gzip, gzip")], 415, "unsupported_encoding"),
+    (squeezed(b"") * 30, [*SESSION, ("Content-Encoding", "gzip")], 400, "invalid_request"),
     (b'{"messages":[]}', [*SESSION, ("x-session-store", "maybe")], 400, "invalid_request"),
     (b'{"messages":["' + b"x" * 5000 + b'"]}', SESSION, 413, "request_too_large"),
 ]
@@ -437,8 +453,6 @@ async def test_an_answer_over_the_limit_is_handed_on_but_its_end_is_not(serve: S
 
 
 async def test_an_answer_compressed_all_the_same_is_inflated(serve: Serve) -> None:
-    import gzip
-
     plain = b"".join(sse("Hello").pieces)
     squeezed = gzip.compress(plain)
     reply = sse(
@@ -452,13 +466,6 @@ async def test_an_answer_compressed_all_the_same_is_inflated(serve: Serve) -> No
         assert upstream.requests[0].header("accept-encoding") == "identity"
         assert upstream.requests[1].messages == [user("x"), assistant("Hello"), user("y")]
     assert first.data == plain and first.answer.header("content-encoding") is None
-
-
-async def test_an_answer_in_an_encoding_we_cannot_undo_is_a_502(serve: Serve) -> None:
-    async with ScriptedUpstream([completion("x", headers=[("Content-Encoding", "br")])]) as upstream:
-        proxy = await serve(upstream.base_url)
-        failed: Any = await ask(proxy.port, user("x"))
-    assert failed.answer.status == 502
 
 
 async def test_a_client_that_stops_reading_is_gone_and_its_turn_is_recorded(serve: Serve) -> None:

@@ -1,0 +1,79 @@
+"""The record of a turn: what is kept of it, behind the tip as it stands at the commit.
+
+Knows nothing of how the answer came, nor of who waits for it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from proxy.core.clients import client_of, moved_on
+from proxy.core.exchange import Outcome, Verdict
+from proxy.core.history import History, Session
+from proxy.core.model import Answer, Turn, TurnState
+from proxy.core.plan import Plan
+from proxy.dialects import chat, marks
+from proxy.dialects.turns import turns_of
+from proxy.web.attempts import Attempts
+from proxy.web.call import SEEN, Call
+from proxy.web.runtime import Runtime
+
+
+class Record:
+    """`overtaken`: another turn of the session was kept since this one was read against `session`."""
+
+    def __init__(self, runtime: Runtime, call: Call, session: Session, attempts: Attempts, id: str) -> None:
+        self.overtaken = False
+        self._runtime, self._call, self._session, self._attempts, self._id = runtime, call, session, attempts, id
+
+    async def keep(self, plan: Plan, outcome: Outcome, started: int, answer: Answer) -> bool:
+        """Record the turn, unless it was cut before it said anything. Raises StoreUnavailable."""
+        async with self._runtime.live.commit(self._call.key):
+            return await self._append(plan, outcome, started, answer)
+
+    async def _append(self, plan: Plan, outcome: Outcome, started: int, answer: Answer) -> bool:
+        runtime, call, key = self._runtime, self._call, self._call.key
+        history = self._session.history
+        cut = outcome.verdict is not Verdict.COMPLETE
+        if self.overtaken:
+            latest = (await runtime.store.load(key, runtime.now(), in_use=True)).history
+            if (moved := moved_on(plan, call.ask.system, history, latest, marks)) is not plan:
+                plan, history = moved, latest
+        turns = turns_of(
+            call.ask,
+            plan,
+            outcome.reply,
+            self._attempts.form,
+            id=self._id,
+            new_id=runtime.turn_id,
+            remembered=history.system if plan.parent == history.tip else history.system_of(plan.parent),
+            request=call.request,
+            idempotency_key=call.idempotency_key,
+            state=TurnState.CUT if cut else TurnState.COMPLETE,
+            cut=self._attempts.fit.cut,
+            started=started,
+            ended=runtime.now(),
+        )
+        if cut and turns[-1].echo is None:
+            return False
+        drop: list[str] = []
+        if turns[0].layout is not None or turns[0].parent != history.tip:
+            latest = (await runtime.store.load(key, runtime.now(), in_use=True)).history
+            drop = latest.plus(*turns).spare(runtime.live.parents(key))
+        wanted = not plan.side or call.idempotency_key is not None
+        begun = time.monotonic()
+        await runtime.store.append(key, turns, runtime.now(), drop, answer if wanted else None)
+        runtime.numbers.commit.add(time.monotonic() - begun)
+        if not plan.side:
+            runtime.live.overtake(key, self._id)
+            self._note_seen(plan, history, turns)
+        return True
+
+    def _note_seen(self, plan: Plan, history: History, turns: Sequence[Turn]) -> None:
+        """What of the list the next request of a client that resends need not bring to be read again."""
+        if plan.injected or not plan.whole or plan.parent != history.tip or turns[-1].echo is None:
+            return
+        news = sum([len(turn.asked) for turn in turns]) + len(turns) - 1
+        client = plan.client if plan.carries else client_of(plan.client, self._call.ask.messages, marks)
+        history.forms[SEEN] = chat.seen_in(self._call.ask, len(history.line) + news, client)
