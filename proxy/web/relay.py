@@ -212,7 +212,7 @@ async def _place(request: web.BaseRequest, runtime: Runtime, call: Call, on_busy
 def _dry_run(runtime: Runtime, call: Call, reading: Reading) -> web.Response:
     """What `x-session-dry-run` answers: the exact body, and where each of its messages came from."""
     plan = reading.plan
-    first = Attempts(runtime, call, plan, reading.session.history)
+    first = Attempts(runtime, call, plan, reading.session.history, probes=False)
     dropped = first.fit.dropped
     sources: list[dict[str, str]] = []
     if plan.system is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import ExitStack
 from typing import cast
 
 from msgspec import structs
@@ -168,20 +169,21 @@ class RecordedTurn:
         sent = upstream_headers(self.call, runtime)
         self.call.line.asked = self.call.line.asked or time.monotonic()
         answer = await runtime.client.ask("POST", target.url, sent, self._attempts.body, target.upstream)
-        try:
+        with ExitStack() as asked:
+            asked.callback(answer.close)
             body = Body(answer)
             if await self._attempts.refused(answer, body):
                 return True
-            await self._relay(answer, body)
-        finally:
-            answer.close()
+            await self._relay(answer, body, asked)
         return False
 
-    async def _relay(self, answer: Response, body: Body) -> None:
+    async def _relay(self, answer: Response, body: Body, asked: ExitStack) -> None:
         inflated = 200 <= answer.status < 300 and body.undo()
         self._said = status, kind = answer.status, answer.get("content-type")
         self._exchange.begin(status, kind, None if inflated else answer.length, body.unknown)
         self.broadcast.begin(answer.status, self._client_headers(answer, inflated), not answer.is_here)
+        if not inflated and self._may_be_refused_within(answer):
+            body = await self._opened(answer, body, asked)
         clean = await self._pieces(body) and body.is_whole
         if not self._settling:
             await self._settle(clean)
@@ -190,6 +192,26 @@ class RecordedTurn:
             self.note_delivery()
         else:
             self.broadcast.fail()
+
+    def _may_be_refused_within(self, answer: Response) -> bool:
+        streams = self.call.ask.stream and answer.status == 200 and answer.length is None
+        return streams and self._attempts.fit.looks_within and answer.get("content-encoding") is None
+
+    async def _opened(self, answer: Response, body: Body, asked: ExitStack) -> Body:
+        """The body of a stream, or of the one that comes in its place: where its first event says that the prompt is
+        too long, less of it is sent. The client has the head, and sees nothing of that."""
+        runtime, target = self._runtime, self.call.target
+        while await self._attempts.refused_within(answer, body, self._hand_on):
+            sent = upstream_headers(self.call, runtime)
+            try:
+                again = await runtime.client.ask("POST", target.url, sent, self._attempts.body, target.upstream)
+            except ProxyError:
+                break  # the first answer's error stands
+            asked.callback(again.close)
+            if not self._may_be_refused_within(again):
+                break
+            answer, body = again, Body(again)
+        return body
 
     async def _pieces(self, body: Body) -> bool:
         """Hand pieces on until the end of the transfer; whether it ended as HTTP says."""
