@@ -105,6 +105,8 @@ class Summary(Section):
         " decisions, preferences and open questions. Write the summary alone."
     )
     max_tokens: Count = 1024
+    timeout: Duration = _is("120s")
+    heading: Text | None = "Summary of the earlier messages of this conversation (not written by the user):"
 
 
 class History(Section):

@@ -64,10 +64,18 @@ CLIENT = 8  # bytes of a client's fingerprint, and of the fingerprint of its lis
 
 class Cut(NamedTuple):
     """Where the window begins: how many messages at the front of a line are left out, and the message that is
-    sent in their place (a summary), if one is."""
+    sent in their place (a summary), if one is. `told`: how many of them the summary tells of; None: all."""
 
     at: int = 0
     summary: bytes | None = None
+    told: int | None = None
+
+    @property
+    def covered(self) -> int:
+        """How many messages at the front of the line a summary stands for."""
+        if self.summary is None:
+            return 0
+        return self.at if self.told is None else self.told
 
 
 class Turn(Struct, frozen=True, gc=False):

@@ -10,11 +10,12 @@ import logging
 from collections.abc import Sequence
 from functools import cached_property
 
+from proxy.core.chain import taken
 from proxy.core.history import History
 from proxy.core.model import Cut, ModelKey, Turn
 from proxy.core.plan import Plan
 from proxy.core.sizes import Size, Sizes, Tokens, size_of, sizes_of, tokens
-from proxy.core.window import DEPTH, Bound, Window, begin, in_force, is_trimmed, places, reaching
+from proxy.core.window import DEPTH, Bound, Window, begin, in_force, is_trimmed, places, reaching, settled
 from proxy.dialects import groups, sending
 from proxy.dialects.overflow import STATUSES, overflow, room
 from proxy.dialects.sending import Form
@@ -30,6 +31,7 @@ TRIES = 2  # times that a refused request is sent again
 ERROR_SIZE = 64 * 1024  # bytes of an error that are looked at
 _SMALL = 16 * 1024  # bytes of a 200 that may be an error
 NO_CUT = Cut()
+SUMMARY = 2  # messages that a summary takes: itself, and what stands between it and a user's message
 _LEAST = 4 * 1024  # bytes of a request that may be too long for a model
 
 
@@ -52,11 +54,13 @@ class Fit:
         self._runtime, self._call, self._plan, self._history, self._form = runtime, call, plan, history, form
         self._settings = runtime.config.history
         self._tries = self._size = 0
-        self._before, self.window = NO_CUT, sending.WHOLE
+        self._before = self._taken = NO_CUT
+        self.window = sending.WHOLE
         self._is_trimmed = is_trimmed(plan)
         if self._is_trimmed:
             self._before = in_force(history, plan)
-            self.window = self._chosen(self._summarized() or self._before)
+            self._taken = self._summarized() or self._before
+            self.window = self._chosen(self._taken)
 
     def body(self, form: Form) -> tuple[Sequence[bytes], int]:
         """The body to send, and how many messages in it the client did not send; see `sending.compose`."""
@@ -72,8 +76,9 @@ class Fit:
     @property
     def cut(self) -> Cut | None:
         """Where the window begins, if that is to be kept with the turn."""
-        start, _, summary = self.window
-        return Cut(start, summary) if start >= self._before.at and (start, summary) != self._before else None
+        start, kept = self.window.start, self._taken
+        cut = Cut(start, kept.summary, kept.covered if kept.summary and kept.covered < start else None)
+        return cut if start >= kept.at and cut != self._before else None
 
     @property
     def limit(self) -> int | None:
@@ -104,13 +109,15 @@ class Fit:
             return False
         log.info("the upstream takes %s tokens: %d messages are left out", found.limit or "fewer", start)
         self._tries += 1
-        self.window = Window(start, self.window.blank)
+        self.window = self.window._replace(start=start)
         return True
 
     def kept(self) -> None:
         """The turn is kept: what it leaves may have to be summarized for the next one."""
-        call = self._call
+        call, cut = self._call, self.cut
         if self._settings.overflow == "summarize" and not self._plan.resends:
+            if cut and cut.at > max(cut.covered, self._before.at):
+                log.info("%d messages are left out that no summary tells of yet", cut.at - cut.covered)
             form, model = self._form, call.ask.model
             after(self._runtime, Asked(call.key, call.target, model, form, self._frame, self.limit))
 
@@ -139,21 +146,24 @@ class Fit:
     def _tokens(self) -> Tokens:
         plan, at = self._plan, (self._before.at, self.window.blank)  # what was counted was counted before
         same = lambda turn: self._form.binds(turn.form)  # noqa: E731
-        return tokens(plan.line, self._sizes, at, plan.injected, self._own, self._frame, same)
+        then, now = len(self._before.summary or b""), len(self.window.summary or b"")
+        found = tokens(plan.line, self._sizes, at, plan.injected, self._own, self._frame + then, same)
+        return found.grown(now - then)
 
     def _summarized(self) -> Cut | None:
         """The cut with a summary that was prepared since the last turn."""
-        if self._settings.overflow != "summarize" or self._plan.line is not self._history.line:
+        if self._settings.overflow != "summarize":
             return None
-        found = self._runtime.summaries.ready(self._call.key, self._history)
-        return found if found and found.at <= self._plan.injected else None
+        found = self._runtime.summaries.ready(self._call.key, self._plan.line[: self._plan.injected])
+        cut = taken(found, self._before) if found else None
+        return settled(cut, self._plan) if cut else None
 
     def _chosen(self, cut: Cut) -> Window:
         settings, end = self._settings, self._plan.injected
         blank = self._sizes.blank(settings.image_turns) if settings.image_turns else 0
         if cut.at or blank:
             at = reaching(self._plan.line, self._plan.messages, cut.at, end, groups) if cut.at else 0
-            self.window = Window(at, blank, cut.summary)
+            self.window = Window(at, blank, cut.summary if cut.at else None)
         bounds = self._bounds()
         start = begin(bounds, self.window.start, end, self._places) if bounds else self.window.start
         if start == self.window.start:
@@ -164,17 +174,18 @@ class Fit:
                 " new session, or send a shorter message.",
                 param="messages",
             )
-        return Window(start, blank)
+        return self.window._replace(start=start)
 
     def _bounds(self) -> list[Bound]:
         settings, end, bounds = self._settings, self._plan.injected, []
+        summary = self.window.summary
         if limit := self.limit:
             bounds.append(Bound(limit, self._tokens().of))
         if settings.max_messages:
-            own = len(self._plan.messages)
+            own = len(self._plan.messages) + (SUMMARY if summary else 0)
             bounds.append(Bound(settings.max_messages, lambda start: end - start + own))
         if settings.max_bytes:
-            whole, body = self._sizes.whole, len(self._call.ask.body)
+            whole, body = self._sizes.whole, len(self._call.ask.body) + len(summary or b"")
             bounds.append(Bound(settings.max_bytes, lambda start: whole[end] - whole[start] + body))
         return bounds
 
