@@ -91,11 +91,11 @@ def room(limit: int | None, ratio: float, most: int, taken: int) -> int:
 
 
 def bytes_of(most: int, size: int, counted: int) -> int:
-    """The bytes that a summary may have, of `size` bytes in which an upstream `counted` tokens (0: it did not)."""
-    if not counted:
+    """The bytes that a summary may have, of `size` bytes in which an upstream `counted` tokens (0: it did not). A count
+    that cannot be is none."""
+    if size * RATIOS[0] > counted:
         return BYTES * most
-    fits = size if counted <= 1.1 * most else size * most // counted
-    return min(fits, int(most / RATIOS[0]))
+    return size if counted <= 1.1 * most else size * most // counted
 
 
 def size_of(text: str) -> int:
