@@ -38,11 +38,12 @@ class Leaving(NamedTuple):
 
 
 def due(
-    history: History, base: Cut, limit: int | None, frame: int, same: Callable[[Turn], bool], groups: Groups
+    history: History, cut: Cut, base: Cut, limit: int | None, frame: int, same: Callable[[Turn], bool], groups: Groups
 ) -> tuple[Leaving | None, float]:
     """What is to be summarized of a session, and the tokens in a byte: what was cut and no summary tells of, and what
-    a turn over the limit would cut next. `base`: how far summaries have come; `frame`, `same`: as `tokens` has them."""
-    cut, line = history.cut, history.line
+    a turn over the limit would cut next. `cut`: the one in force; `base`: how far summaries have come; `frame`, `same`:
+    as `tokens` has them."""
+    line = history.line
     whole = frame + len(cut.summary or b"")
     found = tokens(line, sizes_of(history, line), (cut.at, 0), len(line), Size(), whole, same)
     at = _next(found, limit, cut.at, line, groups) if limit else cut.at
@@ -57,13 +58,15 @@ def _next(found: Tokens, limit: int, start: int, line: Line, groups: Groups) -> 
     return begin([Bound(FULL * limit, found.of)], start, end, lambda: places(line, (), start, end, groups))
 
 
-def taken(found: Cut, now: Cut) -> Cut | None:
+def taken(found: Cut, now: Cut, deepens: bool = True) -> Cut | None:
     """The cut that a turn takes along, of a summary that was `found` and the cut in force; None where it tells nothing
-    more, or what it tells of is still in the window. It may be late: then the window begins where it began."""
-    at = max(found.at, now.at)
-    if not now.covered < found.covered <= at:
+    more of what is left out. It may be late: then the window begins where it began; or early, where it may not deepen
+    the cut: then what it tells of is partly in the window, too."""
+    at = max(found.at, now.at) if deepens else now.at
+    covered = min(found.covered, at)
+    if covered <= now.covered:
         return None
-    return Cut(at, found.summary, None if found.covered == at else found.covered)
+    return Cut(at, found.summary, None if covered == at else covered)
 
 
 def digest(line: Line, size: int) -> bytes:

@@ -24,11 +24,12 @@ WAIT, MOST_WAIT = 60.0, 900.0
 
 
 class Ready(NamedTuple):
-    """A summary as the cut that it makes, and the digest of the messages that it tells of. Where it does not tell of
-    all that leaves yet, the cut is at 0."""
+    """A summary as the cut that it makes, the digest of the messages that it tells of, and the model that it was made
+    for. Where it does not tell of all that leaves yet, the cut is at 0."""
 
     cut: Cut
     digest: bytes
+    model: str | None = None
 
 
 class Failed(NamedTuple):
@@ -43,12 +44,12 @@ class Summaries:
         self._failed: OrderedDict[SessionKey, Failed] = OrderedDict()
         self._asking: dict[SessionKey, asyncio.Task[None]] = {}
 
-    def ready(self, key: SessionKey, line: Line) -> Cut | None:
+    def ready(self, key: SessionKey, line: Line) -> Ready | None:
         """How far the summaries of a session have come, where the line begins with what they tell of."""
         found = self._ready.get(key)
         if found is None or found.cut.covered > len(line) or digest(line, found.cut.covered) != found.digest:
             return None
-        return found.cut
+        return found
 
     def is_free(self, key: SessionKey) -> bool:
         """Whether one may be asked for."""

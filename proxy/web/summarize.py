@@ -69,9 +69,9 @@ async def _prepared(runtime: Runtime, asked: Asked) -> None:
     if history.tip is None or not summaries.has_rested(asked.key, size):
         return
     found, now = summaries.ready(asked.key, history.line), history.cut
-    base = found if found and found.covered > now.covered else now
+    base = found.cut if found and found.cut.covered > now.covered else now
     same = lambda turn: asked.form.binds(turn.form)  # noqa: E731
-    leaving, ratio = chain.due(history, base, asked.limit, asked.frame, same, groups)
+    leaving, ratio = chain.due(history, now, base, asked.limit, asked.frame, same, groups)
     if leaving is None:
         return
     made = _Chain(runtime, asked, history, leaving, ratio)
@@ -134,7 +134,8 @@ class _Chain:
             return
         self.covered = covered
         cut = Cut(covered, before) if covered == self.leaving.at else Cut(0, before, covered)
-        self.runtime.summaries.keep(self.asked.key, Ready(cut, chain.digest(self.history.line, covered)))
+        ready = Ready(cut, chain.digest(self.history.line, covered), self.asked.model)
+        self.runtime.summaries.keep(self.asked.key, ready)
 
     def _whole(self, text: str, room: int) -> str:
         """A message's text, unless it would take very many requests: then the middle is left out."""

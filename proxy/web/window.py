@@ -59,7 +59,7 @@ class Fit:
         self._is_trimmed = is_trimmed(plan)
         if self._is_trimmed:
             self._before = in_force(history, plan)
-            self._taken = self._summarized() or self._before
+            self._taken = self._summarized(self._before) or self._before
             self.window = self._chosen(self._taken)
 
     def body(self, form: Form) -> tuple[Sequence[bytes], int]:
@@ -150,12 +150,12 @@ class Fit:
         found = tokens(plan.line, self._sizes, at, plan.injected, self._own, self._frame + then, same)
         return found.grown(now - then)
 
-    def _summarized(self) -> Cut | None:
-        """The cut with a summary that was prepared since the last turn."""
+    def _summarized(self, now: Cut) -> Cut | None:
+        """The cut with a summary that tells more than the one in force, where one was prepared."""
         if self._settings.overflow != "summarize":
             return None
         found = self._runtime.summaries.ready(self._call.key, self._plan.line[: self._plan.injected])
-        cut = taken(found, self._before) if found else None
+        cut = taken(found.cut, now, found.model == self._call.ask.model) if found else None
         return settled(cut, self._plan) if cut else None
 
     def _chosen(self, cut: Cut) -> Window:
@@ -166,6 +166,9 @@ class Fit:
             self.window = Window(at, blank, cut.summary if cut.at else None)
         bounds = self._bounds()
         start = begin(bounds, self.window.start, end, self._places) if bounds else self.window.start
+        if start > cut.at and (more := self._summarized(Cut(start, cut.summary, cut.covered))):
+            self._taken, self.window = more, Window(more.at, blank, more.summary)
+            return self.window._replace(start=begin(self._bounds(), more.at, end, self._places))
         if start == self.window.start:
             return self.window
         if not self._trims:
