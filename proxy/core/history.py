@@ -266,12 +266,20 @@ def moved(cut: Cut, layout: Layout | None) -> Cut:
     window holds went back to before the cut."""
     if not cut.at or layout is None:
         return cut
+    at = _placed(cut.at, layout)
+    if at is None:
+        return Cut()
+    return Cut(at, cut.summary, None if cut.told is None else _placed(cut.told, layout))
+
+
+def _placed(at: int, layout: Layout) -> int | None:
+    """Where the first message that is kept of those from `at` on stands; None where none is."""
     place = 0
     for part in layout:
         if isinstance(part, int):
             place += part
-        elif part[1] <= cut.at:
+        elif part[1] <= at:
             place += part[1] - part[0]
         else:
-            return Cut(place + max(0, cut.at - part[0]), cut.summary)
-    return Cut()
+            return place + max(0, at - part[0])
+    return None

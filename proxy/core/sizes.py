@@ -123,6 +123,10 @@ class Tokens:
         """The tokens of the prompt where its window begins at `start`."""
         return max(0.0, self.base - self.sizes.tokens(self.ratio, self.at, start, self.blank))
 
+    def grown(self, size: int) -> Tokens:
+        """With so many bytes more in the prompt; less than none where it has less."""
+        return Tokens(self.sizes, self.blank, self.at, self.base + self.ratio * size, self.ratio)
+
     def corrected(self, start: int, counted: int) -> Tokens:
         """With what an upstream counted for a window that begins at `start`."""
         return Tokens(self.sizes, self.blank, start, counted, self.ratio * counted / max(1.0, self.of(start)))

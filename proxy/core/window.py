@@ -141,7 +141,13 @@ def in_force(history: History, plan: Plan, limit: float | None = None, model: st
         return cut
     if plan.decision is Decision.RETRY:
         cut = moved(cut, plan.layout)
+    return settled(cut, plan)
+
+
+def settled(cut: Cut, plan: Plan) -> Cut:
+    """A cut where the window of this plan may begin: its branch may have lost the message that stood there."""
     at = min(cut.at, plan.injected)
-    while 0 < at < plan.injected and plan.line[at].message.role != "user":  # the branch has lost that message
+    while 0 < at < plan.injected and plan.line[at].message.role != "user":
         at += 1
-    return Cut(at, cut.summary)
+    told = cut.told if cut.told is None or cut.told < at else None
+    return Cut(at, cut.summary, told)

@@ -53,10 +53,11 @@ _SAYS = re.compile(
     r"|token count[^.]{0,30}exceed|tokens? exceed\w* (?:the )?(?:configured )?limit|token limit (?:reached|exceeded)"
     r"|token length \d+ exceeds|tokens? exceeds? the model'?s max|exceeds (?:the )?max(?:imum)? input"
     r"|token count is \d+ but|max_(?:seq_len|num_tokens|input_len)\b|size limit exceeded by \d+ tokens"
-    r"|(?:prompt|input|conversation|messages?|request)\b[^.]{0,40} (?:is|are) too long|too many (?:prompt |input )?tokens"
+    r"|(?:prompt|input|conversation|messages?|request)\b[^.]{0,40} (?:is|are) too long|prompt too long"
+    r"|too many (?:prompt |input )?tokens"
     r"|longer than the (?:model|maximum|context)|greater than the context|too large for model|context the overflows"
     r"|too large for [^ ]+ model\. max size: \d+ tokens|must have less than \d+ tokens"
-    r"|reduce the length of (?:the|your) (?:messages|prompt|input)|prompt too long|input length should be"
+    r"|reduce the length of (?:the|your) (?:messages|prompt|input)|input length should be"
     r"|inputs` tokens \+ `max_new_tokens`",
     re.IGNORECASE,
 )

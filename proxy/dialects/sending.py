@@ -154,7 +154,7 @@ def _repaired(line: Sequence[Entry], form: Form, window: Window) -> Repair:
 def _begun(form: Form, window: Window) -> Repair:
     repair = Repair(form.profile)
     if window.summary is not None:
-        repair.add("user", window.summary, stored=True)
+        repair.summarized(window.summary)
     return repair
 
 

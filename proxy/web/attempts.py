@@ -12,10 +12,10 @@ from proxy.dialects.sending import Form
 from proxy.errors import ProxyError
 from proxy.web.call import Call
 from proxy.web.connection import Take
+from proxy.web.narrowing import ERROR_SIZE, Narrowing
 from proxy.web.pieces import Body
 from proxy.web.runtime import Runtime
 from proxy.web.upstream import Response
-from proxy.web.window import ERROR_SIZE, Fit
 
 _REFUSALS = 3  # members that a request is stripped of, one after another
 
@@ -27,7 +27,7 @@ class Attempts:
     def __init__(self, runtime: Runtime, call: Call, plan: Plan, history: History, probes: bool = True) -> None:
         self._runtime, self._call = runtime, call
         self.form = self._form(self._known)
-        self.fit = Fit(runtime, call, plan, history, self.form, probes)
+        self.fit = Narrowing(runtime, call, plan, history, self.form, probes)
         self.body, self.injected = self.fit.body(self.form)
 
     async def refused(self, answer: Response, body: Body) -> bool:
