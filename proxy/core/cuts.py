@@ -53,6 +53,11 @@ def joined(cuts: Sequence[Made], new: Made) -> tuple[Made, ...]:
     return (*[each for each in cuts if not new.covers(each)][1 - KEPT :], new)
 
 
+def newest(cuts: Sequence[Made], model: str) -> Cut:
+    """Where the window began that a model had last."""
+    return next((each.cut for each in reversed(cuts) if each.model in ("", model)), Cut())
+
+
 def holding(cuts: Sequence[Made], limit: float | None, model: str) -> Cut:
     """The deepest cut that holds, of equal ones the newest."""
     best = Cut()

@@ -163,6 +163,6 @@ def _counted(line: Line, start: int, end: int, same: Callable[[Turn], bool]) -> 
             prompt, said, thoughts = counts(turn.usage)[:3]
             if prompt:
                 return place, 0 if turn.resends else start, prompt, max(0, said - thoughts)
-        if turn.cut and same(turn):  # before it the window was another
+        if turn.cut and (same(turn) or not turn.cut_for):  # before it the window was another
             break
     return None

@@ -18,7 +18,7 @@ log = logging.getLogger("proxy.window")
 TRIES = 2  # times that a refused request is sent again
 ERROR_SIZE = 64 * 1024  # bytes of an error that are looked at
 _SMALL = 16 * 1024  # bytes of a 200 that may be an error
-_LEAST = 4 * 1024  # bytes of a request that may be too long for a model
+_LEAST = 2 * 1024  # bytes of a request that may be too long for a model
 _UNREAD = frozenset((200, 400, 413, 422))  # errors with these that nobody can read may be about the length
 
 
@@ -66,7 +66,7 @@ class Narrowing(Fit):
             return False
         before = self.window
         if found is None:
-            if status not in _UNREAD or self._tries or self._size < _LEAST:
+            if status not in _UNREAD or self._tries:
                 return False
             tried = self._runtime.failures.again(self._call.key)
             if tried is None:

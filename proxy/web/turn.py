@@ -182,7 +182,7 @@ class RecordedTurn:
         self._said = status, kind = answer.status, answer.get("content-type")
         self._exchange.begin(status, kind, None if inflated else answer.length, body.unknown)
         self.broadcast.begin(answer.status, self._client_headers(answer, inflated), not answer.is_here)
-        if not inflated and self._may_be_refused_within(answer):
+        if self._attempts.fit.looks_within and self._streams(answer):
             body = await self._opened(answer, body, asked)
         clean = await self._pieces(body) and body.is_whole
         if not self._settling:
@@ -193,9 +193,9 @@ class RecordedTurn:
         else:
             self.broadcast.fail()
 
-    def _may_be_refused_within(self, answer: Response) -> bool:
+    def _streams(self, answer: Response) -> bool:
         streams = self.call.ask.stream and answer.status == 200 and answer.length is None
-        return streams and self._attempts.fit.looks_within and answer.get("content-encoding") is None
+        return streams and answer.get("content-encoding") is None
 
     async def _opened(self, answer: Response, body: Body, asked: ExitStack) -> Body:
         """The body of a stream, or of the one that comes in its place: where its first event says that the prompt is
@@ -208,7 +208,7 @@ class RecordedTurn:
             except ProxyError:
                 break  # the first answer's error stands
             asked.callback(again.close)
-            if not self._may_be_refused_within(again):
+            if not self._streams(again):
                 break
             answer, body = again, Body(again)
         return body

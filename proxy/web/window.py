@@ -16,7 +16,7 @@ from proxy.core.history import History
 from proxy.core.model import Cut, ModelKey, Turn
 from proxy.core.plan import Decision, Plan
 from proxy.core.sizes import LOOK_BACK, Size, Sizes, Tokens, size_of, sizes_of, tokens
-from proxy.core.window import DEPTH, Bound, Window, begin, in_force, is_trimmed, places, reaching, settled
+from proxy.core.window import DEPTH, Bound, Window, begin, in_force, is_trimmed, last, places, reaching, settled
 from proxy.dialects import groups, sending
 from proxy.dialects.overflow import room
 from proxy.dialects.sending import Form
@@ -57,7 +57,7 @@ class Fit:
         self._stretch = 1
         self._probed: int | None = None  # the limit beyond which this request goes, to find out whether it holds
         self.cut_for = ""  # what the window was cut for, where that is new
-        self._before = self._taken = NO_CUT
+        self._last = self._taken = NO_CUT
         self.window = sending.WHOLE
         self._is_long = False  # it is tokens that there are too many of
         self._is_trimmed = is_trimmed(plan)
@@ -82,7 +82,7 @@ class Fit:
         """Where the window begins, if that is to be kept with the turn."""
         start, kept = self.window.start, self._taken
         cut = Cut(start, kept.summary, kept.covered if kept.summary and kept.covered < start else None)
-        return cut if start >= kept.at and cut != self._before else None
+        return cut if start >= kept.at and cut != self._last else None
 
     @property
     def limit(self) -> int | None:
@@ -100,7 +100,7 @@ class Fit:
             self._end_probe(True)
         call, cut = self._call, self.cut
         if self._settings.overflow == "summarize" and not self._plan.resends:
-            if cut and cut.at > max(cut.covered, self._before.at):
+            if cut and cut.at > max(cut.covered, self._last.at):
                 log.info("%d messages are left out that no summary tells of yet", cut.at - cut.covered)
             form, model = self._form, call.ask.model
             after(self._runtime, Asked(call.key, call.target, model, form, self._frame, self.limit))
@@ -120,25 +120,27 @@ class Fit:
 
     def _choose(self, depth: float = DEPTH) -> None:
         self.window, limit = sending.WHOLE, self.limit
-        self._before = in_force(self._history, self._plan, limit, self._name)
+        history, plan = self._history, self._plan
+        self._last = last(history, plan, self._name) if history.cuts else NO_CUT
+        before = in_force(history, plan, limit, self._name)
         self.cut_for = purpose(limit, self._name) if limit else ""
-        self._taken = self._summarized(self._before) or self._before
+        self._taken = self._summarized(before) or before
         self.window = self._chosen(self._taken, depth)
 
     def _probe(self) -> None:
         """Every so often more is sent than a learned limit allows: that it grew is told by nobody. Where that is
         refused, what is usual is sent, and the client sees nothing of it."""
-        learned, usual = self._runtime.store.learned, (self._before, self._taken, self.window, self.cut_for)
+        learned, usual = self._runtime.store.learned, (self._taken, self.window, self.cut_for)
         named = learned.limit(self._model, self._runtime.now()) if learned.limits else None
         if not named or self._plan.decision is Decision.RETRY or not learned.is_probed(self._model):
             return
         self._stretch = STRETCHED
         self._choose(FILLED)
-        if self.window.start < usual[2].start and self._tokens().of(self.window.start) > named:
+        if self.window.start < usual[1].start and self._tokens().of(self.window.start) > named:
             self._probed = named
         else:
             self._stretch = 1
-            self._before, self._taken, self.window, self.cut_for = usual
+            self._taken, self.window, self.cut_for = usual
 
     def _end_probe(self, taken: bool) -> None:
         named, self._probed = self._probed, None
@@ -165,8 +167,8 @@ class Fit:
         return len(self._plan.system or b"") + len(self._call.ask.tools)
 
     def _tokens(self) -> Tokens:
-        plan, at = self._plan, (self._before.at, self.window.blank)  # what was counted was counted before
-        then, now = len(self._before.summary or b""), len(self.window.summary or b"")
+        plan, at = self._plan, (self._last.at, self.window.blank)  # what was counted was counted before
+        then, now = len(self._last.summary or b""), len(self.window.summary or b"")
         found = tokens(plan.line, self._sizes, at, plan.injected, self._own, self._frame + then, self._is_same())
         return found.grown(now - then)
 
