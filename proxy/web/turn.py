@@ -22,7 +22,7 @@ from proxy.core.model import Answer
 from proxy.core.plan import Flight, Plan
 from proxy.core.usage import counts
 from proxy.dialects import chat
-from proxy.errors import ProxyError, Stopped, StoreUnavailable
+from proxy.errors import Interrupted, ProxyError, Stopped, StoreUnavailable
 from proxy.web.attempts import Attempts
 from proxy.web.broadcast import Broadcast
 from proxy.web.call import Call, client_headers, not_recorded, of_turn, upstream_headers
@@ -140,6 +140,7 @@ class RecordedTurn:
 
     def _end(self, fault: ProxyError | None = None) -> None:
         if self._stopped is None:
+            self.broadcast.why = "interrupt" if isinstance(fault, Interrupted) else "stop"
             self._stopped = fault or Stopped("The turn was stopped before its answer began. Nothing was recorded.")
             if self._cuttable and self.task:
                 self.task.cancel()
@@ -256,7 +257,7 @@ class RecordedTurn:
         except StoreUnavailable as error:
             log.error("turn %s is not kept, its end is not released: %s", self.id, error)
             released, fault = False, error
-            line.outcome = "unkept"
+            line.outcome, self.broadcast.why = "unkept", "store"
         self._committing = False
         self._leave()
         line.released = time.monotonic()
