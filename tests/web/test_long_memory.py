@@ -102,4 +102,3 @@ async def lived_on(proxy: RunningProxy, turns: int) -> None:
     for n in range(turns):
         assert (await ask(proxy.port, [user(f"{n}: more")], headers=[("x-session-mode", "append")])).status == 200
         await idle(proxy)
-
