@@ -366,7 +366,7 @@ MISTAKES = [
     ("history: {summary: {heading: ' '}}", "1:21: history.summary.heading: must be a text that says something"),
     (
         "history: {overflow: summarize, max_tokens: 150}",
-        "1:32: history.max_tokens: cannot hold a summary, the prompt that asks for it and a message; write at least 240,",
+        "1:32: history.max_tokens: cannot hold a summary, the prompt that asks for it and a message; write at least",
     ),
     (
         "history:\n  overflow: summarize\n  max_tokens: 4000\n  summary: {prompt: '" + "Be brief. " * 1600 + "'}",
