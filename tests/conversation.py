@@ -48,12 +48,14 @@ class Answer:
 
 @dataclass(frozen=True)
 class Posted:
-    """What became of a request: how it was read, the body that went upstream, the turns that were kept."""
+    """What became of a request: how it was read, the body that went upstream, the turns that were kept. `bare`: the
+    body as it had been without a summary."""
 
     plan: Plan
     body: bytes
     turns: list[Turn]
     dropped: int = 0
+    bare: bytes = b""
 
     @property
     def messages(self) -> list[bytes]:
@@ -62,9 +64,11 @@ class Posted:
 
 
 class Session:
-    """One session, one request after another. `limit`: the messages that may go with a history of ours."""
+    """One session, one request after another. `limit`: the messages that may go with a history of ours; `summary`: the
+    message that stands for what is left out."""
 
-    def __init__(self, limit: int | None = None) -> None:
+    def __init__(self, limit: int | None = None, summary: bytes | None = None) -> None:
+        self.summary = summary
         self.history = History()
         self.limit = limit
         self.heard: dict[str, bool] = {}  # by turn: whether the client has seen its end
@@ -85,7 +89,9 @@ class Session:
         form = sending.form_of(profile, f"{profile}.test", ask.model)
         cut, start = self._window(plan)
         window = Window(start, start + 3 if start else 0)  # with a few images left out behind it
-        sent = b"".join(sending.compose(ask, plan, self.history, form, window)[0])
+        bare = b"".join(sending.compose(ask, plan, self.history, form, window)[0])
+        told = window._replace(summary=self.summary if start else None)
+        sent = b"".join(sending.compose(ask, plan, self.history, form, told)[0]) if told != window else bare
         outcome = _outcome(answer)
         turns: list[Turn] = []
         id = self._new_id()
@@ -94,7 +100,7 @@ class Session:
             turns = self._keep(ask, plan, form, id, request, outcome, moved)
         if turns and not plan.side:
             self.heard[id] = outcome.verdict is Verdict.COMPLETE and answer.heard
-        return Posted(plan, sent, turns, start)
+        return Posted(plan, sent, turns, start, bare)
 
     def _window(self, plan: Plan) -> tuple[Cut, int]:
         """Where the window begins so far, and from this request on."""

@@ -159,5 +159,4 @@ def settled(cut: Cut, plan: Plan) -> Cut:
     at = min(cut.at, plan.injected)
     while 0 < at < plan.injected and plan.line[at].message.role != "user":
         at += 1
-    told = cut.told if cut.told is None or cut.told < at else None
-    return Cut(at, cut.summary, told)
+    return Cut(at, cut.summary, cut.covered if cut.summary and cut.covered < at else None)

@@ -385,6 +385,11 @@ def test_a_cut_is_kept_with_its_turn_and_holds_on_the_branches_that_contain_it()
         ((1,), Cut()),
     ],
 )
-def test_a_cut_moves_with_the_messages_behind_it(layout: Layout | None, wanted: Cut) -> None:
+def test_a_cut_and_what_its_summary_tells_of_move_with_the_messages_behind_them(
+    layout: Layout | None, wanted: Cut
+) -> None:
     assert moved(Cut(4, b"s"), layout) == wanted
+    partly = moved(Cut(4, b"s", 2), layout)
+    assert (partly.at, partly.summary) == (wanted.at, wanted.summary)
+    assert partly.covered <= wanted.covered
     assert moved(Cut(), layout) == Cut()

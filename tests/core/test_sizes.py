@@ -154,6 +154,12 @@ def test_a_hidden_prompt_does_not_spoil_the_measure(prompt: int, ratio: float) -
     assert (found.of(0), found.ratio) == (prompt + ratio * 40, ratio)
 
 
+def test_a_prompt_grows_by_what_is_put_into_it() -> None:
+    found = estimate(history(turn(0, usage=usage(60, 20))))
+    assert found.grown(100).of(0) == found.of(0) + 100 * found.ratio
+    assert found.grown(-100).of(0) == found.of(0) - 100 * found.ratio
+
+
 def test_a_prompt_is_never_less_than_nothing() -> None:
     assert estimate(history(*[turn(n) for n in range(5)], turn(5, usage=usage(1)))).of(10) == 0
 
