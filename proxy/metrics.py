@@ -99,7 +99,7 @@ def _counted(numbers: Numbers) -> Iterable[Metric]:
     )
     rejected = {(reason,): count for reason, count in numbers.rejected.items()}
     yield _counter("rejected", "Errors of the proxy's own, by code.", ["reason"], rejected)
-    summaries = {(outcome,): count for outcome, count in numbers.summaries.items()}
+    summaries = {(outcome,): numbers.summaries[outcome] for outcome in ("made", "failed")}
     yield _counter("summaries", "Requests for summaries, by outcome: made, failed.", ["outcome"], summaries)
     yield _counter(
         "tokens",

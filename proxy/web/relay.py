@@ -223,8 +223,8 @@ def _dry_run(runtime: Runtime, call: Call, reading: Reading) -> web.Response:
     rest = plan.sent[dropped:]
     if first.fit.window.summary is not None:
         sources.append({"from": "summary", "role": "user"})
-        roles = [entry.message.role if entry else theirs.role for entry, theirs in rest[:1] if entry or theirs]
-        if roles == ["user"]:  # which never follows another
+        behind = [entry.message if entry else theirs for entry, theirs in rest[:1]]
+        if any([message and message.role == "user" for message in behind]):  # which never follows another
             sources.append({"from": "proxy", "role": "assistant"})
     for entry, theirs in rest:
         if entry:

@@ -220,13 +220,14 @@ async def test_a_secret_that_is_damaged_or_of_another_database_fails(tmp_path: P
         os.chmod(proxy.config, 0o600)
         await say(proxy.port, "s")
         await proxy.stop()
-        secret = proxy.state / "sessions.db.secret"
+        secret = proxy.database.with_name("sessions.db.secret")
         secret.write_bytes(bytes(32))
         code, found = await doctor(proxy)
         assert code == 1 and any([f"fail  database: {secret} belongs to another database" in line for line in found])
         code, _, errors = await run("serve", "--config", str(proxy.config), "--listen", "127.0.0.1:0", folder=tmp_path)
         assert code == 1 and "belongs to another database" in errors and "restore a backup" in errors
-        (proxy.state / "sessions.db").unlink()
+        for file in proxy.database.parent.glob("sessions.db*"):
+            file.unlink()
         secret.write_bytes(b"short")
         code, found = await doctor(proxy)
         assert code == 1 and any([line.startswith(f"fail  secret: {secret} is damaged") for line in found])
