@@ -122,7 +122,8 @@ class Fit:
         self.window, limit = sending.WHOLE, self.limit
         history, plan = self._history, self._plan
         self._last = last(history, plan, self._name) if history.cuts else NO_CUT
-        before = in_force(history, plan, limit, self._name)
+        known = history.cuts or plan.line is not history.line
+        before = in_force(history, plan, limit, self._name) if known else NO_CUT
         self.cut_for = purpose(limit, self._name) if limit else ""
         self._taken = self._summarized(before) or before
         self.window = self._chosen(self._taken, depth)

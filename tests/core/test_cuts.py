@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.cuts import GROWN, KEPT, Made, holding, joined, made, purpose
+from proxy.core.cuts import GROWN, KEPT, Made, holding, joined, made, newest, purpose
 from proxy.core.model import Cut
 
 LIMITS = st.one_of(st.just(0), st.integers(1, 4000))
@@ -38,6 +38,8 @@ def test_of_two_models_each_finds_its_own() -> None:
     assert holding(cuts, 612, "h small") == Cut(64)
     assert holding(cuts, 2625, "h large") == Cut(20)
     assert holding(cuts, None, "h third") == Cut()
+    assert [newest(cuts, model) for model in ("h small", "h large", "h third")] == [Cut(64), Cut(20), Cut()]
+    assert newest(joined(cuts, Made(Cut(70))), "h small") == Cut(70)
     assert joined(cuts, Made(Cut(64), 2625, "h large")) == (Made(Cut(64), 2625, "h large"),)
 
 

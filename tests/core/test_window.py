@@ -14,7 +14,7 @@ from proxy.core.history import History
 from proxy.core.model import Cut, Layout, Message, Turn
 from proxy.core.plan import Decision, Plan
 from proxy.core.sizes import GRID
-from proxy.core.window import DEPTH, Bound, begin, in_force, is_trimmed, places, reaching, settled
+from proxy.core.window import DEPTH, Bound, begin, in_force, is_trimmed, last, places, reaching, settled
 
 ROLES = {"u": "user", "a": "assistant", "c": "assistant", "r": "tool", "s": "system"}
 
@@ -185,6 +185,14 @@ def test_a_cut_holds_until_the_next_one() -> None:
     assert in_force(more, append(more)) == Cut(2)
     last = more.plus(turn("m", "u a", more.tip, cut=Cut(4, b"s")))
     assert in_force(last, append(last)) == Cut(4, b"s")
+
+
+def test_a_cut_holds_for_what_it_was_made_for_and_tells_what_was_counted() -> None:
+    told = history("u a", "u a", "u a", cut=Cut(4)).plus(turn("n", "u a", "t2", cut=Cut(2), cut_for="3000 h large"))
+    small = told.plus(turn("m", "u a", "n", cut=Cut(6), cut_for="700 h small"))
+    plan = append(small)
+    assert [in_force(small, plan, limit, "h large") for limit in (3000, 700)] == [Cut(4), Cut(6)]
+    assert [last(small, plan, model) for model in ("h large", "h small", "h third")] == [Cut(2), Cut(6), Cut(4)]
 
 
 def test_a_cut_holds_on_the_branches_that_contain_it_and_no_others() -> None:

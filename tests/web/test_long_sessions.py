@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from proxy.core.learned import PROBED
 from proxy.web.narrowing import TRIES
 from tests.fakes import Received, Reply, ScriptedUpstream, completion, error, sse
 from tests.web.conftest import RunningProxy, Serve
@@ -140,13 +141,15 @@ async def test_a_refused_request_is_cut_and_sent_again(serve: Serve, counts: boo
         told = await talked(proxy, 40, stream=stream, model="fake-1")
         shown = await get(proxy.port, "/sessions/s1")
     refused = len(upstream.requests) - 40
-    assert 0 < refused <= (1 if counts else 10)  # without a number there is none to remember
+    # Without a number there is none to remember; one that is known is tried now and then.
+    assert 0 < refused <= (1 + 40 // PROBED if counts else 10)
     assert dropped(told[-1]) > 40
     assert len((await history(proxy)).line) == 80
     assert shown["limit"] == (16 * TOKENS if counts else None)
     assert shown["tokens"] == TOKENS * (len(upstream.requests[-1].messages) + 1)
     assert (shown["cached_tokens"], shown["totals"]["cached_tokens"]) == (7, 7 * 40)
-    assert kept_prefixes(upstream) >= 0.75 * len(upstream.requests)
+    taken = [request for request in upstream.requests if len(request.messages) <= 16]
+    assert sum([is_prefix(*pair) for pair in pairwise(taken)]) >= 0.7 * len(taken)
 
 
 async def test_what_an_error_counts_corrects_an_estimate_without_any(serve: Serve) -> None:
@@ -186,8 +189,10 @@ async def test_the_answer_needs_room_too(serve: Serve) -> None:
     async with ScriptedUpstream(too_long(16)) as upstream:
         proxy = await serve(upstream.base_url)
         await talked(proxy, 9)
+        before = len(upstream.requests)
         await talked(proxy, 8, 9, max_tokens=8 * TOKENS)
-        assert all(len(request.messages) <= 8 for request in upstream.requests[-8:])
+        sent = [len(request.messages) for request in upstream.requests[before:]]
+        assert len([size for size in sent if size <= 8]) == 8 and len(sent) <= 8 + 1  # one asks whether it still holds
 
 
 async def test_what_can_never_fit_gets_the_upstreams_own_error_and_the_session_goes_on(serve: Serve) -> None:
