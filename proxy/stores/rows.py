@@ -47,6 +47,7 @@ def row_of(id: int, key: SessionKey, turn: Turn, now: int, answer: Answer | None
         turn.cut and turn.cut.told,
         turn.client,
         turn.traits,
+        text(turn.cut_for),
         *((answer.status, text(answer.content_type), answer.body) if answer else (None, None, None)),
     )
 
@@ -62,7 +63,7 @@ def history_of(tip: int | None, rows: Iterable[Any]) -> History:
 
 def _turn(parent: str | None, row: Any) -> Turn:
     name, state, system, asked, roles, reply, echo, model, finish_reason, usage, started, ended, *tree = row
-    layout, marks, form, request, resends, idempotency_key, cut, summary, told, client, traits = tree
+    layout, marks, form, request, resends, idempotency_key, cut, summary, told, client, traits, cut_for = tree
     raws = [bytes(raw) for raw in elements(asked)]
     each = [marks[at : at + MARK] for at in range(0, len(marks), MARK)] if marks else [b""] * (len(raws) + 1)
     named = zip(loads(roles.encode()), raws, each, strict=False)
@@ -87,6 +88,7 @@ def _turn(parent: str | None, row: Any) -> Turn:
         ended=ended,
         client=client,
         traits=traits,
+        cut_for=cut_for,
     )
 
 

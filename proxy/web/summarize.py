@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from proxy.core import chain
 from proxy.core.chain import Leaving, Place
+from proxy.core.cuts import holding
 from proxy.core.history import History
 from proxy.core.model import Cut, ModelKey, SessionKey
 from proxy.dialects import groups, summary
@@ -68,7 +69,8 @@ async def _prepared(runtime: Runtime, asked: Asked) -> None:
     size = len(history.line)
     if history.tip is None or not summaries.has_rested(asked.key, size):
         return
-    found, now = summaries.ready(asked.key, history.line), history.cut
+    found = summaries.ready(asked.key, history.line)
+    now = holding(history.cuts, asked.limit, f"{asked.target.host} {asked.model or ''}")
     base = found.cut if found and found.cut.covered > now.covered else now
     same = lambda turn: asked.form.binds(turn.form)  # noqa: E731
     leaving, ratio = chain.due(history, now, base, asked.limit, asked.frame, same, groups)
