@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,7 +19,7 @@ from proxy.core import chain
 from proxy.core.chain import Leaving, Place
 from proxy.core.cuts import holding
 from proxy.core.history import History
-from proxy.core.model import Cut, ModelKey, SessionKey
+from proxy.core.model import Cut, ModelKey, SessionKey, Turn
 from proxy.dialects import groups, summary
 from proxy.dialects.overflow import overflow
 from proxy.dialects.sending import Form
@@ -37,7 +38,7 @@ _ANSWER = 1 << 20  # bytes of an answer
 
 class Asked(NamedTuple):
     """The turn after which a summary may be asked for. `frame`: bytes of its system block and tools, `limit`: the
-    tokens that its prompt might have, None where that is not known."""
+    tokens that its prompt might have, None where that is not known; `same`: which turns had its window."""
 
     key: SessionKey
     target: Target
@@ -45,6 +46,7 @@ class Asked(NamedTuple):
     form: Form
     frame: int
     limit: int | None
+    same: Callable[[Turn], bool]
 
 
 class _Failed(Exception):
@@ -69,11 +71,10 @@ async def _prepared(runtime: Runtime, asked: Asked) -> None:
     size = len(history.line)
     if history.tip is None or not summaries.has_rested(asked.key, size):
         return
-    found = summaries.ready(asked.key, history.line)
     now = holding(history.cuts, asked.limit, f"{asked.target.host} {asked.model or ''}")
-    base = found.cut if found and found.cut.covered > now.covered else now
-    same = lambda turn: asked.form.binds(turn.form)  # noqa: E731
-    leaving, ratio = chain.due(history, now, base, asked.limit, asked.frame, same, groups)
+    found, other = summaries.ready(asked.key, history.line), chain.furthest([each.cut for each in history.cuts])
+    base = chain.furthest([now, Cut(0, other.summary, other.covered), *([found.cut] if found else [])])
+    leaving, ratio = chain.due(history, now, base, asked.limit, asked.frame, asked.same, groups)
     if leaving is None:
         return
     made = _Chain(runtime, asked, history, leaving, ratio)
