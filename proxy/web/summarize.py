@@ -60,9 +60,10 @@ class _TooLong(Exception):
 def after(runtime: Runtime, asked: Asked) -> None:
     """A turn was kept: ask for a summary, if one is due."""
     settings = runtime.config.history
-    paid, free = asked.target.upstream.api_key is not None, runtime.summaries.is_free(asked.key)
+    host = asked.target.host
+    paid, free = asked.target.upstream.api_key is not None, runtime.summaries.is_free(asked.key, host)
     if settings.overflow == "summarize" and paid and free and not runtime.live.draining:
-        runtime.summaries.start(asked.key, _prepared(runtime, asked))
+        runtime.summaries.start(asked.key, host, _prepared(runtime, asked))
 
 
 async def _prepared(runtime: Runtime, asked: Asked) -> None:

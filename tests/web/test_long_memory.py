@@ -10,7 +10,7 @@ import pytest
 from proxy.core.chain import most_of
 from tests.fakes import Received, Reply, ScriptedUpstream, completion, error
 from tests.web.conftest import RunningProxy, Serve
-from tests.web.talk import ask, user
+from tests.web.talk import Json, ask, user
 from tests.web.test_summaries import OURS, PROMPT, asks_for_a_summary, idle
 
 FACTS = 30
@@ -60,7 +60,7 @@ async def lived(proxy: RunningProxy, turns: int) -> None:
 async def test_thirty_facts_of_the_beginning_go_upstream_at_the_end(serve: Serve, limit: int, known: bool) -> None:
     upstream_of = Scripted(limit)
     async with ScriptedUpstream(upstream_of) as upstream:
-        settings = {"overflow": "summarize", "summary": {"prompt": PROMPT}}
+        settings: Json = {"overflow": "summarize", "summary": {"prompt": PROMPT}}
         settings |= {"max_tokens": limit} if known else {}
         proxy = await serve(upstream.base_url, upstream=OURS, history=settings)
         await lived(proxy, 3 * limit * 4 // (2 * len(FILLER)))
