@@ -5,7 +5,7 @@ Each value is right by itself, which `shapes` has seen to. Knows no file; places
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from proxy.core.chain import BYTES, LEAST, SHARE, most_of, room
@@ -73,3 +73,14 @@ def unsummarized(keys: Sequence[bool], tokens: int | None, most: int | None) -> 
     if tokens and most and most > tokens // SHARE:
         part = f"one part in {SHARE} of history.max_tokens"
         yield ("history", "summary", "max_tokens"), f"a summary gets at most {part}, which is {tokens // SHARE}"
+
+
+def renamed(
+    before: Iterable[tuple[str, Iterable[str]]], after: Iterable[tuple[str, Iterable[str]]]
+) -> list[tuple[str, str]]:
+    """Clients, as a name and its key hashes, whose keys had another name before: both names. Sessions are a name's."""
+    names = {each: name for name, hashes in before for each in hashes}
+    now = list(after)
+    found = {(names[each], name) for name, hashes in now for each in hashes if each in names}
+    there = dict(now)
+    return sorted([pair for pair in found if pair[0] not in there])

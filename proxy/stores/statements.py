@@ -73,5 +73,6 @@ STALE = "SELECT id, touched, tenant, session FROM sessions WHERE touched < ? AND
 FORGET = "DELETE FROM sessions WHERE emptied = 1 AND touched < ?"
 SEAL = "SELECT seal FROM seal"
 SEALED = "INSERT OR IGNORE INTO seal (id, seal) VALUES (1, ?)"
+RESEAL = "INSERT OR REPLACE INTO seal (id, seal) VALUES (1, ?)"
 BEAT = "UPDATE pulse SET beat = beat + 1"
 ALIVE = "SELECT count(*) FROM sessions WHERE touched >= ?"  # the index on `touched` answers it alone

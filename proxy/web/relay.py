@@ -220,7 +220,13 @@ def _dry_run(runtime: Runtime, call: Call, reading: Reading) -> web.Response:
     sources: list[dict[str, str]] = []
     if plan.system is not None:
         sources.append({"from": "request" if call.ask.system is not None else "history", "role": "system"})
-    for entry, theirs in plan.sent[dropped:]:
+    rest = plan.sent[dropped:]
+    if first.fit.window.summary is not None:
+        sources.append({"from": "summary", "role": "user"})
+        behind = [entry.message if entry else theirs for entry, theirs in rest[:1]]
+        if any([message and message.role == "user" for message in behind]):  # which never follows another
+            sources.append({"from": "proxy", "role": "assistant"})
+    for entry, theirs in rest:
         if entry:
             sources.append({"from": "history", "turn": entry.turn.id, "role": entry.message.role})
         elif theirs:

@@ -20,6 +20,7 @@ from proxy.core.chain import Leaving, Place
 from proxy.core.cuts import holding
 from proxy.core.history import History
 from proxy.core.model import Cut, ModelKey, SessionKey, Turn
+from proxy.core.usage import counts
 from proxy.dialects import groups, summary
 from proxy.dialects.overflow import overflow
 from proxy.dialects.sending import Form
@@ -83,6 +84,7 @@ async def _prepared(runtime: Runtime, asked: Asked) -> None:
         await made.run()
     except _Failed as why:
         summaries.fail(asked.key, size)
+        runtime.numbers.summaries["failed"] += 1
         missing = max(0, now.at - made.covered)
         log.warning(
             "no summary: %s. The last one stays; %d messages are left out that none tells of.",
@@ -187,6 +189,7 @@ class _Chain:
             if overflow(status, said):
                 raise _TooLong
             raise _Failed(f"the upstream answered 200, but {found}")
+        self.runtime.numbers.summarized(counts(found.usage) if found.usage else None)
         if found.cut:
             log.warning("a summary was cut at %d tokens: history.summary.max_tokens is what it may have", self._most)
         return summary.message(settings.heading, found.text)

@@ -311,8 +311,8 @@ SAYS: list[tuple[Any, int | None, int | None]] = [
     # DeepSeek behind a router (anomalyco/opencode 35991)
     (
         {
-            "detail": "Invalid request. Please check the parameters and try again. Details: The input (514881 tokens) is"
-            " longer than the model's context length (262144 tokens)."
+            "detail": "Invalid request. Please check the parameters and try again. Details: The input (514881 tokens)"
+            " is longer than the model's context length (262144 tokens)."
         },
         262144,
         514881,
@@ -320,8 +320,8 @@ SAYS: list[tuple[Any, int | None, int | None]] = [
     # LiteLLM (anomalyco/opencode 44889)
     (
         openai(
-            "litellm.BadRequestError: Context Window exceeded for given call. No models have context window large enough"
-            " for this call."
+            "litellm.BadRequestError: Context Window exceeded for given call. No models have context window large"
+            " enough for this call."
         ),
         None,
         None,
@@ -339,8 +339,8 @@ SAYS: list[tuple[Any, int | None, int | None]] = [
     # Xinference (xorbitsai/inference 5473)
     (
         {
-            "error": "[address=x.x.x.x:55469, pid=20175] request (33430 tokens) exceeds the available context size (32768"
-            " tokens), try increasing it"
+            "error": "[address=x.x.x.x:55469, pid=20175] request (33430 tokens) exceeds the available context size"
+            " (32768 tokens), try increasing it"
         },
         32768,
         33430,
@@ -348,8 +348,8 @@ SAYS: list[tuple[Any, int | None, int | None]] = [
     # kronk (ardanlabs/kronk 862)
     (
         openai(
-            "start-slot: imc decode: imc: failed to decode extension tokens at pos 16384: unable to process request: the"
-            " context window is full. Please reduce the input size or increase the context window",
+            "start-slot: imc decode: imc: failed to decode extension tokens at pos 16384: unable to process request:"
+            " the context window is full. Please reduce the input size or increase the context window",
             code="server_error",
         ),
         None,
@@ -387,7 +387,8 @@ COUNTS: list[tuple[int, Any, Kind, int | None]] = [
         Kind.IMAGES,
         10,
     ),
-    # Claude (anthropics/anthropic-sdk-python 938), Gemini, its proxy (google-gemini/gemini-cli 13776), nginx, Cloudflare
+    # Claude (anthropics/anthropic-sdk-python 938), Gemini and in front of it (google-gemini/gemini-cli 13776), nginx,
+    # Cloudflare
     (413, {"error": {"type": "request_too_large", "message": "Request exceeds the maximum size"}}, Kind.BYTES, None),
     (400, openai("Request payload size exceeds the limit: 20971520 bytes."), Kind.BYTES, 20971520),
     (413, openai("Maximum request body size 1048576 exceeded, actual body size 1056562"), Kind.BYTES, 1048576),

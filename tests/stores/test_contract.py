@@ -350,7 +350,8 @@ async def test_what_models_take_is_learned_per_tenant_and_forgotten_in_a_day(she
 async def test_a_cut_is_kept_with_its_turn(shelf: Shelf) -> None:
     summary = b'{"role":"user","content":"in short"}'
     one = turn("1")
-    line = [one, turn("2", one, cut=Cut(2)), turn("3", turn("2"), cut=Cut(4, summary)), turn("4", turn("3"))]
+    two = turn("2", one, cut=Cut(2), cut_for="700 h m")
+    line = [one, two, turn("3", two, cut=Cut(4, summary)), turn("4", turn("3"))]
     line.append(turn("5", line[-1], cut=Cut(6, summary, 4)))
     for each in line:
         await shelf.store.append(A, [each], 0)

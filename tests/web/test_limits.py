@@ -14,7 +14,7 @@ from proxy.web.failures import PATIENCE, TRIED
 from tests.dialects.test_overflow import COUNTS, SAYS, VLLM
 from tests.fakes import Received, Reply, ScriptedUpstream, completion, error, event, sse
 from tests.web.conftest import RunningProxy, Serve
-from tests.web.talk import Answer, Json, ask, assistant, history, old_part, user
+from tests.web.talk import Answer, ask, history, user
 from tests.web.test_long_sessions import TOKENS, WORDS, counted, dropped, is_prefix, talked, too_long
 
 PICTURE = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{0:02000}"}}

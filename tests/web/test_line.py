@@ -8,6 +8,7 @@ import logging
 import os
 import re
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -233,11 +234,15 @@ async def test_who_is_not_let_into_the_line_did_not_wait(serve: Serve) -> None:
     async with ScriptedUpstream([completion("1", end="hang", pieces=[])]) as upstream:
         proxy = await serve(upstream.base_url, sessions={"queue_limit": 1})
         logged = Logged(proxy)
+
+        def waits(number: int) -> bool:
+            return proxy.runtime.live.waiting == number and len(upstream.requests) == 1
+
         async with RawClient(proxy.port) as first, RawClient(proxy.port) as second:
             for number, client in enumerate((first, second)):
                 body = b'{"model":"m","messages":[{"role":"user","content":"%d"}]}' % number
                 await client.request("POST", "/v1/chat/completions", [("sessionId", "s1")], body)
-                await eventually(lambda number=number: proxy.runtime.live.waiting == number and upstream.requests)
+                await eventually(partial(waits, number))
             refused = await ask(proxy.port, [user("3")])
             line = await logged.line()
             assert (refused.status, refused.error["code"]) == (429, "session_queue_full")

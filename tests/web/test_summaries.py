@@ -227,3 +227,30 @@ async def test_a_summary_is_for_every_branch_that_has_what_it_tells_of(serve: Se
         assert (await ask(proxy.port, branch)).decision == "rewrite"
         assert (await ask(proxy.port, [user("more")], headers=[("x-session-mode", "append")])).status == 200
         assert first(writing.turns[-1]).startswith("summary 1" if kept else "question 0")
+
+
+async def test_a_dry_run_lists_the_summary_and_operators_see_it(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "proxy.summary")
+    writing = Writing()
+    async with ScriptedUpstream(writing) as upstream:
+        proxy = await serve(upstream.base_url, upstream=OURS, history=LIMIT)
+        await slowly(proxy, writing, 20)
+        answer = await ask(proxy.port, [user("more")], headers=[("x-session-dry-run", "yes")])
+        told = json.loads(answer.data)
+    sent = json.loads(told["body"])["messages"]
+    assert [each["role"] for each in told["messages"]] == [each["role"] for each in sent]
+    assert [each["from"] for each in told["messages"]][:2] == ["summary", "proxy"]
+    assert {each["from"] for each in told["messages"][2:]} == {"history", "request"}
+    numbers = proxy.runtime.numbers
+    assert numbers.summaries == {"made": len(writing.summaries)} and writing.summaries
+    used = numbers.summary_prompt, numbers.summary_completion
+    assert used == (3 * len(writing.summaries), 2 * len(writing.summaries))
+    assert "are in a summary of" in caplog.text
+
+
+async def test_a_summary_that_fails_is_counted(serve: Serve) -> None:
+    writing = Writing(error(500, {"error": "no"}))
+    async with ScriptedUpstream(writing) as upstream:
+        proxy = await serve(upstream.base_url, upstream=OURS, history=LIMIT)
+        await slowly(proxy, writing, 12)
+    assert proxy.runtime.numbers.summaries == {"failed": len(writing.summaries)} and writing.summaries
