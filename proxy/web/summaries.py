@@ -45,12 +45,13 @@ class Summaries:
         self._asking: dict[SessionKey, asyncio.Task[None]] = {}
         self._hosts: Counter[str] = Counter()
 
-    def ready(self, key: SessionKey, line: Line) -> Ready | None:
-        """How far the summaries of a session have come, where the line begins with what they tell of."""
+    def ready(self, key: SessionKey, line: Line, beyond: int = 0) -> Ready | None:
+        """How far the summaries of a session have come, where that is beyond so many messages and the line begins with
+        what they tell of."""
         found = self._ready.get(key)
-        if found is None or found.cut.covered > len(line) or digest(line, found.cut.covered) != found.digest:
+        if found is None or not beyond < found.cut.covered <= len(line):
             return None
-        return found
+        return found if digest(line, found.cut.covered) == found.digest else None
 
     def is_free(self, key: SessionKey, host: str = "") -> bool:
         """Whether one may be asked for."""

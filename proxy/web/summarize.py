@@ -22,7 +22,7 @@ from proxy.core.history import History
 from proxy.core.model import Cut, ModelKey, SessionKey, Turn
 from proxy.core.usage import counts
 from proxy.dialects import groups, summary
-from proxy.dialects.overflow import overflow
+from proxy.dialects.overflow import Kind, overflow
 from proxy.dialects.sending import Form
 from proxy.errors import ProxyError
 from proxy.web import caller
@@ -33,7 +33,7 @@ from proxy.web.target import Target
 
 log = logging.getLogger("proxy.summary")
 PARTS = 32  # requests after one turn; what is left of a longer chain is asked for after the next
-SMALLER = 3  # times that a part is halved which its upstream finds too long
+SMALLER = 6  # times that a part is halved which its upstream finds too long
 _ANSWER = 1 << 20  # bytes of an answer
 
 
@@ -74,7 +74,10 @@ async def _prepared(runtime: Runtime, asked: Asked) -> None:
     if history.tip is None or not summaries.has_rested(asked.key, size):
         return
     now = holding(history.cuts, asked.limit, f"{asked.target.host} {asked.model or ''}")
-    found, other = summaries.ready(asked.key, history.line), chain.furthest([each.cut for each in history.cuts])
+    found, other = (
+        summaries.ready(asked.key, history.line, now.covered),
+        chain.furthest([each.cut for each in history.cuts]),
+    )
     base = chain.furthest([now, Cut(0, other.summary, other.covered), *([found.cut] if found else [])])
     leaving, ratio = chain.due(history, now, base, asked.limit, asked.frame, asked.same, groups)
     if leaving is None:
@@ -107,7 +110,7 @@ class _Chain:
 
     def __post_init__(self) -> None:
         self.covered = self.leaving.start
-        self._most = self._room = 0
+        self._most = 0
 
     async def run(self) -> None:
         """Raises _Failed; what was told until then is kept."""
@@ -121,6 +124,7 @@ class _Chain:
             part = chain.part(texts, place, room)
             if part.text:
                 if requests == PARTS:
+                    log.info("messages %d to %d are in a summary so far; the next turn goes on", start, self.covered)
                     return
                 requests += 1
                 try:
@@ -132,7 +136,8 @@ class _Chain:
                     continue
             place = part.after
             self._keep(start + place.message, before)
-        log.info("messages %d to %d are in a summary of %d bytes", start, at, len(before or b""))
+        if requests:
+            log.info("messages %d to %d are in a summary of %d bytes", start, at, len(before or b""))
 
     def _keep(self, covered: int, before: bytes | None) -> None:
         """A summary of so many messages is there."""
@@ -159,19 +164,20 @@ class _Chain:
         if settings.max_bytes:
             room = min(room, settings.max_bytes // 2 - taken)
         if room < chain.LEAST:
-            raise _Failed(f"a limit of {limit} tokens leaves no room to ask for one")
+            raise _Failed(f"a limit of {limit or settings.max_bytes} leaves no room to ask for one")
         return room
 
     @property
     def _limit(self) -> int | None:
         """The tokens that a request may have: as the turn's, and as the model that summarizes is known to take."""
-        model, asked = self.runtime.config.history.summary.model, self.asked
-        known = [asked.limit] if asked.limit else []
-        if model:
-            key = ModelKey(asked.key.tenant, asked.target.host, model)
-            named = self.runtime.store.learned.limit(key, self.runtime.now())
-            known += [named] if named else []
-        return min(known, default=None)
+        named = self.runtime.store.learned.limit(self._model, self.runtime.now())
+        return min([limit for limit in (self.asked.limit, named) if limit], default=None)
+
+    @property
+    def _model(self) -> ModelKey:
+        asked = self.asked
+        model = self.runtime.config.history.summary.model or asked.model or ""
+        return ModelKey(asked.key.tenant, asked.target.host, model)
 
     async def _written(self, told: str, before: bytes | None) -> bytes:
         """The message with a summary, as the upstream wrote it. Raises _Failed and _TooLong."""
@@ -180,15 +186,15 @@ class _Chain:
             settings.prompt, settings.model or asked.model, self._most, asked.form.profile, told, before
         )
         status, said = await self._answered(body)
-        if status != 200:
-            if overflow(status, said):
-                raise _TooLong
-            raise _Failed(f"the upstream answered {status}")
-        found = summary.written(said, self._most, settings.heading)
+        found = (
+            summary.written(said, self._most, settings.heading) if status == 200 else f"the upstream answered {status}"
+        )
         if isinstance(found, str):
-            if overflow(status, said):
+            if much := overflow(status, said):
+                if much.kind is Kind.TOKENS and much.limit:
+                    await self.runtime.store.learn_limit(self._model, much.limit, self.runtime.now())
                 raise _TooLong
-            raise _Failed(f"the upstream answered 200, but {found}")
+            raise _Failed(found if status != 200 else f"the upstream answered 200, but {found}")
         self.runtime.numbers.summarized(counts(found.usage) if found.usage else None)
         if found.cut:
             log.warning("a summary was cut at %d tokens: history.summary.max_tokens is what it may have", self._most)

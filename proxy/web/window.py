@@ -188,7 +188,8 @@ class Fit:
             return None
         others = self._history.cuts if self._plan.line is self._history.line else ()
         told = [taken(each.cut, now, deepens=False) for each in others]
-        if found := self._runtime.summaries.ready(self._call.key, self._plan.line[: self._plan.injected]):
+        line = self._plan.line[: self._plan.injected]
+        if found := self._runtime.summaries.ready(self._call.key, line, now.covered):
             told.append(taken(found.cut, now, found.model == self._call.ask.model))
         cut = furthest([cut for cut in told if cut])
         return settled(cut, self._plan) if cut.summary else None
