@@ -6,7 +6,7 @@ Pure. Knows places, bytes and tokens; not how a summary is asked for, nor what a
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -67,6 +67,11 @@ def taken(found: Cut, now: Cut, deepens: bool = True) -> Cut | None:
     if covered <= now.covered:
         return None
     return Cut(at, found.summary, None if covered == at else covered)
+
+
+def furthest(cuts: Iterable[Cut]) -> Cut:
+    """The summary that tells of most, of several cuts; the first of equal ones."""
+    return max(cuts, key=lambda cut: cut.covered, default=Cut())
 
 
 def digest(line: Line, size: int) -> bytes:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from proxy.core.chain import GAP, SHORT, bytes_of, shortened, size_of
+from proxy.core.chain import GAP, LEAST, SHORT, bytes_of, shortened, size_of
 from proxy.core.members import Malformed, dumps, loads
 from proxy.core.model import Message, Reply
 from proxy.core.usage import counts
@@ -63,6 +63,14 @@ def message(heading: str | None, summary: str) -> bytes:
     """The message that goes upstream in the place of what was summarized; its first line says what it is."""
     words = summary if heading is None else f"{heading}{GAP}{summary}"
     return halves.whole(dumps({"role": "user", "content": words}))
+
+
+def within(summary: bytes, limit: int) -> bytes:
+    """A summary's message as a prompt of at most so many tokens has it: a long one is shortened."""
+    size = max(LEAST, limit)  # a quarter, at four bytes a token
+    if len(summary) <= size:
+        return summary
+    return halves.whole(dumps({"role": "user", "content": shortened(text(summary), size)}))
 
 
 def written(body: bytes, most: int, heading: str | None = None) -> Summary | str:

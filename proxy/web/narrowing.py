@@ -93,7 +93,7 @@ class Narrowing(Fit):
         return True
 
     def _from(self, start: int) -> Window:
-        return self.window if start == self.window.start else self.window._replace(start=start)
+        return self.window._replace(start=start, summary=self._fitting(self.window.summary))
 
     def _narrower(self, limit: int | None, counted: int | None, depth: float) -> int:
         """Where a window begins that is refused as it is."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Coroutine
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from proxy.core.model import Cut, SessionKey
 
 log = logging.getLogger("proxy.summary")
 KEPT = 1000  # sessions whose summary is kept, or that it failed
-AT_ONCE = 64  # sessions that are summarized at a time; each has one at most, and each has an end
+AT_ONCE = 64  # sessions of an upstream that are summarized at a time; each has one at most, and each has an end
 # After a summary that failed the next one is asked for when the session has grown by so many messages, or so many
 # seconds later; each is doubled with each failure, up to a bound.
 REST, MOST_REST = 2, 16
@@ -43,17 +43,19 @@ class Summaries:
         self._ready: OrderedDict[SessionKey, Ready] = OrderedDict()
         self._failed: OrderedDict[SessionKey, Failed] = OrderedDict()
         self._asking: dict[SessionKey, asyncio.Task[None]] = {}
+        self._hosts: Counter[str] = Counter()
 
-    def ready(self, key: SessionKey, line: Line) -> Ready | None:
-        """How far the summaries of a session have come, where the line begins with what they tell of."""
+    def ready(self, key: SessionKey, line: Line, beyond: int = 0) -> Ready | None:
+        """How far the summaries of a session have come, where that is beyond so many messages and the line begins with
+        what they tell of."""
         found = self._ready.get(key)
-        if found is None or found.cut.covered > len(line) or digest(line, found.cut.covered) != found.digest:
+        if found is None or not beyond < found.cut.covered <= len(line):
             return None
-        return found
+        return found if digest(line, found.cut.covered) == found.digest else None
 
-    def is_free(self, key: SessionKey) -> bool:
+    def is_free(self, key: SessionKey, host: str = "") -> bool:
         """Whether one may be asked for."""
-        return key not in self._asking and len(self._asking) < AT_ONCE
+        return key not in self._asking and self._hosts[host] < AT_ONCE
 
     def has_rested(self, key: SessionKey, size: int) -> bool:
         """Whether a session of so many messages may be asked for again since a summary of it failed."""
@@ -75,15 +77,17 @@ class Summaries:
         times = min(before.times, 16) + 1 if before else 1
         _kept(self._failed, key, Failed(times, size, time.monotonic()))
 
-    def start(self, key: SessionKey, work: Coroutine[Any, Any, None]) -> None:
-        """Ask, beside everything else: no drain waits for it."""
+    def start(self, key: SessionKey, host: str, work: Coroutine[Any, Any, None]) -> None:
+        """Ask an upstream, beside everything else: no drain waits for it."""
 
         def over(task: asyncio.Task[None]) -> None:
+            self._hosts[host] -= 1
             if self._asking.get(key) is task:
                 del self._asking[key]
             if not task.cancelled() and (fault := task.exception()):
                 log.error("no summary: %s", fault)
 
+        self._hosts[host] += 1
         task = self._asking[key] = asyncio.create_task(work)
         task.add_done_callback(over)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,10 +19,10 @@ from proxy.core import chain
 from proxy.core.chain import Leaving, Place
 from proxy.core.cuts import holding
 from proxy.core.history import History
-from proxy.core.model import Cut, ModelKey, SessionKey
+from proxy.core.model import Cut, ModelKey, SessionKey, Turn
 from proxy.core.usage import counts
 from proxy.dialects import groups, summary
-from proxy.dialects.overflow import overflow
+from proxy.dialects.overflow import Kind, overflow
 from proxy.dialects.sending import Form
 from proxy.errors import ProxyError
 from proxy.web import caller
@@ -32,13 +33,13 @@ from proxy.web.target import Target
 
 log = logging.getLogger("proxy.summary")
 PARTS = 32  # requests after one turn; what is left of a longer chain is asked for after the next
-SMALLER = 3  # times that a part is halved which its upstream finds too long
+SMALLER = 6  # times that a part is halved which its upstream finds too long
 _ANSWER = 1 << 20  # bytes of an answer
 
 
 class Asked(NamedTuple):
     """The turn after which a summary may be asked for. `frame`: bytes of its system block and tools, `limit`: the
-    tokens that its prompt might have, None where that is not known."""
+    tokens that its prompt might have, None where that is not known; `same`: which turns had its window."""
 
     key: SessionKey
     target: Target
@@ -46,6 +47,7 @@ class Asked(NamedTuple):
     form: Form
     frame: int
     limit: int | None
+    same: Callable[[Turn], bool]
 
 
 class _Failed(Exception):
@@ -59,9 +61,10 @@ class _TooLong(Exception):
 def after(runtime: Runtime, asked: Asked) -> None:
     """A turn was kept: ask for a summary, if one is due."""
     settings = runtime.config.history
-    paid, free = asked.target.upstream.api_key is not None, runtime.summaries.is_free(asked.key)
+    host = asked.target.host
+    paid, free = asked.target.upstream.api_key is not None, runtime.summaries.is_free(asked.key, host)
     if settings.overflow == "summarize" and paid and free and not runtime.live.draining:
-        runtime.summaries.start(asked.key, _prepared(runtime, asked))
+        runtime.summaries.start(asked.key, host, _prepared(runtime, asked))
 
 
 async def _prepared(runtime: Runtime, asked: Asked) -> None:
@@ -70,11 +73,13 @@ async def _prepared(runtime: Runtime, asked: Asked) -> None:
     size = len(history.line)
     if history.tip is None or not summaries.has_rested(asked.key, size):
         return
-    found = summaries.ready(asked.key, history.line)
     now = holding(history.cuts, asked.limit, f"{asked.target.host} {asked.model or ''}")
-    base = found.cut if found and found.cut.covered > now.covered else now
-    same = lambda turn: asked.form.binds(turn.form)  # noqa: E731
-    leaving, ratio = chain.due(history, now, base, asked.limit, asked.frame, same, groups)
+    found, other = (
+        summaries.ready(asked.key, history.line, now.covered),
+        chain.furthest([each.cut for each in history.cuts]),
+    )
+    base = chain.furthest([now, Cut(0, other.summary, other.covered), *([found.cut] if found else [])])
+    leaving, ratio = chain.due(history, now, base, asked.limit, asked.frame, asked.same, groups)
     if leaving is None:
         return
     made = _Chain(runtime, asked, history, leaving, ratio)
@@ -105,7 +110,7 @@ class _Chain:
 
     def __post_init__(self) -> None:
         self.covered = self.leaving.start
-        self._most = self._room = 0
+        self._most = 0
 
     async def run(self) -> None:
         """Raises _Failed; what was told until then is kept."""
@@ -119,6 +124,7 @@ class _Chain:
             part = chain.part(texts, place, room)
             if part.text:
                 if requests == PARTS:
+                    log.info("messages %d to %d are in a summary so far; the next turn goes on", start, self.covered)
                     return
                 requests += 1
                 try:
@@ -130,7 +136,8 @@ class _Chain:
                     continue
             place = part.after
             self._keep(start + place.message, before)
-        log.info("messages %d to %d are in a summary of %d bytes", start, at, len(before or b""))
+        if requests:
+            log.info("messages %d to %d are in a summary of %d bytes", start, at, len(before or b""))
 
     def _keep(self, covered: int, before: bytes | None) -> None:
         """A summary of so many messages is there."""
@@ -157,19 +164,20 @@ class _Chain:
         if settings.max_bytes:
             room = min(room, settings.max_bytes // 2 - taken)
         if room < chain.LEAST:
-            raise _Failed(f"a limit of {limit} tokens leaves no room to ask for one")
+            raise _Failed(f"a limit of {limit or settings.max_bytes} leaves no room to ask for one")
         return room
 
     @property
     def _limit(self) -> int | None:
         """The tokens that a request may have: as the turn's, and as the model that summarizes is known to take."""
-        model, asked = self.runtime.config.history.summary.model, self.asked
-        known = [asked.limit] if asked.limit else []
-        if model:
-            key = ModelKey(asked.key.tenant, asked.target.host, model)
-            named = self.runtime.store.learned.limit(key, self.runtime.now())
-            known += [named] if named else []
-        return min(known, default=None)
+        named = self.runtime.store.learned.limit(self._model, self.runtime.now())
+        return min([limit for limit in (self.asked.limit, named) if limit], default=None)
+
+    @property
+    def _model(self) -> ModelKey:
+        asked = self.asked
+        model = self.runtime.config.history.summary.model or asked.model or ""
+        return ModelKey(asked.key.tenant, asked.target.host, model)
 
     async def _written(self, told: str, before: bytes | None) -> bytes:
         """The message with a summary, as the upstream wrote it. Raises _Failed and _TooLong."""
@@ -178,15 +186,15 @@ class _Chain:
             settings.prompt, settings.model or asked.model, self._most, asked.form.profile, told, before
         )
         status, said = await self._answered(body)
-        if status != 200:
-            if overflow(status, said):
-                raise _TooLong
-            raise _Failed(f"the upstream answered {status}")
-        found = summary.written(said, self._most, settings.heading)
+        found = (
+            summary.written(said, self._most, settings.heading) if status == 200 else f"the upstream answered {status}"
+        )
         if isinstance(found, str):
-            if overflow(status, said):
+            if much := overflow(status, said):
+                if much.kind is Kind.TOKENS and much.limit:
+                    await self.runtime.store.learn_limit(self._model, much.limit, self.runtime.now())
                 raise _TooLong
-            raise _Failed(f"the upstream answered 200, but {found}")
+            raise _Failed(found if status != 200 else f"the upstream answered 200, but {found}")
         self.runtime.numbers.summarized(counts(found.usage) if found.usage else None)
         if found.cut:
             log.warning("a summary was cut at %d tokens: history.summary.max_tokens is what it may have", self._most)

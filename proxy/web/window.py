@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
-from proxy.core.chain import taken
+from proxy.core.chain import furthest, taken
 from proxy.core.cuts import purpose
 from proxy.core.history import History
 from proxy.core.model import Cut, ModelKey, Turn
@@ -20,6 +20,7 @@ from proxy.core.window import DEPTH, Bound, Window, begin, in_force, is_trimmed,
 from proxy.dialects import groups, sending
 from proxy.dialects.overflow import room
 from proxy.dialects.sending import Form
+from proxy.dialects.summary import within
 from proxy.errors import ContextTooLong
 from proxy.web.call import Call
 from proxy.web.runtime import Runtime
@@ -102,8 +103,8 @@ class Fit:
         if self._settings.overflow == "summarize" and not self._plan.resends:
             if cut and cut.at > max(cut.covered, self._last.at):
                 log.info("%d messages are left out that no summary tells of yet", cut.at - cut.covered)
-            form, model = self._form, call.ask.model
-            after(self._runtime, Asked(call.key, call.target, model, form, self._frame, self.limit))
+            told = call.key, call.target, call.ask.model, self._form, self._frame, self.limit
+            after(self._runtime, Asked(*told, self._is_same()))
 
     @property
     def _trims(self) -> bool:
@@ -182,12 +183,17 @@ class Fit:
         return lambda turn: self._form.binds(turn.form) and (not several or (turn.model or "").startswith(asked))
 
     def _summarized(self, now: Cut) -> Cut | None:
-        """The cut with a summary that tells more than the one in force, where one was prepared."""
+        """The cut with a summary that tells more than the one in force: one that was prepared, or that of a cut which
+        another model needed."""
         if self._settings.overflow != "summarize":
             return None
-        found = self._runtime.summaries.ready(self._call.key, self._plan.line[: self._plan.injected])
-        cut = taken(found.cut, now, found.model == self._call.ask.model) if found else None
-        return settled(cut, self._plan) if cut else None
+        others = self._history.cuts if self._plan.line is self._history.line else ()
+        told = [taken(each.cut, now, deepens=False) for each in others]
+        line = self._plan.line[: self._plan.injected]
+        if found := self._runtime.summaries.ready(self._call.key, line, now.covered):
+            told.append(taken(found.cut, now, found.model == self._call.ask.model))
+        cut = furthest([cut for cut in told if cut])
+        return settled(cut, self._plan) if cut.summary else None
 
     def _chosen(self, cut: Cut, depth: float) -> Window:
         settings, end = self._settings, self._plan.injected
@@ -196,11 +202,11 @@ class Fit:
             blank = max(blank, self._sizes.spared(pictures[self._model], end, self._own.images))
         if cut.at or blank:
             at = reaching(self._plan.line, self._plan.messages, cut.at, end, groups) if cut.at else 0
-            self.window = Window(at, blank, cut.summary if cut.at else None)
+            self.window = Window(at, blank, self._fitting(cut.summary) if cut.at else None)
         bounds = self._bounds()
         start = begin(bounds, self.window.start, end, self._places, depth) if bounds else self.window.start
         if start > cut.at and (more := self._summarized(Cut(start, cut.summary, cut.covered))):
-            self._taken, self.window = more, Window(more.at, blank, more.summary)
+            self._taken, self.window = more, Window(more.at, blank, self._fitting(more.summary))
             return self.window._replace(start=begin(self._bounds(), more.at, end, self._places, depth))
         if start == self.window.start:
             return self.window
@@ -213,6 +219,11 @@ class Fit:
         if not self._is_long:
             self.cut_for = ""
         return self.window._replace(start=start)
+
+    def _fitting(self, summary: bytes | None) -> bytes | None:
+        """A summary that was written for a larger model takes no more than a quarter of this one's limit."""
+        limit = self.limit if summary else None
+        return within(summary, limit) if summary and limit else summary
 
     def _bounds(self) -> list[Bound]:
         settings, bounds = self._settings, []

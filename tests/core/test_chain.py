@@ -21,6 +21,7 @@ from proxy.core.chain import (
     bytes_of,
     digest,
     due,
+    furthest,
     head,
     most_of,
     part,
@@ -126,6 +127,11 @@ def test_what_is_taken_never_brings_back_nor_tells_less(found: Cut, now: Cut) ->
             assert cut.at >= now.at and cut.covered > now.covered
             assert cut.covered <= min(cut.at, max(found.covered, found.at))
             assert deepens or cut.at == now.at
+
+
+def test_the_furthest_summary_is_the_one_to_go_on_from() -> None:
+    assert furthest([]) == Cut()
+    assert furthest([Cut(9), Cut(8, b"a", 3), Cut(4, b"b"), Cut(6, b"c", 4)]) == Cut(4, b"b")
 
 
 def test_a_beginning_is_recognised_wherever_it_is_a_beginning() -> None:

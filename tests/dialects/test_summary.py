@@ -11,7 +11,7 @@ from hypothesis import given
 from proxy.core.model import Message
 from proxy.dialects.profiles import PROFILES
 from proxy.dialects.summary import message as summary_message
-from proxy.dialects.summary import request, text, texts, written
+from proxy.dialects.summary import request, text, texts, within, written
 from tests.shapes import UNREADABLE, messages
 
 ECHO = PROFILES["echo"]
@@ -134,6 +134,14 @@ TOLD = "Ann lives in Rome. She has a cat."
 )
 def test_one_that_is_cut_says_so(body: bytes, most: int, wanted: str) -> None:
     assert taken(body, most) == (wanted, True)
+
+
+def test_a_model_of_a_small_limit_gets_less_of_it() -> None:
+    told = summary_message(HEADING, "Ann lives in Rome. " * 40)
+    assert within(told, 1000) == told
+    short = json.loads(within(told, 300))["content"]
+    assert short.startswith(HEADING) and short.endswith("Rome. […]") and len(short) < 310
+    assert within(told, 10) == within(told, 256)
 
 
 def test_thoughts_are_no_part_of_its_size() -> None:

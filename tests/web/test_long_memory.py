@@ -10,7 +10,7 @@ import pytest
 from proxy.core.chain import most_of
 from tests.fakes import Received, Reply, ScriptedUpstream, completion, error
 from tests.web.conftest import RunningProxy, Serve
-from tests.web.talk import ask, user
+from tests.web.talk import Json, ask, user
 from tests.web.test_summaries import OURS, PROMPT, asks_for_a_summary, idle
 
 FACTS = 30
@@ -60,7 +60,7 @@ async def lived(proxy: RunningProxy, turns: int) -> None:
 async def test_thirty_facts_of_the_beginning_go_upstream_at_the_end(serve: Serve, limit: int, known: bool) -> None:
     upstream_of = Scripted(limit)
     async with ScriptedUpstream(upstream_of) as upstream:
-        settings = {"overflow": "summarize", "summary": {"prompt": PROMPT}}
+        settings: Json = {"overflow": "summarize", "summary": {"prompt": PROMPT}}
         settings |= {"max_tokens": limit} if known else {}
         proxy = await serve(upstream.base_url, upstream=OURS, history=settings)
         await lived(proxy, 3 * limit * 4 // (2 * len(FILLER)))
@@ -102,3 +102,51 @@ async def lived_on(proxy: RunningProxy, turns: int) -> None:
     for n in range(turns):
         assert (await ask(proxy.port, [user(f"{n}: more")], headers=[("x-session-mode", "append")])).status == 200
         await idle(proxy)
+
+
+async def carried(proxy: RunningProxy, upstream_of: Scripted) -> None:
+    """A list that carries far more than the model takes comes in, each fact in a turn of its own."""
+    limit, upstream_of.limit = upstream_of.limit, 1 << 30
+    listed: list[Json] = []
+    for n in range(FACTS):
+        listed += [user(f"Fact {n} is {n * 7919}.{FILLER}"), {"role": "assistant", "content": "I see."}]
+    assert (await ask(proxy.port, [*listed, user("Go on.")])).status == 200
+    upstream_of.limit = limit
+
+
+async def test_a_chain_that_breaks_goes_on_where_it_broke(serve: Serve) -> None:
+    upstream_of, broken = Scripted(4000), [3, 4]
+
+    def answer(request: Received) -> Reply:
+        if asks_for_a_summary(request) and len(upstream_of.summaries) + 1 == broken[0]:
+            broken.pop(0)
+            broken.append(0)
+            return error(500, {"error": {"message": "no"}})
+        return upstream_of(request)
+
+    async with ScriptedUpstream(answer) as upstream:
+        settings = {"overflow": "summarize", "max_tokens": 4000, "summary": {"prompt": PROMPT}}
+        proxy = await serve(upstream.base_url, upstream=OURS, history=settings)
+        await carried(proxy, upstream_of)
+        await lived_on(proxy, 12)
+    assert broken == [0, 0]
+    assert len(set(FACT.findall(upstream_of.turns[-1].body.decode()))) == FACTS
+    # None is told twice in its own words: what stands behind the summary so far is new.
+    own = [fact for request in upstream_of.summaries for fact in re.findall(r"user: Fact (\d+)", request.body.decode())]
+    assert sorted(map(int, own)) == list(range(FACTS))
+
+
+async def test_a_part_that_its_upstream_finds_too_long_is_halved(serve: Serve) -> None:
+    """No limit is known, and the model that summarizes takes a quarter of what is then sent."""
+    upstream_of, small = Scripted(60_000), Scripted(6000)
+
+    def answer(request: Received) -> Reply:
+        return small(request) if request.json["model"] == "small" else upstream_of(request)
+
+    async with ScriptedUpstream(answer) as upstream:
+        settings = {"overflow": "summarize", "max_messages": 20, "summary": {"prompt": PROMPT, "model": "small"}}
+        proxy = await serve(upstream.base_url, upstream=OURS, history=settings)
+        await carried(proxy, upstream_of)
+        await lived_on(proxy, 6)
+    assert small.refused == 1  # the error by which its limit is learned
+    assert len(set(FACT.findall(upstream_of.turns[-1].body.decode()))) == FACTS

@@ -86,7 +86,7 @@ async def test_what_leaves_is_replaced_by_a_summary(serve: Serve, tmp_path: Path
     assert all(len(request.messages) <= 20 for request in writing.turns)
     assert first(writing.turns[-1]).startswith("summary ")
     assert shown["summary"] == writing.turns[-1].messages[0]
-    assert shown["cut"] == dropped(told[-1]) > 30
+    assert shown["cut"] == shown["summarized"] == dropped(told[-1]) > 30
     # The originals stay, and the summaries are no messages of the session.
     assert [each["message"]["content"][:10] for each in kept["data"][::2]] == [f"question {n}"[:10] for n in range(30)]
     assert "summary" not in json.dumps(kept)

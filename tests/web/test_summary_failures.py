@@ -24,6 +24,7 @@ from tests.web.test_summaries import HEADING, LIMIT, OURS, asks_for_a_summary, i
 TIMED: Json = {**LIMIT, "summary": {**LIMIT["summary"], "timeout": "100ms"}}
 DEEP = 40  # turns while it fails
 PAUSE = 0.25 if os.environ.get("SOAK") else 0.05  # seconds between two turns
+TURNS_OF_EIGHT = 32
 PAID = 8  # requests that 40 failing turns may cost
 
 
@@ -183,7 +184,7 @@ async def test_eight_sessions_at_once_all_use_their_late_ones(serve: Serve) -> N
     upstream_of.delay = 8 * PAUSE
 
     async def session(port: int, name: str) -> None:
-        for n in range(32):
+        for n in range(TURNS_OF_EIGHT):
             await talk(port, 1, n, name)
             await asyncio.sleep(PAUSE)
 
@@ -194,8 +195,9 @@ async def test_eight_sessions_at_once_all_use_their_late_ones(serve: Serve) -> N
         took = time.monotonic() - begins
         cuts = [(await history(proxy, f"s{n}")).cut for n in range(1, 9)]
     assert all(cut.summary and cut.covered >= 16 for cut in cuts)
-    assert took < 32 * PAUSE + 8
-    assert 8 <= len(upstream_of.summaries) <= 8 * 4
+    assert took < TURNS_OF_EIGHT * PAUSE + 8
+    assert 8 <= len(upstream_of.summaries) <= 8 * (took / upstream_of.delay + 1)  # one at a time
+    assert len(upstream_of.summaries) <= 8 * TURNS_OF_EIGHT // 4
 
 
 async def test_four_that_hang_block_no_other_session(serve: Serve) -> None:
@@ -213,6 +215,63 @@ async def test_four_that_hang_block_no_other_session(serve: Serve) -> None:
         assert (await history(proxy)).cut.summary
         for name in "abcd":
             assert (await call(proxy.port, "DELETE", f"/sessions/{name}"))[0].status == 200
+
+
+async def test_an_upstream_whose_context_shrinks_gets_less_of_the_summary(serve: Serve) -> None:
+    """From 4,000 tokens to 600, with a summary that alone would take 500."""
+    upstream_of, takes, refused = Failing(), 4000, 0
+    upstream_of.fails = lambda: completion("This is one of the sentences of a summary. " * 46)
+
+    async def answer(request: Received) -> Reply:
+        nonlocal refused
+        tokens = len(request.body) // 4
+        if tokens > takes:
+            refused += 1
+            return error(400, {"error": {"message": f"maximum context length is {takes} tokens, got {tokens} tokens"}})
+        reply = await upstream_of(request)
+        used = {"prompt_tokens": tokens, "completion_tokens": TOKENS}
+        return reply if asks_for_a_summary(request) else completion(f"answer{WORDS}", usage=used)
+
+    async with ScriptedUpstream(answer) as upstream:
+        history = {"overflow": "summarize", "max_tokens": 4000, "summary": LIMIT["summary"]}
+        proxy = await serve(upstream.base_url, upstream=OURS, history=history)
+        turns = await begun(proxy, upstream_of)
+        assert len(summary_of(upstream_of.turns[-1]) or "") > 1900
+        takes = 600
+        for n in range(20):
+            await talk(proxy.port, 1, turns + n)
+            await idle(proxy)
+    assert refused <= 2
+    assert all([summary_of(request) for request in upstream_of.turns[turns:]])
+
+
+async def test_a_summary_for_a_small_model_is_none_of_a_large_ones_business(serve: Serve) -> None:
+    upstream_of, limits = Failing(), {"large": 3000, "small": 900}
+
+    async def answer(request: Received) -> Reply:
+        tokens, takes = len(request.body) // 4, limits[request.json["model"]]
+        if tokens > takes:
+            said = f"maximum context length is {takes} tokens, got {tokens} tokens"
+            return error(400, {"error": {"message": said, "code": "context_length_exceeded"}})
+        reply = await upstream_of(request)
+        used = {"prompt_tokens": tokens, "completion_tokens": TOKENS}
+        return reply if asks_for_a_summary(request) else completion(f"answer{WORDS}", usage=used)
+
+    async with ScriptedUpstream(answer) as upstream:
+        settings = {"overflow": "summarize", "summary": LIMIT["summary"]}
+        proxy = await serve(upstream.base_url, upstream=OURS, history=settings)
+        for n in range(40):
+            model = "small" if n % 2 else "large"
+            assert (await ask(proxy.port, [user(f"question {n}{WORDS}")], model=model)).status == 200
+            await idle(proxy)
+    turns = {model: [each for each in upstream_of.turns if each.json["model"] == model] for model in limits}
+    # The large one has what fits it, and what has left there is in a summary, as at the small one.
+    assert len(turns["large"][-1].messages) > 2 * len(turns["small"][-1].messages) > 4
+    assert len(turns["large"][-1].body) > 4 * 1200
+    for model, sent in turns.items():
+        told = [n for n, each in enumerate(sent) if summary_of(each)]
+        assert told, model
+        assert all([summary_of(each) for each in sent[told[0] :]]), model
 
 
 async def test_a_restart_keeps_the_last_one_and_what_it_tells_of(serve: Serve, tmp_path: Path) -> None:
