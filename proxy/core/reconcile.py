@@ -235,7 +235,7 @@ class _Reading:
     def _provisional(self, found: Found | None) -> Plan:
         assert found is not None  # it repeats something
         plan = self._plans.followed(found, stays=False)
-        reason = "all of the history, under another system prompt: it may be said beside it"
+        reason = "the chat's list under another prompt: it may be said beside the chat"
         return structs.replace(plan, decision=Decision.ASIDE, reason=reason, side=True, alone=True)
 
     def _compacted(self) -> Plan:

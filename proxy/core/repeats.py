@@ -197,7 +197,8 @@ class Repeats:
         line, tip = history.line, history.tip
         pairs = self._found.run(line)
         reached = pairs[-1][0] + 1 if pairs else 0  # a message of the list may repeat two of the line
-        if len(pairs) < len(line) and reached < len(self._list):
+        beside = any([turn.carries for turn in history.sides])  # one of them may turn out to be the chat's
+        if reached < len(self._list) and (len(pairs) < len(line) or beside):
             held = len(self._on(pairs, line))
             for other, branch in history.other_lines:
                 further = self._found.run(branch)

@@ -6,7 +6,9 @@ reply. `list` is what comes now. A word is a message, its text the word itself, 
     s system, d the same as developer     u, e, yes user (e: of an example)     n a system message in the middle
     a, t, x, p, ok assistant (t: a title, x: of an example, p: a prefill)       c assistant with a call, r its result
     u1@cat a text with a picture          p1a1 a prefill and its reply in one   #f the request's tools
-    ! what is no message at all           - a reply that says nothing
+    ! what is no message at all           - a reply that says nothing           =a1 a reply told as a user's message
+    ~ the request asks for a stream       ^b other software sent it             a1/ a reply that was cut
+    u9:a1-the-first-reply                 a user's message that quotes a reply           _ a space
 
 `upstream` is what goes on: behind "|" for what the client sent and before it for what we put there; in brackets is
 what we have stored, ours in the place of the client's copy. What stands in no bracket is new, and stored next.
@@ -28,7 +30,7 @@ from hypothesis import strategies as st
 
 from proxy.core.history import Entry, History
 from proxy.core.members import dumps, elements, loads
-from proxy.core.model import CLIENT, Ask, Message, Reply, Turn
+from proxy.core.model import CLIENT, Ask, Message, Reply, Turn, TurnState
 from proxy.core.plan import Decision, Flight, Mode, Plan, Sent
 from proxy.core.plans import as_turns
 from proxy.core.reconcile import decide, is_retry, retried
@@ -51,7 +53,11 @@ def message(word: str) -> Any:
     """A word as a message."""
     if word == "!":
         return 7
-    text, _, picture = word.partition("@")
+    if word == "-":
+        return {"role": "assistant", "content": ""}
+    if word[0] == "=":
+        return {"role": "user", "content": word[1:]}
+    text, _, picture = word.replace("_", " ").partition("@")
     role = ROLES.get(word[0], "assistant")
     made: dict[str, Any] = {"role": role, "content": "s" + text[1:] if role == "developer" else text}
     if picture:
@@ -71,7 +77,10 @@ def word(raw: bytes) -> str:
     content = made["content"]
     if isinstance(content, list):
         content = "@".join([part["text"].strip() if "text" in part else part["image_url"]["url"] for part in content])
-    return "d" + content[1:] if made["role"] == "developer" else str(content)
+    if made["role"] == "user" and content[:1] == "a":
+        return "=" + content
+    said = str(content or "-").replace(" ", "_")
+    return "d" + said[1:] if made["role"] == "developer" else said
 
 
 def rewritten(word: str) -> Any:
@@ -89,13 +98,22 @@ def rewritten(word: str) -> Any:
 
 def ask(words: str, spelt: Any = message) -> Ask:
     tools = [each for each in words.split() if each[0] == "#"]
-    body = {"messages": [spelt(each) for each in words.split() if each[0] != "#"]}
+    body: dict[str, Any] = {"messages": [spelt(each) for each in words.split() if each[0] not in "#~^"]}
+    if "~" in words.split():
+        body["stream"] = True
     return chat.read(dumps({**body, "tools": tools} if tools else body))
+
+
+def software(words: str) -> bytes:
+    """The fingerprint of what sent a list."""
+    name = next((each[1:] for each in words.split() if each[0] == "^"), "")
+    return name.encode().ljust(CLIENT, b"\0")
 
 
 def recorded(history: History, plan: Plan, asked: Ask, reply: str, name: str) -> History:
     """A history, and the turns that remain of a plan and its reply."""
-    said = Reply(message=dumps(message(reply) if reply != "-" else {"role": "assistant", "content": ""}))
+    cut = reply.endswith("/")
+    said = Reply(message=dumps(message(reply.rstrip("/"))), finish_reason=None if cut else "stop")
     brought = count(1)
     return history.plus(
         *turns_of(
@@ -107,6 +125,7 @@ def recorded(history: History, plan: Plan, asked: Ask, reply: str, name: str) ->
             new_id=lambda: f"{name}.{next(brought)}",
             remembered=history.system_of(plan.parent),
             request=b"",
+            state=TurnState.CUT if cut else TurnState.COMPLETE,
         )
     )
 
@@ -117,7 +136,8 @@ def played(before: str, mode: Mode = Mode.AUTO) -> History:
     for number, exchange in enumerate(filter(None, before.split(";")), 1):
         words, reply = exchange.split(">")
         asked = ask(words)
-        history = recorded(history, decide(asked, history, marks, mode), asked, reply.strip(), str(number))
+        plan = decide(asked, history, marks, mode, client=software(words))
+        history = recorded(history, plan, asked, reply.strip(), str(number))
     return history
 
 
@@ -488,7 +508,8 @@ def block_of(system: bytes | None) -> str:
 
 def read(case: Case, spelt: Any = message) -> Plan:
     history = played(case.before)
-    return decide(ask(case.list, spelt), history, marks, case.mode, in_flight(history, case.flight))
+    flights = in_flight(history, case.flight)
+    return decide(ask(case.list, spelt), history, marks, case.mode, flights, software(case.list))
 
 
 @each_case
@@ -525,11 +546,15 @@ def test_what_was_sent_and_its_reply_are_the_history(case: Case) -> None:
     after = recorded(history, plan, ask(case.list), "a99", "99")
     sent = [sent_word(sent) for sent in plan.sent]
     kept = case.decision is not ASIDE
-    assert line_of(after.line) == ([*sent, "a99"] if kept else line_of(history.line))
+    if plan.spliced:
+        assert line_of(after.line) == [*line_of(history.line), *outside(case.upstream), "a99"]
+    else:
+        assert line_of(after.line) == ([*sent, "a99"] if kept else line_of(history.line))
     assert after.system == (plan.system if kept else history.system)
     new = [message for turn in after.turns[len(history.turns) :] for message in words_of(turn.asked)]
     new += [word(turn.reply) for turn in after.turns[len(history.turns) : -1] if turn.id != "99"]
-    assert sorted(new) == sorted(outside(case.upstream))
+    told = line_of(history.line) if plan.spliced else []
+    assert sorted(new) == sorted([word for word in outside(case.upstream) if word[1:] not in told])
 
 
 def outside(upstream: str) -> list[str]:
@@ -665,7 +690,7 @@ def test_the_page_says_how_a_list_is_read(case: Case) -> None:
     assert codes(list_) == [case.list]
     assert codes(reading) == [case.decision, case.upstream]
     assert why
-    plan = decide(ask(case.list), played(case.before), marks, Mode.RESEND)
+    plan = decide(ask(case.list), played(case.before), marks, Mode.RESEND, client=software(case.list))
     assert codes(resend) == [plan.decision, upstream(plan)]
 
 
@@ -679,12 +704,12 @@ def test_with_mode_append_every_such_list_is_new(case: Case) -> None:
 def test_a_turn_tried_again_is_read_as_the_first_try_was(case: Case) -> None:
     """Whatever stands in the session now: the same list goes upstream, and the turn will stand beside the first."""
     asked, history = ask(case.list), played(case.before, case.mode)
-    plan = decide(asked, history, marks, case.mode, in_flight(history, case.flight))
+    plan = decide(asked, history, marks, case.mode, in_flight(history, case.flight), software(case.list))
     if plan.decision is ASIDE:
         return
     history = recorded(history, plan, asked, "a99", "99")
     first = history.last
-    history = recorded(history, decide(ask("u98"), history, marks), ask("u98"), "a98", "98")
+    history = recorded(history, decide(ask("u98"), history, marks, Mode.APPEND), ask("u98"), "a98", "98")
     assert first
     again = retried(history, first, asked)
     assert again.decision is Decision.RETRY
