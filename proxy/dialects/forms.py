@@ -12,7 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from proxy.core.members import Malformed, dumps, joined, loads, members
-from proxy.dialects import deltas
+from proxy.dialects import pieces
 from proxy.dialects.profiles import Profile
 
 Json = dict[str, Any]
@@ -65,7 +65,7 @@ def reply_form(
             _leave_out_unsigned(form)
         if "function_call" in form and not _is_whole(form["function_call"], finish_reason, cut):
             del form["function_call"]
-        named = [call for call in deltas.whole(message.get("tool_calls")) if _kind(call)]
+        named = [call for call in pieces.whole(message.get("tool_calls")) if _kind(call)]
         if calls := [call for call in named if _is_whole(call[_kind(call)], finish_reason, cut)]:
             form["tool_calls"] = [_call(call, profile, bound, without) for call in calls]
         form |= {"role": "assistant"} | _content(message, form, profile.content_parts and bound)
@@ -96,7 +96,7 @@ def _kept(message: Json, names: frozenset[str]) -> Json:
     if "annotations" in kept:
         kept["annotations"] = [each for each in kept["annotations"] if _is(each, "type", "file")]
     if "function_call" in kept:
-        kept["function_call"] = deltas.whole([{"function": kept["function_call"]}])[0]["function"]
+        kept["function_call"] = pieces.whole([{"function": kept["function_call"]}])[0]["function"]
     return kept
 
 
@@ -111,7 +111,7 @@ def _goes_back(name: str, value: Any) -> bool:
         case "audio":
             return _is_text(_dict(value).get("id"))
         case "annotations":  # OpenRouter wants its parsed files back, and nothing else
-            return any(_is(each, "type", "file") for each in deltas.as_list(value))
+            return any(_is(each, "type", "file") for each in pieces.as_list(value))
         case "refusal" | "reasoning" | "name":
             return _is_text(value)
     return value not in (None, [], {}, "")
@@ -196,7 +196,7 @@ def _text(part: Any) -> str:
 
 def _says(message: Json) -> bool:
     others = any(_goes_back(name, message.get(name)) for name in ("function_call", "refusal", "audio"))
-    return others or bool(deltas.as_list(message.get("tool_calls"))) or _has_words(message.get("content"))
+    return others or bool(pieces.as_list(message.get("tool_calls"))) or _has_words(message.get("content"))
 
 
 def _has_words(content: Any) -> bool:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.dialects.deltas import Fold, whole
+from proxy.dialects.deltas import Fold
+from proxy.dialects.pieces import whole
 
 Json = dict[str, Any]
 
