@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from proxy.core.members import dumps
 from proxy.dialects.pieces import Calls, add_function, as_dict, as_list
 
 _CONCATENATED = frozenset(("content", "reasoning", "reasoning_content", "refusal"))

@@ -38,9 +38,13 @@ class Calls:
     def _add(self, piece: Json) -> None:
         index, id = _index(piece), piece.get("id") or None
         call = self._candidate(index, id)
-        if call is None or _begins(call, piece):
+        head = call.head if call and _starts(piece) else None
+        if call is None or head or _begins(call, piece):
             call = _Call()
             self._calls.append(call)
+            call.merge(_without_name(head) if head and _named(piece) else head or {})
+        elif call.is_told_again(piece):
+            call.head = piece
         call.merge(piece)
         call.index = index if call.index is None else call.index
         for key in (None, ("index", index), ("id", _hashable(id)), ("both", index, _hashable(id))):
@@ -62,6 +66,7 @@ class _Call:
     def __init__(self) -> None:
         self.said: Json = {"id": "", "type": "function"}
         self.index: Any = None
+        self.head: Json | None = None  # came behind whole arguments: told again, or the head of the next call
         self._read = 0
         self._depth = 0
         self._quoted = False
@@ -78,6 +83,12 @@ class _Call:
     @property
     def is_custom(self) -> bool:
         return bool(as_dict(self.said.get("custom")).get("name"))
+
+    def is_told_again(self, piece: Json) -> bool:
+        """Whether a piece has an ID or a name, and nothing that the call lacks or could still get."""
+        id, name = piece.get("id"), _named(piece)
+        lacks = (name and not self.name) or (id and not self.said["id"])
+        return bool(id or name) and not lacks and not _text_of(piece).strip() and self.is_whole()
 
     def merge(self, piece: Json) -> None:
         for key, value in piece.items():
@@ -115,24 +126,32 @@ class _Call:
 def _begins(call: _Call, piece: Json) -> bool:
     """Whether a piece begins another call than the one it would go on with. A piece with neither ID nor name never
     does, for that is how arguments go on."""
-    id, name, text = piece.get("id"), _named(piece), _text_of(piece)
+    id, name = piece.get("id"), _named(piece)
     if not id and not name:
         return False
     if id and call.said["id"] and id != call.said["id"]:
         return True
-    if text.lstrip()[:1] in ("{", "[") and call.is_whole():
+    if _starts(piece) and call.is_whole():
         return True  # other arguments begin behind whole ones
     if not name or not call.name:
         return False  # of what has one, the other half: an ID that comes late, a name that comes last
     numbered = _index(piece) is not None
     if name == call.name:
         # Who numbers nothing sends calls whole, or tells them apart by their IDs.
-        known = numbered or (id and id == call.said["id"])
-        return not known and (not call.text or call.is_whole())
+        return not (numbered or call.said["id"]) and (not call.text or call.is_whole())
     if call.text and (call.is_custom or call.is_whole()):
         return True
     # A name in two pieces; else one that others of the call's members come with.
     return not numbered or bool(id or piece.get("type"))
+
+
+def _without_name(piece: Json) -> Json:
+    return {key: value for key, value in piece.items() if key not in KINDS}
+
+
+def _starts(piece: Json) -> bool:
+    """Whether a piece's text is where arguments begin, which are an object (a list in the wild)."""
+    return _text_of(piece).lstrip()[:1] in ("{", "[")
 
 
 def whole(calls: Any) -> list[Json]:

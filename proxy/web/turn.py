@@ -19,7 +19,7 @@ from proxy.core.history import Session
 from proxy.core.model import Answer, Turn, TurnState
 from proxy.core.plan import Decision, Flight, Plan
 from proxy.core.usage import counts
-from proxy.dialects import chat
+from proxy.dialects import chat, tool_calls
 from proxy.dialects.turns import turns_of
 from proxy.errors import ProxyError, Stopped, StoreUnavailable
 from proxy.web.attempts import Attempts
@@ -243,7 +243,7 @@ class RecordedTurn:
             self._noted = delivered
 
     async def _keep(self, outcome: Outcome) -> bool:
-        """Record the turn, unless it was cut before it said anything."""
+        """Record the turn, unless it was cut before it said anything, or began a call that may be answered."""
         runtime, key = self._runtime, self.call.key
         history, parent = self._session.history, self.plan.parent
         cut = outcome.verdict is Verdict.CUT
@@ -262,7 +262,7 @@ class RecordedTurn:
             started=self._started,
             ended=runtime.now(),
         )
-        if cut and turns[-1].echo is None:
+        if cut and turns[-1].echo is None and not tool_calls.begins(turns[-1].reply):
             return False
         drop: list[str] = []
         if turns[0].layout is not None or turns[0].parent != history.tip:

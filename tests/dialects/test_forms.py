@@ -27,6 +27,9 @@ SUMMARY = {"type": "reasoning.summary", "summary": "s", "format": "xai-responses
 PARTS = [THOUGHT, {"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
 
 
+IMAGE: Json = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+STAMPED: Json = {**call(), "channel": "c", "function": {**call()["function"], "p": "x"}}
+
 # Whatever the profile: what says nothing goes nowhere
 
 FILLERS: list[tuple[str, Json, Json | None]] = [
@@ -45,7 +48,7 @@ FILLERS: list[tuple[str, Json, Json | None]] = [
         {"role": "assistant", "tool_calls": [call()]},
     ),
     ("calls with no parts", {**ACTED, "content": []}, {"role": "assistant", "tool_calls": [call()]}),
-    ("calls with odd content", {**ACTED, "content": 5}, ACTED),
+    ("calls with a value as content", {**ACTED, "content": 5}, {**ACTED, "content": "5"}),
     ("an index stamp", {**ACTED, "tool_calls": [{"index": 0, **call()}]}, ACTED),
     ("no type", {**ACTED, "tool_calls": [{k: v for k, v in call().items() if k != "type"}]}, ACTED),
     ("an odd type", {**ACTED, "tool_calls": [call() | {"type": 5}]}, ACTED),
@@ -81,8 +84,27 @@ FILLERS: list[tuple[str, Json, Json | None]] = [
     ("nothing but an empty part", {"content": [{"type": "text", "text": ""}, None]}, None),
     ("no content", {"role": "assistant"}, None),
     ("no parts", {"role": "assistant", "content": []}, None),
-    ("odd content", {"role": "assistant", "content": 5}, None),
-    ("an object as content", {"role": "assistant", "content": {"type": "text", "text": "x"}}, None),
+    ("a number as content", {"role": "assistant", "content": 5}, {**SAID, "content": "5"}),
+    ("an object as content", {"role": "assistant", "content": {"a": [1.5]}}, {**SAID, "content": '{"a":[1.5]}'}),
+    ("an object without members", {"role": "assistant", "content": {}}, {**SAID, "content": "{}"}),
+    ("a list that a schema asked for", {**SAID, "content": [{"a": 1}, [2], 3]}, {**SAID, "content": '[{"a":1},[2],3]'}),
+    (
+        "an image alone",
+        {"role": "assistant", "content": "", "images": [{**IMAGE, "index": 0}, 5]},
+        {"role": "assistant", "images": [IMAGE, 5]},
+    ),
+    ("an image among parts", {**SAID, "content": [IMAGE]}, {**SAID, "content": [IMAGE]}),
+    ("no images", {"role": "assistant", "content": None, "images": []}, None),
+    (
+        "stamps of streams",
+        {**SAID, "channel": "final", "padding": "x", "index": 0, "tool_calls": [STAMPED]},
+        {**SAID, "tool_calls": [call()]},
+    ),
+    (
+        "stamps of parts",
+        {**SAID, "content": [{"type": "text", "text": "x", "index": 0}, "y"]},
+        {**SAID, "content": [{"type": "text", "text": "x"}, "y"]},
+    ),
 ]
 
 
@@ -223,7 +245,9 @@ UNBOUND: list[tuple[str, Json, Json | None]] = [
     ("a refusal", {**SAID, "content": None, "refusal": "no"}, {**SAID, "content": "no"}),
     ("a refusal beside text", {**SAID, "refusal": "no"}, SAID),
     ("a voice", {**SAID, "content": None, "audio": {"id": "a", "transcript": "x"}}, SAID),
-    ("a voice without words", {**SAID, "content": None, "audio": {"id": "a"}}, None),
+    ("a voice without words", {**SAID, "content": None, "audio": {"id": "a"}}, {**SAID, "content": "[audio]"}),
+    ("an image", {**SAID, "content": "", "images": [IMAGE, IMAGE]}, {**SAID, "content": "[image] [image]"}),
+    ("an image beside text", {**SAID, "images": [IMAGE]}, SAID),
     ("annotations", {**SAID, "annotations": [FILE]}, SAID),
     ("nothing of a legacy call", ACTED | {"function_call": {"name": "f", "arguments": "{}"}}, None),
 ]
@@ -345,7 +369,9 @@ def test_arguments_nested_so_deep_that_they_cannot_be_written_stay(depth: int) -
         ({"function_call": {"name": "f"}}, True),
         ({"content": [{"type": "image_url"}]}, True),
         ({"content": ["x"]}, True),
-        ({"content": 5}, False),
+        ({"content": 5}, True),
+        ({"content": [None]}, False),
+        ({"images": [{"type": "image_url"}]}, True),
         ({}, False),
         ({"content": None, "tool_calls": [], "refusal": None, "audio": None, "function_call": None}, False),
         ({"content": "", "reasoning": "r"}, False),

@@ -333,10 +333,27 @@ def test_a_torn_call_is_not_sent_on(under: Form) -> None:
 
 def test_a_reply_of_which_another_upstream_is_told_nothing_is_left_out() -> None:
     """It said something in its old form, so it has a place in the history; under the new one it would say nothing."""
-    image = dumps({"role": "assistant", "content": [{"type": "image_url", "image_url": {"url": "data:,x"}}]})
-    past = history(turn("1", [OLD], image))
-    assert sent(request(USER), past)[0][1] == json.loads(image)
-    assert sent(request(USER), past, form("openai"))[0] == loaded(OLD, USER)
+    legacy = dumps({"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}})
+    past = history(turn("1", [OLD], legacy))
+    assert sent(request(USER), past)[0][1] == json.loads(legacy)
+    assert sent(request(USER), past, form("together"))[0] == loaded(OLD, USER)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        {"role": "assistant", "content": [{"type": "image_url", "image_url": {"url": "data:;base64,x"}}]},
+        {"role": "assistant", "content": "", "images": [{"type": "image_url", "image_url": {"url": "data:;base64,x"}}]},
+    ],
+)
+def test_a_reply_of_images_goes_back_where_it_came_from_and_as_words_elsewhere(image: Any) -> None:
+    past = history(turn("1", [OLD], dumps(image)))
+    assert sent(request(USER), past)[0][1] == {k: v for k, v in image.items() if v}
+    for now in (sent(request(USER), past, form("openai"))[0], windowed(past, Window(0, 2), USER)[0]):
+        assert [one for one in now if one["role"] == "assistant"] in (
+            [{"role": "assistant", "content": "[image]"}],
+            [{"role": "assistant", "content": [{"type": "text", "text": "[image]"}]}],
+        )
 
 
 @pytest.mark.parametrize("under", [ECHO, form("echo", host="other"), form("openai"), form("openrouter")])
@@ -368,7 +385,9 @@ def test_a_developer_is_called_system_where_the_role_is_unknown(profile: str) ->
     assert raws(request(USER), past)[0:3:2] == [DEVELOPER, late]
     renamed = [DEVELOPER.replace(b'"developer"', b'"system"'), late.replace(b'"developer"', b'"system"')]
     assert raws(request(USER), past, form(profile))[0:3:2] == renamed
-    assert raws(request(DEVELOPER, USER), past, form(profile))[0] == DEVELOPER  # the client's own is as sent
+    for before in (past, History()):  # brought or remembered, first or later: the same bytes
+        own = raws(request(DEVELOPER, USER, late), before, form(profile))
+        assert [own[0], own[-1]] == renamed
 
 
 @pytest.mark.parametrize("raw", [b'{"role":"system","role":"developer"}', b'{"content":"x"}', b"7"])
