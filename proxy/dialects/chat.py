@@ -14,7 +14,7 @@ import msgspec
 from proxy.core import sse
 from proxy.core.members import Malformed, dumps, elements, is_utf8, loads, members
 from proxy.core.model import Ask, Message, Reply, Seen
-from proxy.dialects import deltas, pieces, plain
+from proxy.dialects import deltas, plain
 from proxy.errors import BadRequest
 
 CACHE_MARK = b'"cache_control"'
@@ -182,7 +182,7 @@ def _slow_fold(body: bytes) -> Reply:
     document = loads(body.strip())
     if not isinstance(document, dict) or document.get("error"):
         return Reply(error=True)
-    choices = pieces.as_list(document.get("choices"))
+    choices = deltas.as_list(document.get("choices"))
     recorded = _first(choices)
     if recorded is None:
         return Reply()

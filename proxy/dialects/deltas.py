@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from proxy.dialects.pieces import Calls, add_function, as_dict, as_list
+from proxy.dialects.pieces import Calls, add_function, as_dict
+from proxy.dialects.pieces import as_list as as_list  # which `chat` reads with, too
 
 _CONCATENATED = frozenset(("content", "reasoning", "reasoning_content", "refusal"))
 

@@ -132,8 +132,8 @@ PROFILES = {profile.name: profile for profile in _ALL}
 OPTIONAL = frozenset[str]().union(*[profile.keep for profile in _ALL]) - {"name", "function_call"}
 
 # What an upstream may refuse that is no member: content that is null, or no text, beside calls.
-NULL: Final = "content: null"
-EMPTY: Final = "content: empty"
+NULL: Final = "content:null"
+EMPTY: Final = "content:empty"
 CONTENTS: Final = {NULL: b'"content":null', EMPTY: b'"content":""'}
 
 
@@ -198,13 +198,14 @@ def refused(status: int, body: bytes, sent: Collection[str]) -> str | None:
     others."""
     if status not in (400, 422):
         return None
-    objections = [text for text in statements(body) if _OBJECTS.search(text) and not _MISSES.search(text)]
+    said = list(statements(body))
+    objections = [text for text in said if _OBJECTS.search(text) and not _MISSES.search(text)]
     for name in sorted(OPTIONAL.intersection(sent), key=lambda name: (-len(name), name)):
         # Not the member of a parameter: `reasoning.effort` is the request's, `reasoning_details.0` the message's.
         word = re.compile(rf"{_BEFORE.get(name, _ANYTHING)}{name}(?!\w|\.[a-z])")
         if any(word.search(text) for text in objections):
             return name
-    return next((name for name in CONTENTS if name in sent and any(map(_REFUSES[name].search, objections))), None)
+    return next((name for name in CONTENTS if name in sent and any(map(_REFUSES[name].search, said))), None)
 
 
 def statements(body: bytes) -> Iterator[str]:

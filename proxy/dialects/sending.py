@@ -173,7 +173,7 @@ def _torn(line: Sequence[Entry], form: Form, role: str, id: str) -> bytes | None
                 turn.reply, role, wanted, id, finish_reason=turn.finish_reason, cut=_is_cut(turn.state)
             )
             if call is not None:
-                return forms.reply_form(call, form.profile, bound=form.binds(turn.form), without=form.refused)
+                return echo_of(call, form, bound=form.binds(turn.form), state=TurnState.COMPLETE)
     return None
 
 

@@ -189,6 +189,50 @@ def test_content_and_tool_calls_stand_in_one_reply() -> None:
     assert message == said(" \n", tool_calls=[call("a", "f")])
 
 
+WHOLE: list[tuple[str, list[Json], Json | None]] = [
+    ("a whole message", [{"message": said("Hello")}], said("Hello")),
+    ("no role", [{"message": {"content": "Hello"}}], said("Hello")),
+    (
+        "behind deltas that say nothing",
+        [{"delta": {"role": "assistant", "content": ""}, "message": said("x")}],
+        said("x"),
+    ),
+    ("a delta that is null", [{"delta": None, "message": said("x")}], said("x")),
+    ("calls", [{"message": said(tool_calls=[call("a", "f")])}], said(tool_calls=[call("a", "f")])),
+    (
+        "text, and then calls",
+        [{"message": said("x")}, {"message": said(tool_calls=[call("a", "f")])}],
+        said("x", tool_calls=[call("a", "f")]),
+    ),
+    (
+        "as much as there is by now",
+        [{"message": said("a")}, {"message": said("ab")}, {"message": said("ab")}],
+        said("ab"),
+    ),
+    ("pieces", [{"message": said("a")}, {"message": said("b")}, {"message": said("")}], said("ab")),
+    (
+        "beside deltas, as Perplexity",
+        [{"delta": {"content": "a"}, "message": said("a")}, {"delta": {"content": "b"}, "message": said("ab")}],
+        said("ab"),
+    ),
+    (
+        "beside a call in deltas",
+        [{"delta": {"tool_calls": [piece(0, "a", "f")]}}, {"message": said("x")}],
+        said(tool_calls=[call("a", "f")]),
+    ),
+    ("one that says nothing", [{"message": {}}], said()),
+    ("no object", [{"message": "x"}], None),
+]
+
+
+@pytest.mark.parametrize(("choices", "wanted"), [case[1:] for case in WHOLE], ids=[case[0] for case in WHOLE])
+def test_a_message_in_the_place_of_a_delta_is_the_reply(choices: list[Json], wanted: Json | None) -> None:
+    folded = Fold()
+    for choice in choices:
+        folded.chunk({"choices": [choice]})
+    assert folded.message() == wanted
+
+
 @pytest.mark.parametrize(
     "shape",
     [

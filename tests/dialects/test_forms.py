@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from math import inf
 from typing import Any
 
 import pytest
@@ -10,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core.members import Malformed, dumps, loads
-from proxy.dialects.forms import reply_form
-from proxy.dialects.profiles import OPTIONAL, PROFILES
+from proxy.dialects.forms import expiry, reply_form
+from proxy.dialects.profiles import EMPTY, NULL, OPTIONAL, PROFILES
 from tests import strict
 from tests.shapes import ACTED, FILE, SAID, THOUGHT, UNREADABLE, Json, anything, call, messages
 
@@ -272,6 +273,59 @@ def test_a_refused_member_is_left_out_of_calls_and_said_in_words() -> None:
     assert (
         form({"content": "", "audio": {"id": "a", "transcript": "t"}}, without=frozenset(("audio",)))["content"] == "t"
     )
+
+
+# Content beside calls
+
+
+@pytest.mark.parametrize("content", [{}, {"content": None}, {"content": ""}, {"content": []}])
+@pytest.mark.parametrize(
+    ("name", "without", "wanted"),
+    [("mistral", "", ""), ("ollama", "", ""), ("cloudflare", "", ""), ("databricks", "", None), ("vercel", "", None)]
+    + [("echo", NULL, ""), ("echo", EMPTY, None), ("mistral", EMPTY, None), ("databricks", NULL, "")],
+)
+def test_content_that_says_nothing_is_what_the_upstream_takes(
+    content: Json, name: str, without: str, wanted: str | None
+) -> None:
+    message = {"role": "assistant", **content, "tool_calls": [call()]}
+    assert form(message, name, without=frozenset([without])) == {**ACTED, "content": wanted}
+
+
+@pytest.mark.parametrize("name", ["mistral", "databricks", "openai", "echo"])
+def test_content_beside_calls_that_says_something_stays(name: str) -> None:
+    assert form({**ACTED, "content": " "}, name) == {**ACTED, "content": " "}
+    assert form({**ACTED, "content": None, "images": [IMAGE]}, "mistral") == {**ACTED, "content": "[image]"}
+
+
+# What goes back for a while only
+
+VOICE: Json = {"role": "assistant", "content": None, "audio": {"id": "a", "data": "QQ==", "expires_at": 100}}
+
+
+@pytest.mark.parametrize(
+    ("audio", "now", "wanted"),
+    [
+        ({}, 99_999, {"role": "assistant", "audio": {"id": "a"}}),
+        ({"transcript": "hi"}, 99_999, {"role": "assistant", "audio": {"id": "a"}}),
+        ({"transcript": "hi"}, 100_000, {**SAID, "content": "hi"}),
+        ({}, 100_000, {**SAID, "content": "[audio]"}),
+        ({"expires_at": None}, 10**15, {"role": "assistant", "audio": {"id": "a"}}),
+        ({"expires_at": 0}, 10**15, {"role": "assistant", "audio": {"id": "a"}}),
+        ({"expires_at": "soon"}, 10**15, {"role": "assistant", "audio": {"id": "a"}}),
+    ],
+)
+def test_an_audio_id_goes_back_before_it_expires(audio: Json, now: int, wanted: Json) -> None:
+    message = {**VOICE, "audio": {**VOICE["audio"], **audio}}
+    assert form(message, "openai", now=now) == wanted
+
+
+@pytest.mark.parametrize(
+    ("message", "wanted"),
+    [(VOICE, 100_000), ({**VOICE, "audio": None}, inf), ([{"audio": 1}], inf), (SAID, inf), ({"audio": 5}, inf)],
+)
+def test_when_a_reply_goes_back_in_another_form(message: Any, wanted: float) -> None:
+    assert expiry(json.dumps(message).encode()) == wanted
+    assert expiry(b'{"audio"') == inf
 
 
 # Calls that may be torn
