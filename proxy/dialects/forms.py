@@ -180,6 +180,8 @@ def _content(message: Json, form: Json, parts: bool, beside: str) -> Json:
     acts = "tool_calls" in form or "function_call" in form
     if acts and beside != "kept" and content in (None, "", []):
         return {"content": "" if beside == "text" else None}
+    if "images" in form and not acts and not _has_words(content):
+        return {"content": ""}  # without calls most want a text, and these are no member that they know
     fits = acts and "content" in message and content != []
     return {"content": content} if fits or _has_words(content) else {}
 

@@ -134,7 +134,7 @@ OPTIONAL = frozenset[str]().union(*[profile.keep for profile in _ALL]) - {"name"
 # What an upstream may refuse that is no member: content that is null, or no text, beside calls.
 NULL: Final = "content:null"
 EMPTY: Final = "content:empty"
-CONTENTS: Final = {NULL: b'"content":null', EMPTY: b'"content":""'}
+CONTENTS: Final = {NULL: re.compile(rb'"content"\s*:\s*null'), EMPTY: re.compile(rb'"content"\s*:\s*""')}
 
 
 def choose(setting: str, host: str) -> Profile:

@@ -108,7 +108,7 @@ def compose(
 def sent_members(body: bytes) -> Collection[str]:
     """The optional members of messages that occur in a body, and the kinds of content that an upstream may refuse."""
     named = [name for name in profiles.OPTIONAL if b'"%b"' % name.encode() in body]
-    return named + [name for name, content in profiles.CONTENTS.items() if content in body]
+    return named + [name for name, content in profiles.CONTENTS.items() if content.search(body)]
 
 
 def _refuse_orphan(repair: Repair, tail: Sequence[Message], torn: Torn) -> None:

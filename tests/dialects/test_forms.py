@@ -91,8 +91,8 @@ FILLERS: list[tuple[str, Json, Json | None]] = [
     ("a list that a schema asked for", {**SAID, "content": [{"a": 1}, [2], 3]}, {**SAID, "content": '[{"a":1},[2],3]'}),
     (
         "an image alone",
-        {"role": "assistant", "content": "", "images": [{**IMAGE, "index": 0}, 5]},
-        {"role": "assistant", "images": [IMAGE, 5]},
+        {"role": "assistant", "content": None, "images": [{**IMAGE, "index": 0}, 5]},
+        {"role": "assistant", "content": "", "images": [IMAGE, 5]},
     ),
     ("an image among parts", {**SAID, "content": [IMAGE]}, {**SAID, "content": [IMAGE]}),
     ("no images", {"role": "assistant", "content": None, "images": []}, None),
