@@ -25,15 +25,35 @@ class Calls:
 
     def __init__(self) -> None:
         self._calls: list[_Call] = []
-        self._newest: dict[Any, _Call] = {}  # by index, by ID, and by both; None: of all
+        self._at: dict[Any, _Call] = {}  # the newest of an index
+        self._newest: dict[Any, _Call] = {}  # by ID, and by index and ID
+        self._last: _Call | None = None  # that had a piece
 
     def add(self, pieces: list[Any]) -> None:
         for piece in pieces:
-            if isinstance(piece, dict):
+            if isinstance(piece, dict) and not self._goes_on(piece):
                 self._add(piece)
 
     def finished(self) -> list[Json]:
         return [_finished(call.said) for call in self._calls]
+
+    def _goes_on(self, piece: Json) -> bool:
+        """Takes the usual piece, that goes on with the arguments of the call of its index: what `_add` would make of it
+        too, and most of a stream."""
+        index, said = piece.get("index"), piece.get("function")
+        call = self._at.get(index) if type(index) is int else None
+        if call is None or call.head or type(said) is not dict:
+            return False
+        id, name = piece.get("id"), said.get("name")
+        if id or name:  # again on each piece, at some
+            text, function = said.get("arguments"), call.said.get("function")
+            if self._last is not call or type(text) is not str or text.lstrip()[:1] in "{[":
+                return False
+            if (id and id != call.said["id"]) or (name and name != as_dict(function).get("name")):
+                return False
+        self._last = call
+        call.merge(piece)
+        return True
 
     def _add(self, piece: Json) -> None:
         index, id = _index(piece), piece.get("id") or None
@@ -47,16 +67,16 @@ class Calls:
             call.head = piece
         call.merge(piece)
         call.index = index if call.index is None else call.index
-        for key in (None, ("index", index), ("id", _hashable(id)), ("both", index, _hashable(id))):
-            self._newest[key] = call
+        self._last = call
+        self._at[index] = self._newest["id", _hashable(id)] = self._newest["both", index, _hashable(id)] = call
 
     def _candidate(self, index: Any, id: Any) -> _Call | None:
         """The call that a piece would go on with: the newest of its index or, without one, of its ID; of those that
         share an index, the one with its ID."""
-        newest = self._newest.get(None)
+        newest = self._last
         if index is None:
             return (id and self._newest.get(("id", _hashable(id)))) or newest
-        found = (id and self._newest.get(("both", index, _hashable(id)))) or self._newest.get(("index", index))
+        found = (id and self._newest.get(("both", index, _hashable(id)))) or self._at.get(index)
         return found or (newest if newest and newest.index is None else None)
 
 
@@ -94,7 +114,7 @@ class _Call:
         for key, value in piece.items():
             if value is None or key == "index" or (key in ("id", "type") and not value):
                 continue
-            if key in KINDS:
+            if key in ("function", "custom"):
                 add_function(self.said.setdefault(key, {}), value)
             else:
                 self.said[key] = value
@@ -168,8 +188,8 @@ def add_function(function: Json, piece: Any) -> None:
     for key, value in as_dict(piece).items():
         if value is None:
             continue
-        if key in KINDS.values():
-            function[key] = function.get(key, "") + _as_text(value)
+        if key in ("arguments", "input"):
+            function[key] = function.get(key, "") + (value if isinstance(value, str) else dumps(value).decode())
         elif key != "name" or not function.get("name"):
             function[key] = value
         elif value != function["name"] and not function.get("arguments"):
