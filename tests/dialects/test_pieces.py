@@ -272,6 +272,16 @@ CALLS: list[tuple[str, list[list[Any]], list[Json]]] = [
         [call("x", "f", A), call("y", "g", B)],
     ),
     (
+        "one ID, two indexes, and then none: the call that had the last piece",
+        [
+            [piece(0, "x", "f", A[:4])],
+            [piece(1, "x", "g", B[:4])],
+            [piece(0, "x", None, A[4:5])],
+            [piece(None, "x", None, A[5:])],
+        ],
+        [call("x", "f", A), call("x", "g", B[:4])],
+    ),
+    (
         "an index as text",
         [
             [piece("0", "x", "f", A[:3]), piece("1", "y", "g", B[:3])],
