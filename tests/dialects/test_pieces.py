@@ -505,7 +505,6 @@ def by_id(pieces: list[Json]) -> list[Json] | None:
     return calls
 
 
-@MORE
 @given(streams())
 def test_what_an_official_client_reads_whole_we_read_the_same(case: tuple[list[list[Json]], list[Json]]) -> None:
     pieces = [each for delta in case[0] for each in delta]
