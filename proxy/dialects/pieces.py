@@ -49,7 +49,9 @@ class Calls:
             text, function = said.get("arguments"), call.said.get("function")
             if self._last is not call or type(text) is not str or text.lstrip()[:1] in "{[":
                 return False
-            if (id and id != call.said["id"]) or (name and name != as_dict(function).get("name")):
+            if id and (type(id) is not str or self._newest.get(("both", index, id)) is not call):
+                return False
+            if name and name != as_dict(function).get("name"):
                 return False
         self._last = call
         call.merge(piece)

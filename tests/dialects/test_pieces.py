@@ -282,6 +282,16 @@ CALLS: list[tuple[str, list[list[Any]], list[Json]]] = [
         [call("x", "f", A), call("x", "g", B[:4])],
     ),
     (
+        "an ID before its index, and then another call at that",
+        [
+            [piece(None, "x")],
+            [piece(0, None, "f")],
+            [piece(0, "x", None, "}")],
+            [piece(0, None, "g", type="function"), piece(0, "x", None, "!")],
+        ],
+        [call("x", "f", "}!"), call("", "g")],
+    ),
+    (
         "an index as text",
         [
             [piece("0", "x", "f", A[:3]), piece("1", "y", "g", B[:3])],
@@ -606,7 +616,7 @@ def ended(text: str) -> bool:
         elif not quoted and letter in "{}[]":
             depth, brackets = depth + (1 if letter in "{[" else -1), True
     if brackets:
-        return not depth and not escaped
+        return not depth
     try:
         json.loads(text)
     except ValueError:
