@@ -79,7 +79,7 @@ def word(raw: bytes) -> str:
         content = "@".join([part["text"].strip() if "text" in part else part["image_url"]["url"] for part in content])
     if made["role"] == "user" and content[:1] == "a":
         return "=" + content
-    said = str(content or "-").replace(" ", "_")
+    said: str = str(content or "-").replace(" ", "_")
     return "d" + said[1:] if made["role"] == "developer" else said
 
 
@@ -496,6 +496,43 @@ EITHER = [
         "1",
         "s1",
     ),
+    Case("a title that came first", "s2 e0 u1 > t1", "s1 u1 #f", APPEND, "u1", "what came before it was asked for this chat", system="s1"),
+    Case("a title that came first, quoting", "s2 e0:u1-for-a-week > t1", "s1 u1-for-a-week #f", APPEND, "u1-for-a-week", "what came before it was asked for this chat", system="s1"),
+    Case("the same words, with tools and a prompt", "u1 > a1", "s1 u1 #f", APPEND, "u1 a1 | u1", NONE, parent="1", system="s1"),
+    Case("a plan that came first", "e0 > a0-do-this-first", "s1 u1 a:a0-do-this-first u2 #f", ADOPT, "u1 a:a0-do-this-first u2", "what came before it was asked for this chat, and it brings a history along", system="s1"),
+    Case("a chat behind another prompt", "s2 u0 > t1; s1 u1 > a1", "s1 u1 a1 u2", RESEND, "[u1 a1] u2", "all of its own list; what precedes it were side requests", parent="2", system="s1"),
+    Case("a chat behind no prompt", "u0 > a0; u1 > a1", "u1 a1 u2", RESEND, "u0 a0 | [u1 a1] u2", END, parent="2"),
+    Case("an answer pasted back", "s1 u1 > a1-the-first-reply", "u9:a1-the-first-reply", APPEND, "u1 a1-the-first-reply | u9:a1-the-first-reply", NONE, parent="1", system="s1"),
+    Case("an answer pasted back, a clock", "s_at_10:01 u1 > a1-the-first-reply", "s_at_10:02 u9:a1-the-first-reply", APPEND, "u1 a1-the-first-reply | u9:a1-the-first-reply", NONE, parent="1", system="s_at_10:02"),
+    Case("an answer pasted back, a prompt per task", "s1 u1 > a1-the-first-reply", "s2 u9:a1-the-first-reply", APPEND, "u1 a1-the-first-reply | u9:a1-the-first-reply", NONE, parent="1", system="s2"),
+    Case("an answer pasted back, without tools", "u1 #f > a1-the-first-reply", "u9:a1-the-first-reply", APPEND, "u1 a1-the-first-reply | u9:a1-the-first-reply", NONE, parent="1"),
+    Case("a quote without tools and stream", "u1 #f ~ > a1-the-first-reply", "u9:a1-the-first-reply", ASIDE, "u9:a1-the-first-reply", "it quotes a reply, without the chat's tools"),
+    Case("a quote of both without tools", "u1-hello #f > a1-the-first-reply", "u9:u1-hello:a1-the-first-reply", ASIDE, "u9:u1-hello:a1-the-first-reply", "it quotes a reply, without the chat's tools"),
+    Case("a quote without the prompt, resending", "s1 u1 > a1-the-first-reply; s1 u1 a1-the-first-reply u2 > a2-the-second-reply", "u9:a2-the-second-reply", ASIDE, "u9:a2-the-second-reply", "it quotes a reply, and is asked otherwise than the chat"),
+    Case("a quote under the same prompt, resending", "s1 u1 #f ~ > a1-the-first-reply; s1 u1 a1-the-first-reply u2 #f ~ > a2-the-second-reply", "s1 u9:a2-the-second-reply #f ~", APPEND, "u1 a1-the-first-reply u2 a2-the-second-reply | u9:a2-the-second-reply", NONE, parent="2", system="s1"),
+    Case("a quote by other software", "s1 u1 #f ~ > a1-the-first-reply; s1 u1 a1-the-first-reply u2 #f ~ > a2-the-second-reply", "u9:a2-the-second-reply ^b", APPEND, "u1 a1-the-first-reply u2 a2-the-second-reply | u9:a2-the-second-reply", NONE, parent="2", system="s1"),
+    Case("a quote by one that spoke so before", "^b u0 > a0; u1 > a1-the-first-reply; u1 a1-the-first-reply u2 > a2-the-second-reply", "u9:a2-the-second-reply ^b", APPEND, "u0 a0 u1 a1-the-first-reply u2 a2-the-second-reply | u9:a2-the-second-reply", NONE, parent="3"),
+    Case("a summary kept as a user's message", "s1 u1 #f ~ > a1-the-first-reply; s1 u1 a1-the-first-reply u2 #f ~ > a2-the-second-reply; s9 u9:a2-the-second-reply > t1-the-summary", "s1 u9:t1-the-summary u3 #f ~", REWRITE, "u9:t1-the-summary u3", "its own list, with a summary that was asked for beside it", system="s1"),
+    Case("a summary kept as a reply", "s1 u1 #f ~ > a1-the-first-reply; s1 u1 a1-the-first-reply u2 #f ~ > a2-the-second-reply; s9 u9:a2-the-second-reply > t1-the-summary", "s1 u8 t1-the-summary u3 #f ~", REWRITE, "u8 t1-the-summary u3", "its own list, with a summary that was asked for beside it", system="s1"),
+    Case("a list compacted by its client", "s1 u1 > a1; s1 u1 a1 u2 > a2", "s1 u9 ok u3", REWRITE, "u9 ok u3", "a list of its own: none of it is ours", system="s1"),
+    Case("a prefill, resending", "s1 u1 > a1; s1 u1 a1 u2 > a2", "s1 u9 p1", APPEND, "u1 a1 u2 a2 | u9 p1", NONE, parent="2", system="s1"),
+    Case("the whole list under another prompt", "s1 u1 > a1; s1 u1 a1 u2 > a2", "s2 u1 a1 u2 a2 u9", RESEND, "[u1 a1 u2 a2] u9", ALL, parent="2", system="s2"),
+    Case("a part of the list under another prompt", "s1 u1 > a1; s1 u1 a1 u2 > a2", "s2 u1 a1 u9", ASIDE, "[u1 a1] u9", "the chat's list under another prompt: it may be said beside the chat", parent="1", system="s2"),
+    Case("the list under another prompt, with other tools", "s1 u1 #f #g > a1", "s2 u1 a1 u9 #f", ASIDE, "[u1 a1] u9", "the chat's list under another prompt: it may be said beside the chat", parent="1", system="s2"),
+    Case("and it was the chat", "s1 u1 #f #g > a1; s2 u1 a1 u9 #f > a9", "s2 u1 a1 u9 a9 u10 #f", RESEND, "[u1 a1 u9 a9] u10", ALL, parent="2", system="s2"),
+    Case("and the chat goes on", "s1 u1 #f #g > a1; s2 u1 a1 u9 #f > a9", "s1 u1 a1 u2 #f #g", RESEND, "[u1 a1] u2", ALL, parent="1", system="s1"),
+    Case("an instruction at the end of the list", "s1 u1 > a1; s1 u1 a1 u2 > a2", "u1 a1 n9", ASIDE, "[u1 a1] n9", "the chat's list under another prompt: it may be said beside the chat", parent="1"),
+    Case("the result of a call that was made beside", "s1 u1 #f #g > a1; s2 u1 a1 u9 #f > c9", "r9 #f", APPEND, "u1 a1 u9 c9 | r9", "the result of a call that was made beside the tip", parent="2", system="s2"),
+    Case("what another client said", "u1 > a1-the-first-reply; u1 a1-the-first-reply u2 > a2-the-second-reply; u3 > a3", "u1 a1-the-first-reply u2 a2-the-second-reply u4", RESEND, "[u1 a1-the-first-reply u2 a2-the-second-reply] u4", "all of its own list, and then what is new; what others said stays", parent="3"),
+    Case("what other software said", "u1 > a1; ^b u2 > a2", "u1 a1 u3", RESEND, "[u1 a1] u3", "all of its own list, and then what is new; what others said stays", parent="2"),
+    Case("an edit before what another client said", "u1 > a1-the-first-reply; u1 a1-the-first-reply u2 > a2-the-second-reply; u3 > a3", "u1 a1-the-first-reply u9", REWRITE, "[u1 a1-the-first-reply] u9", "it departs from the history; what others said stays", parent="3"),
+    Case("another agent's reply", "s1 u1 > a1", "s2 u1 =a1", RESEND, "[u1] =a1", "an agent's list, that tells the others' replies", parent="1", system="s2"),
+    Case("user messages only, a third time", "u1 > a1; u1 u2 > a2", "u1 u2 u3", RESEND, "[u1 a1 u2 a2] u3", "its own messages alone, a longer list each time", parent="2"),
+    Case("user messages only, a fourth time", "u1 > a1; u1 u2 > a2; u1 u2 u3 > a3", "u1 u2 u3 u4", RESEND, "[u1 a1 u2 a2 u3 a3] u4", "its own messages alone, a longer list each time", parent="3"),
+    Case("the beginning of a cut reply", "u1 > a1; u2 > a2-the-begi/", "u2 a2-the u3", REWRITE, "u1 a1 | [u2] a2-the u3", "the last turn again, with what came of it", parent="2"),
+    Case("the same question after silence", "u1 > -", "u1", RESEND, "[u1]", ALL, parent="1", silent=True),
+    Case("more after silence", "u1 > -", "u1 u2", RESEND, "[u1] u2", ALL, parent="1", silent=True),
+    Case("the last question after silence", "u1 > a1; u2 > -", "u2", APPEND, "u1 a1 u2 | u2", NONE, parent="2"),
 ]
 
 CASES = [*APPENDS, *ADOPTIONS, *RESENDS, *REWRITES, *PREAMBLES, *ASIDES, *FLIGHTS, *EITHER]

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core import sse
+from proxy.core.members import dumps
 from proxy.dialects import deltas
 from proxy.dialects.marks import is_loose, joined, mark
 from tests.fakes import Recording, recordings
@@ -467,3 +468,10 @@ def test_the_messages_of_real_requests_are_told_apart() -> None:
         messages = json.loads(recording.request or b"{}").get("messages", [])
         said = {json.dumps([m["role"], m.get("content"), m.get("tool_calls"), m.get("tool_call_id")]) for m in messages}
         assert len({mark(raw(message)) for message in messages}) == len(said), recording.id
+
+
+@pytest.mark.parametrize("value", [{"title": "T", "n": [1.5, None]}, 5, False])
+def test_a_value_as_content_is_what_goes_back_of_it(value: Any) -> None:
+    as_text = dumps({"role": "assistant", "content": dumps(value).decode()})
+    assert mark(dumps({"role": "assistant", "content": value})) == mark(as_text)
+    assert mark(dumps({"role": "user", "content": value})) != mark(dumps({"role": "user", "content": "x"}))
