@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ IMAGES = 1000  # models of which it is remembered how many images they take
 # A server may come back with a larger context, and would never be asked for more than it once had. What it then
 # costs to find out again is one refused request.
 LIMIT_KEPT = 24 * 3600 * 1000  # ms
+_VERSION = re.compile(r"[-@:]\d{3,}")
 
 
 class Limit(NamedTuple):
@@ -61,6 +63,12 @@ class Learned:
         fresh = [(key, found) for key, found in self.limits.items() if not is_old(found.learned, now)]
         self.limits = {**dict(fresh), of: Limit(tokens, now)}
         self._waited = {key: waited for key, waited in self._waited.items() if key in self.limits}
+
+
+def is_of(told: str | None, asked: str | None) -> bool:
+    """Whether a reply of a model that it names so is one of the model that was asked for: it may name a version."""
+    told, asked = told or "", asked or ""
+    return told == asked or (told.startswith(asked) and _VERSION.match(told, len(asked)) is not None)
 
 
 def is_old(learned: int, now: int) -> bool:

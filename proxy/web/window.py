@@ -13,6 +13,7 @@ from functools import cached_property
 from proxy.core.chain import furthest, taken
 from proxy.core.cuts import purpose
 from proxy.core.history import History
+from proxy.core.learned import is_of
 from proxy.core.model import Cut, ModelKey, Turn
 from proxy.core.plan import Decision, Plan
 from proxy.core.sizes import LOOK_BACK, Size, Sizes, Tokens, size_of, sizes_of, tokens
@@ -180,8 +181,8 @@ class Fit:
         was asked for, and does so throughout."""
         recent = self._plan.line[: self._plan.injected][-LOOK_BACK:] if self._history.cuts else ()
         several = len({entry.turn.model for entry in recent if entry.ours}) > 1
-        asked = self._call.ask.model or ""
-        return lambda turn: self._form.binds(turn.form) and (not several or (turn.model or "").startswith(asked))
+        asked = self._call.ask.model
+        return lambda turn: self._form.binds(turn.form) and (not several or is_of(turn.model, asked))
 
     def _summarized(self, now: Cut) -> Cut | None:
         """The cut with a summary that tells more than the one in force: one that was prepared, or that of a cut which

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from proxy.core.learned import IMAGES, LIMIT_KEPT, PROBED, Learned, is_old
+import pytest
+
+from proxy.core.learned import IMAGES, LIMIT_KEPT, PROBED, Learned, is_of, is_old
 from proxy.core.model import ModelKey
 
 MINE, THEIRS = ModelKey(b"me", "host", "model"), ModelKey(b"them", "host", "model")
@@ -41,6 +43,23 @@ def test_how_many_images_a_model_takes_is_remembered_of_so_many_models() -> None
         learned.pictured(ModelKey(b"me", "host", str(n)), n)
     assert len(learned.images) == IMAGES
     assert ModelKey(b"me", "host", "0") not in learned.images and learned.images[ModelKey(b"me", "host", "9")] == 9
+
+
+@pytest.mark.parametrize(
+    ("told", "asked", "same"),
+    [
+        ("gpt-4o", "gpt-4o", True),
+        ("gpt-4o-2024-08-06", "gpt-4o", True),
+        ("gemini-2.0-flash-001", "gemini-2.0-flash", True),
+        ("gpt-4o-mini-2024-07-18", "gpt-4o", False),
+        ("gpt-4o", "gpt-4o-mini", False),
+        ("llama-3-70b", "llama-3", False),
+        (None, None, True),
+        ("m", None, False),
+    ],
+)
+def test_a_reply_may_name_a_version_of_what_was_asked_for(told: str | None, asked: str | None, same: bool) -> None:
+    assert is_of(told, asked) is same
 
 
 def test_a_limit_is_forgotten_after_a_day_and_never_before_it() -> None:

@@ -243,21 +243,21 @@ def taken(upstream: ScriptedUpstream, model: str, limit: float, each: int) -> li
 
 @pytest.mark.parametrize("each", [9, 30])
 async def test_two_models_in_turn_have_what_fits_each(serve: Serve, each: int) -> None:
-    limits = {"large": 3000, "small": 700}
+    limits = {"gpt-9": 3000, "gpt-9-small": 700}
     async with ScriptedUpstream(sized(limits, each)) as upstream:
         proxy = await serve(upstream.base_url)
-        told = await in_turn(proxy, 40, "large", "small")
+        told = await in_turn(proxy, 40, "gpt-9", "gpt-9-small")
         shares = {}
         for model, limit in limits.items():
             requests = taken(upstream, model, limit, each)
             assert len(requests) == 20
             shares[model] = sum([is_prefix(*pair) for pair in pairwise(requests)]) / 19
-        large = taken(upstream, "large", 3000, each)
+        large = taken(upstream, "gpt-9", 3000, each)
     assert [len(request.messages) for request in large] == [1 + 4 * n for n in range(20)]  # all there is
     assert dropped(told[-2]) == 0 < dropped(told[-1])
-    assert shares["large"] == 1.0
+    assert shares["gpt-9"] == 1.0
     # Of 700 tokens every other turn takes 120 where a message has 30: no cut can hold for ten.
-    assert shares["small"] >= (0.9 if each == 9 else 0.5)
+    assert shares["gpt-9-small"] >= (0.9 if each == 9 else 0.5)
     print(f"{each} tokens a message: {shares}, {len(upstream.requests) - 40} refused")
 
 
