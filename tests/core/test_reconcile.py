@@ -539,6 +539,15 @@ EITHER = [
         system="s1",
     ),
     Case(
+        "a reply of another branch",
+        "u1 > a1; u1 a1 u2 > a2; u1 a1 u3 > a3",
+        "u9 a2 u4",
+        REWRITE,
+        "u9 [a2] u4",
+        "replies of another branch, at their place among other messages",
+        parent="2",
+    ),
+    Case(
         "a prefill, resending",
         "s1 u1 > a1; s1 u1 a1 u2 > a2",
         "s1 u9 p1",
