@@ -58,6 +58,12 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
     assert [str(page) for page in PAGES if page.resolve() not in reached] == []
 
 
+def test_the_index_names_every_page_but_single_decisions() -> None:
+    named = {file.resolve() for file, _ in links(DOCS / "README.md")}
+    pages = [page for page in DOCS.rglob("*.md") if page != DOCS / "README.md" and not page.name[0].isdigit()]
+    assert [str(page.relative_to(DOCS)) for page in pages if page.resolve() not in named] == []
+
+
 def test_the_readme_is_short_and_shows_a_turn() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= README_LINES
     assert len(blocks(ROOT / "README.md", "mermaid")) == 1
