@@ -56,6 +56,7 @@ messages = shaped(
     function_call=functions,
     refusal=texts,
     audio=shaped(id=texts, transcript=texts),
+    images=st.lists(parts, max_size=2),
     annotations=st.lists(st.just(FILE) | anything, max_size=2),
     reasoning=texts,
     reasoning_content=texts,

@@ -22,7 +22,7 @@ OPENAI = BASE | {"name", "refusal", "audio", "function_call"}
 KNOWN: dict[str, frozenset[str]] = {
     "openai": OPENAI,
     "azure": OPENAI,
-    "openrouter": OPENAI | {"reasoning", "reasoning_details", "annotations", "cache_control"},
+    "openrouter": OPENAI | {"reasoning", "reasoning_details", "annotations", "images", "cache_control"},
     "mistral": BASE | {"prefix"},  # 422 extra_forbidden (BerriAI/litellm#30835, #30882)
     "groq": BASE | {"name"},  # 400 property '...' is unsupported (janhq/jan#8136)
     "cerebras": BASE | {"name", "reasoning"},  # 400 wrong_api_format (Kilo-Org/kilocode#10375)
@@ -44,7 +44,7 @@ KNOWN: dict[str, frozenset[str]] = {
     "vllm": OPENAI | {"reasoning", "reasoning_content"},
     "ollama": OPENAI | {"reasoning", "reasoning_content"},
     "crusoe": BASE | {"name", "reasoning"},
-    "vercel": BASE | {"name", "reasoning", "reasoning_details", "cache_control"},
+    "vercel": BASE | {"name", "reasoning", "reasoning_details", "images", "cache_control"},
     "minimax": BASE | {"name", "reasoning", "reasoning_details"},
 }
 # Members of a tool call that the strict ones know; `index` is tolerated by some of them, but not by all.
@@ -180,7 +180,7 @@ def null_content_has_calls(message: Json, profile: str) -> Iterator[str]:
 
 def assistant_says_something(message: Json, profile: str) -> Iterator[str]:
     # "Either content or tool_calls" (badlogic/pi-mono: such turns are skipped).
-    said = [message.get(name) for name in ("content", "tool_calls", "function_call", "refusal", "audio")]
+    said = [message.get(name) for name in ("content", "tool_calls", "function_call", "refusal", "audio", "images")]
     if message["role"] == "assistant" and not any(said):
         yield "an assistant that says nothing"
 

@@ -188,6 +188,9 @@ class Repeats:
         reason = "replies of ours at their place among other messages"
         if any([self._is_in_place(n, at) for n, at in pairs]):
             return Found(pairs, reason, history.line, history.tip)
+        best = self.best() if self._resends and history.other_lines else None
+        if best and has_ours(best.pairs, best.line):
+            return best._replace(reason="replies of another branch, at their place among other messages")
         return None
 
     def _from_the_start(self) -> tuple[Line, str | None, Pairs]:
@@ -197,7 +200,8 @@ class Repeats:
         line, tip = history.line, history.tip
         pairs = self._found.run(line)
         reached = pairs[-1][0] + 1 if pairs else 0  # a message of the list may repeat two of the line
-        if len(pairs) < len(line) and reached < len(self._list):
+        beside = any([turn.carries for turn in history.sides])  # one of them may turn out to be the chat's
+        if reached < len(self._list) and (len(pairs) < len(line) or beside):
             held = len(self._on(pairs, line))
             for other, branch in history.other_lines:
                 further = self._found.run(branch)

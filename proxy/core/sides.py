@@ -40,7 +40,7 @@ class Beside:
             return None
         if self._client in carriers and self._is_asked_otherwise and self._quote:
             return "it quotes a reply, and is asked otherwise than the chat"
-        quote = self._quote if self.lacks_tools else None
+        quote = self._quote if self.lacks_tools and not self.is_of_another(last) else None
         if quote and (self._is_not_streamed or quoted_in(self._words, [quote], OWN_WORDS)):
             return "it quotes a reply, without the chat's tools"
         if resends and self.is_unknown and not self.is_of_another(last):

@@ -7,10 +7,10 @@ index. Choice 0 is the recorded one. Knows nothing of events, requests or histor
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from proxy.core.members import dumps
+from proxy.dialects.pieces import Calls, add_function, as_dict
+from proxy.dialects.pieces import as_list as as_list  # which `chat` reads with, too
 
 _CONCATENATED = frozenset(("content", "reasoning", "reasoning_content", "refusal"))
 
@@ -23,6 +23,7 @@ class Fold:
         self.error = False
         self._message: dict[str, Any] | None = None
         self._calls = Calls()
+        self._instead: dict[str, Any] | None = None  # a message that came in the place of deltas
 
     def chunk(self, chunk: dict[str, Any]) -> None:
         for choice in as_list(chunk.get("choices")):
@@ -31,20 +32,40 @@ class Fold:
 
     def message(self) -> dict[str, Any] | None:
         """The message, or None where no delta came at all."""
+        if self._instead and not self._has_said:
+            return self._instead
         if self._message is None:
             return None
         calls = self._calls.finished()
         return {**self._message, "tool_calls": calls} if calls else dict(self._message)
 
+    @property
+    def _has_said(self) -> bool:
+        """Whether the deltas said anything: a message beside them (Perplexity's) tells the same again."""
+        said = self._message or {}
+        return any([value for name, value in said.items() if name != "role"]) or bool(self._calls.finished())
+
     def _choice(self, choice: dict[str, Any]) -> None:
-        delta = choice.get("delta")
+        delta, message = choice.get("delta"), choice.get("message")
         if isinstance(delta, dict):
             self._delta(delta)
+        if isinstance(message, dict):
+            self._whole(message)
         reason = choice.get("finish_reason")
         if choice.get("error") or reason == "error":
             self.error = True
         if isinstance(reason, str) and reason:
             self.finish_reason = self.finish_reason or reason
+
+    def _whole(self, message: dict[str, Any]) -> None:
+        """A message in the place of a delta: the whole one, or as much of it as there is by now. One that does not
+        repeat the text before it goes on from there."""
+        said = self._instead or {}
+        told = {key: value for key, value in message.items() if value not in (None, "", [])}
+        old, new = said.get("content"), told.get("content")
+        if isinstance(old, str) and isinstance(new, str) and not new.startswith(old):
+            told["content"] = old + new
+        self._instead = {**_nothing_yet(), **said, **told}
 
     def _delta(self, delta: dict[str, Any]) -> None:
         message = self._message = self._message or _nothing_yet()
@@ -56,7 +77,7 @@ class Fold:
             elif key == "reasoning_details":
                 _add_details(message.setdefault(key, []), as_list(value))
             elif key == "function_call":
-                _add_function(message.setdefault(key, {}), value)
+                add_function(message.setdefault(key, {}), value)
             elif key == "audio":
                 _add_audio(message.setdefault(key, {}), value)
             else:
@@ -66,87 +87,6 @@ class Fold:
 def _nothing_yet() -> dict[str, Any]:
     # Cloudflare, GPUStack and Groq's compound models never send a role.
     return {"role": "assistant", "content": None}
-
-
-class Calls:
-    """The tool calls of a reply, in the order of their first appearance."""
-
-    def __init__(self) -> None:
-        self._calls: list[dict[str, Any]] = []
-        self._at: dict[int, dict[str, Any]] = {}  # the newest call at an index
-
-    def add(self, pieces: list[Any]) -> None:
-        for piece in pieces:
-            if isinstance(piece, dict):
-                self._merge(self._target(piece), piece)
-
-    def finished(self) -> list[dict[str, Any]]:
-        for call in self._calls:
-            function = call.get("function")
-            # Databricks never sends the arguments of a call that has none; "" is refused by several.
-            if isinstance(function, dict) and not function.get("arguments"):
-                function["arguments"] = "{}"
-            # Snowflake fills in the other kind of call, with empty members.
-            for kind, other in (("custom", "function"), ("function", "custom")):
-                if kind in call and other in call and not call[kind].get("name"):
-                    del call[kind]
-        return self._calls
-
-    def _target(self, piece: dict[str, Any]) -> dict[str, Any]:
-        index = piece.get("index") if isinstance(piece.get("index"), int) else None
-        current = self._at.get(index) if index is not None else (self._calls[-1] if self._calls else None)
-        if current is None or self._another(current, index, piece):
-            current = {"id": "", "type": "function"}
-            self._calls.append(current)
-        if index is not None:
-            self._at[index] = current
-        return current
-
-    @staticmethod
-    def _another(current: dict[str, Any], index: int | None, piece: dict[str, Any]) -> bool:
-        """Whether a piece begins another call than `current`, the one at its index: Ollama, Gemini
-        adapters and Cerebras number parallel calls 0, 0, 0. Without an index an id or a name does."""
-        id, name = piece.get("id"), _dict(piece.get("function")).get("name")
-        if id and current["id"]:
-            return bool(id != current["id"])
-        if index is None:
-            return bool(id or name)
-        function = _dict(current.get("function"))
-        return bool(name and not id and name != function.get("name") and _is_json(function.get("arguments")))
-
-    @staticmethod
-    def _merge(call: dict[str, Any], piece: dict[str, Any]) -> None:
-        for key, value in piece.items():
-            if value is None or key == "index" or (key in ("id", "type") and not value):
-                continue
-            if key in ("function", "custom"):
-                _add_function(call.setdefault(key, {}), value)
-            else:
-                call[key] = value
-
-
-def whole(calls: Any) -> list[dict[str, Any]]:
-    """The tool calls of a reply that came in one piece, in the form in which they go back."""
-    found: list[dict[str, Any]] = []
-    for call in as_list(calls):
-        one = Calls()
-        one.add([call])
-        found += one.finished()
-    return found
-
-
-def _add_function(function: dict[str, Any], piece: Any) -> None:
-    for key, value in _dict(piece).items():
-        if value is None:
-            continue
-        if key in ("arguments", "input"):
-            text = value if isinstance(value, str) else dumps(value).decode()
-            function[key] = function.get(key, "") + text
-        elif key != "name" or not function.get("name"):
-            function[key] = value
-        elif value != function["name"] and not function.get("arguments"):
-            # A repeated name (Novita, Kimi) is not another piece of it.
-            function["name"] = _longer(function["name"], value)
 
 
 def _add_details(details: list[Any], pieces: list[Any]) -> None:
@@ -171,7 +111,7 @@ def _detail_key(detail: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def _add_audio(audio: dict[str, Any], piece: Any) -> None:
-    for key, value in _dict(piece).items():
+    for key, value in as_dict(piece).items():
         if key in ("data", "transcript") and isinstance(value, str):
             audio[key] = _longer(audio.get(key), value)
         elif value is not None:
@@ -215,21 +155,5 @@ def _add_parts(parts: list[Any], new: list[Any]) -> list[Any]:
     return parts
 
 
-def _is_json(text: Any) -> bool:
-    try:
-        json.loads(text)
-    except (TypeError, ValueError, RecursionError):
-        return False
-    return True
-
-
 def _longer(old: Any, new: Any) -> Any:
     return old + new if isinstance(old, str) and isinstance(new, str) else new
-
-
-def as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _dict(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}

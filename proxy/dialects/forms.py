@@ -7,19 +7,20 @@ stands in `asked`. What cannot be read (no JSON object, nested too deep) goes as
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import msgspec
 
 from proxy.core.members import Malformed, dumps, joined, loads, members
-from proxy.dialects import deltas
-from proxy.dialects.profiles import Profile
+from proxy.dialects import pieces
+from proxy.dialects.images import word
+from proxy.dialects.profiles import EMPTY, NULL, Profile
+from proxy.dialects.tool_calls import is_whole, sent_calls, unstamped
 
 Json = dict[str, Any]
 
 _UNBOUND = frozenset(("name", "function_call"))  # mean the same to every upstream
-# After these a call may be torn; after none at all (Snowflake's streams, aborted ones) nobody knows.
-_TORN = ("", "length", "max_tokens", "content_filter", "sensitive", "insufficient_system_resource")
 _THOUGHTS = ("thinking", "redacted_thinking", "reasoning")
 _CLAUDE = "anthropic-claude-v1"  # what OpenRouter takes a detail without a format for
 
@@ -47,12 +48,14 @@ def reply_form(
     without: frozenset[str] = frozenset(),
     finish_reason: str | None = "stop",
     cut: bool = False,
+    now: int = 0,
 ) -> bytes | None:
     """A reply's message as it goes back upstream: `raw` itself where nothing has to change, None where nothing
     is left to say.
 
     `bound`: the reply came from this upstream and model family; else all that holds only there is left out.
-    `without`: members that the upstream was seen to refuse. `cut`: the reply was broken off.
+    `without`: members that the upstream was seen to refuse. `cut`: the reply was broken off. `now`: in ms since the
+    epoch, for what goes back for a while only (see `expiry`).
     """
     if (plain := _plain(raw)) is not None:
         return plain
@@ -61,17 +64,35 @@ def reply_form(
         if not isinstance(message, dict):
             return None
         form = _kept(message, (profile.keep if bound else profile.keep & _UNBOUND) - without)
+        if now >= _expires(message):
+            form.pop("audio", None)
         if profile.signed:
             _leave_out_unsigned(form)
-        if "function_call" in form and not _is_whole(form["function_call"], finish_reason, cut):
+        if "function_call" in form and not is_whole(form["function_call"], finish_reason, cut):
             del form["function_call"]
-        named = [call for call in deltas.whole(message.get("tool_calls")) if _kind(call)]
-        if calls := [call for call in named if _is_whole(call[_kind(call)], finish_reason, cut)]:
-            form["tool_calls"] = [_call(call, profile, bound, without) for call in calls]
-        form |= {"role": "assistant"} | _content(message, form, profile.content_parts and bound)
+        if calls := sent_calls(message.get("tool_calls"), profile, bound, without, finish_reason, cut):
+            form["tool_calls"] = calls
+        content = _content(message, form, profile.content_parts and bound, _beside(profile, without))
+        form |= {"role": "assistant"} | content
         return _written(raw, message, form) if _says(form) else None
     except Malformed:
         return raw
+
+
+def expiry(raw: bytes) -> float:
+    """From when on, in ms since the epoch, a reply goes back in another form: its audio is gone then, and its
+    transcript goes instead. Never where it has none, or cannot be read."""
+    if b'"audio"' not in raw:
+        return math.inf
+    try:
+        return _expires(_dict(loads(raw)))
+    except Malformed:
+        return math.inf
+
+
+def _expires(message: Json) -> float:
+    expires = _dict(message.get("audio")).get("expires_at")
+    return expires * 1000 if isinstance(expires, int | float) and expires > 0 else math.inf
 
 
 def _plain(raw: bytes) -> bytes | None:
@@ -93,10 +114,12 @@ def _kept(message: Json, names: frozenset[str]) -> Json:
     kept = {name: value for name, value in message.items() if name in names and _goes_back(name, value)}
     if "audio" in kept:
         kept["audio"] = {"id": kept["audio"]["id"]}
+    if "images" in kept:
+        kept["images"] = [unstamped(each) for each in kept["images"]]
     if "annotations" in kept:
         kept["annotations"] = [each for each in kept["annotations"] if _is(each, "type", "file")]
     if "function_call" in kept:
-        kept["function_call"] = deltas.whole([{"function": kept["function_call"]}])[0]["function"]
+        kept["function_call"] = pieces.whole([{"function": kept["function_call"]}])[0]["function"]
     return kept
 
 
@@ -106,12 +129,14 @@ def _goes_back(name: str, value: Any) -> bool:
     match name:
         case "reasoning_content" | "reasoning_details":  # DeepSeek wants the empty one back too
             return isinstance(value, str if name == "reasoning_content" else list)
+        case "images":
+            return bool(pieces.as_list(value))
         case "function_call":
             return _is_text(_dict(value).get("name"))
         case "audio":
             return _is_text(_dict(value).get("id"))
         case "annotations":  # OpenRouter wants its parsed files back, and nothing else
-            return any(_is(each, "type", "file") for each in deltas.as_list(value))
+            return any(_is(each, "type", "file") for each in pieces.as_list(value))
         case "refusal" | "reasoning" | "name":
             return _is_text(value)
     return value not in (None, [], {}, "")
@@ -134,57 +159,54 @@ def _is_signed(detail: Any) -> bool:
     return not text or bool(detail.get("signature"))
 
 
-def _kind(call: Json) -> str:
-    """Where a call has its name; empty where it has none, and nobody can have carried it out."""
-    return next((kind for kind in ("function", "custom") if _is_text(_dict(call.get(kind)).get("name"))), "")
+def _beside(profile: Profile, without: frozenset[str]) -> str:
+    """What content is beside calls where it says nothing: see `Profile.beside_calls`."""
+    if EMPTY in without:
+        return "null"
+    return "text" if NULL in without else profile.beside_calls
 
 
-def _is_whole(function: Json, finish_reason: str | None, cut: bool) -> bool:
-    """Whether a call came to its end. Arguments that do not parse are the model's mistake in a whole reply, and
-    the end of them is missing in any other. The input of a custom tool is free text and tells nothing."""
-    if cut and not finish_reason:
-        return False
-    torn = (finish_reason or "") in _TORN
-    if "arguments" not in function:
-        return not torn
-    return not (torn or cut) or _parses(function["arguments"])
-
-
-def _parses(arguments: str) -> bool:
-    try:
-        loads(arguments.encode(errors="replace"))
-    except Malformed:
-        return False
-    return True
-
-
-def _call(call: Json, profile: Profile, bound: bool, without: frozenset[str]) -> Json:
-    """A call with a name, as it goes back. An ID that is no string is as good as none."""
-    kind = _kind(call)
-    if profile.parses and not _parses(call[kind].get("arguments", "{}")):
-        call = call | {kind: call[kind] | {"arguments": "{}"}}  # the model's mistake, and its upstream's to refuse
-    if not (profile.call_extras and bound):
-        function = {name: value for name, value in call[kind].items() if name in ("name", "arguments", "input")}
-        call = {"id": call["id"], "type": call["type"], kind: function}
-    fixed = {
-        "id": call["id"] if isinstance(call["id"], str) else "",
-        "type": call["type"] if isinstance(call["type"], str) else kind,
-    }
-    return {name: value for name, value in (call | fixed).items() if name not in without}
-
-
-def _content(message: Json, form: Json, parts: bool) -> Json:
-    """The content that goes with the rest of a form, as the member it is, or none. A refusal or a voice that does
-    not go back as such is said in words. Beside calls content stays as it came, null included; alone never null."""
-    content = message.get("content") if isinstance(message.get("content"), str | list) else None
-    if isinstance(content, list) and not parts:
-        content = "".join([_text(part) for part in content])
+def _content(message: Json, form: Json, parts: bool, beside: str) -> Json:
+    """The content that goes with the rest of a form, as the member it is, or none. What does not go back as such (a
+    refusal, a voice, images) is said in words, and a value that is no content as its JSON. Beside calls content that
+    says nothing is what the upstream takes; alone it is never null."""
+    content = message.get("content")
+    if isinstance(content, list) and not _is_value(content):
+        content = [unstamped(part) for part in content] if parts else "".join([_text(part) for part in content])
+    elif not isinstance(content, str | None) and content != []:
+        content = dumps(content).decode()
     if not _has_words(content):
-        said = [("refusal", message.get("refusal")), ("audio", _dict(message.get("audio")).get("transcript"))]
-        content = next((text for name, text in said if name not in form and _is_text(text)), content)
+        content = _in_words(message, form) or content
     acts = "tool_calls" in form or "function_call" in form
+    if acts and beside != "kept" and content in (None, "", []):
+        return {"content": "" if beside == "text" else None}
+    if "images" in form and not acts and not _has_words(content):
+        return {"content": ""}  # without calls most want a text, and these are no member that they know
     fits = acts and "content" in message and content != []
     return {"content": content} if fits or _has_words(content) else {}
+
+
+def _is_value(content: list[Any]) -> bool:
+    """Whether a list is one that a schema asked for (Cloudflare hands on what it parsed), and no content parts."""
+    parts = [isinstance(each, str | None) or _has_any(each, "type", "text", "refusal") for each in content]
+    return bool(parts) and not any(parts)
+
+
+def _has_any(value: Any, *names: str) -> bool:
+    return isinstance(value, dict) and not value.keys().isdisjoint(names)
+
+
+def _in_words(message: Json, form: Json) -> str:
+    """What a reply without text says; empty where it says nothing, or where that goes back as it is."""
+    audio = _dict(message.get("audio"))
+    said = [("refusal", message.get("refusal")), ("audio", audio.get("transcript"))]
+    if text := next((text for name, text in said if name not in form and _is_text(text)), ""):
+        return text
+    words = [] if "images" in form else [word(part) for part in pieces.as_list(message.get("images"))]
+    words += [word(part) for part in pieces.as_list(message.get("content"))]
+    if "audio" not in form and any([_is_text(audio.get(name)) for name in ("id", "data")]):
+        words.append(word({"type": "input_audio"}))
+    return " ".join([each for each in words if each])
 
 
 def _text(part: Any) -> str:
@@ -195,8 +217,8 @@ def _text(part: Any) -> str:
 
 
 def _says(message: Json) -> bool:
-    others = any(_goes_back(name, message.get(name)) for name in ("function_call", "refusal", "audio"))
-    return others or bool(deltas.as_list(message.get("tool_calls"))) or _has_words(message.get("content"))
+    others = any(_goes_back(name, message.get(name)) for name in ("function_call", "refusal", "audio", "images"))
+    return others or bool(pieces.as_list(message.get("tool_calls"))) or _has_words(message.get("content"))
 
 
 def _has_words(content: Any) -> bool:

@@ -20,13 +20,34 @@ def without_images(raw: bytes) -> bytes:
     try:
         found = {name: member.raw for name, member in members(raw).items()}
         content = found.get("content", b"")
-        if not content.startswith(b"["):
+        if content.startswith(b"["):
+            parts = elements(content)
+            new = [_placeholder(part) for part in parts]
+            return raw if new == parts else joined(found | {"content": b"[" + b",".join(new) + b"]"})
+        if not found.get("images", b"").startswith(b"["):
             return raw
-        parts = elements(content)
-        new = [_placeholder(part) for part in parts]
-        return raw if new == parts else joined(found | {"content": b"[" + b",".join(new) + b"]"})
+        return _without_drawn(raw, found, elements(found["images"]))
     except Malformed:
         return raw
+
+
+def _without_drawn(raw: bytes, found: dict[str, bytes], drawn: list[bytes]) -> bytes:
+    """A reply without the images that it drew (OpenRouter's `images`), which are named in its text if that is empty."""
+    links = [part for part in drawn if _placeholder(part) == part]
+    if links == drawn:
+        return raw
+    words = " ".join([PLACEHOLDERS["image_url"]] * (len(drawn) - len(links)))
+    content = dumps(words) if found.get("content", b"null") in (b"null", b'""') else found["content"]
+    left = {"images": b"[" + b",".join(links) + b"]"} if links else {}
+    return joined({name: value for name, value in found.items() if name != "images"} | {"content": content} | left)
+
+
+def word(part: Any) -> str:
+    """The word for a content part that shows or sounds; empty for any other."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    if not isinstance(kind, str):
+        return ""
+    return PLACEHOLDERS.get(kind) or next((word for word in PLACEHOLDERS.values() if word[1:-1] in kind), "")
 
 
 def _placeholder(part: bytes) -> bytes:

@@ -151,6 +151,8 @@ def _name(message: Json, role: Any) -> Json | None:
 def _content(message: Json, role: Any) -> list[Any]:
     """Runs of text without their outer white space, and between them the other parts in order."""
     content = message.get("content")
+    if role == "assistant" and not isinstance(content, str | list | None):
+        content = dumps(content).decode()  # a value that a schema asked for: it goes back as its JSON
     runs = [content] if isinstance(content, str) else _runs(content, role)
     if role == "assistant":
         runs[0] = _without_thoughts(runs[0])

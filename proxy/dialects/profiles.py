@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, Literal
 
 from proxy.core.members import Malformed, loads
 
@@ -35,6 +35,8 @@ class Profile:
     asked_last: bool = False  # the last message must be a user's or a result
     parses: bool = False  # arguments of a call that are no JSON are refused
     developer: bool = False  # the role is known; else it is refused by name
+    # What content is beside calls where it says nothing: as it came, a text (null is refused), or null ("" is refused).
+    beside_calls: Literal["kept", "text", "null"] = "kept"
 
 
 # What OpenAI's own schema of an assistant message has beside role, content and tool_calls.
@@ -51,7 +53,7 @@ _FORTY = r"(?s:.{1,40})"
 _ALL = (
     # An upstream that nobody named: the reasoning that came goes back. `thinking_blocks` is LiteLLM's, and
     # Claude behind it refuses tool results without them.
-    Profile("echo", keep=_SPOKEN | _REASONED | {"extra_content"}, content_parts=True, developer=True),
+    Profile("echo", keep=_SPOKEN | _REASONED | {"extra_content", "images"}, content_parts=True, developer=True),
     Profile("openai", ("api.openai.com",), _SPOKEN, call_extras=False, call_id=_FORTY, developer=True),
     Profile(
         "azure",
@@ -64,12 +66,12 @@ _ALL = (
     Profile(
         "openrouter",
         ("openrouter.ai",),
-        _SPOKEN | _DETAILED | {"annotations"},
+        _SPOKEN | _DETAILED | {"annotations", "images"},
         signed=True,
         parses=True,
         developer=True,
     ),
-    Profile("vercel", ("ai-gateway.vercel.sh",), _DETAILED, parses=True),
+    Profile("vercel", ("ai-gateway.vercel.sh",), _DETAILED | {"images"}, parses=True, beside_calls="null"),
     Profile("minimax", ("minimax.io", "minimaxi.com", "minimax.chat"), _DETAILED),
     Profile("deepseek", ("api.deepseek.com",), _TEXT),
     # The first R1 refuses reasoning in the history and wants turns to alternate; its host serves newer models.
@@ -83,7 +85,7 @@ _ALL = (
     Profile("llamacpp", keep=_EITHER, one_system=True, alternate=True, join_prefill=True),
     Profile("sglang", keep=_TEXT, one_system=True, alternate=True, join_prefill=True),
     Profile("vllm", keep=_EITHER, one_system=True, alternate=True, join_prefill=True),
-    Profile("ollama", ("ollama.com",), _EITHER, developer=True),
+    Profile("ollama", ("ollama.com",), _EITHER, developer=True, beside_calls="text"),
     Profile("crusoe", ("crusoe.ai", "crusoecloud.com"), _NAMED),
     Profile("cerebras", ("api.cerebras.ai",), _NAMED, call_extras=False),
     # `reasoning` is taken back for gpt-oss and refused for models that do not reason: nothing is safe for both.
@@ -99,9 +101,16 @@ _ALL = (
         join_prefill=True,
         call_id=_SHORT_ID,
         asked_last=True,
+        beside_calls="text",
     ),
     Profile("gemini", ("googleapis.com",), frozenset(("extra_content",)), parses=True),
-    Profile("databricks", ("databricks.com", "azuredatabricks.net"), content_parts=True, parses=True),
+    Profile(
+        "databricks",
+        ("databricks.com", "azuredatabricks.net"),
+        content_parts=True,
+        parses=True,
+        beside_calls="null",
+    ),
     Profile(
         "perplexity",
         ("perplexity.ai",),
@@ -111,7 +120,7 @@ _ALL = (
         join_prefill=True,
         asked_last=True,
     ),
-    Profile("cloudflare", ("api.cloudflare.com",)),
+    Profile("cloudflare", ("api.cloudflare.com",), beside_calls="text"),
     Profile("together", ("together.xyz", "together.ai")),
     Profile("dashscope", ("dashscope.aliyuncs.com", "dashscope-intl.aliyuncs.com")),
     Profile("watsonx", ("ml.cloud.ibm.com",)),
@@ -121,6 +130,11 @@ PROFILES = {profile.name: profile for profile in _ALL}
 # Every member of an assistant message that may be left out where it is refused. Not a call: its result would
 # be left without it. Not `name`: too many errors name something by that word.
 OPTIONAL = frozenset[str]().union(*[profile.keep for profile in _ALL]) - {"name", "function_call"}
+
+# What an upstream may refuse that is no member: content that is null, or no text, beside calls.
+NULL: Final = "content:null"
+EMPTY: Final = "content:empty"
+CONTENTS: Final = {NULL: re.compile(rb'"content"\s*:\s*null'), EMPTY: re.compile(rb'"content"\s*:\s*""')}
 
 
 def choose(setting: str, host: str) -> Profile:
@@ -153,6 +167,12 @@ def family(model: str | None) -> str:
     return found.group() if found else last
 
 
+# Ollama's Go says <nil>, templates say NoneType.
+_REFUSES = {
+    NULL: re.compile(r"\bcontent\b.*(?:\b(?:null|nil|None|NoneType)\b|must be a string|a valid string)", re.I | re.S),
+    EMPTY: re.compile(r"\bcontent\b.*(?:non-empty|not be empty|is empty|must not be blank)", re.I | re.S),
+}
+
 # How an upstream says that it does not know a member, and how it says that it misses one: DeepSeek and
 # Moonshot name reasoning_content because they want it back.
 _OBJECTS = re.compile(
@@ -167,19 +187,25 @@ _MISSES = re.compile(
 )
 
 
+_ANYTHING = r"(?<!\w)"
+# That a model takes no images says nothing of the member of that name.
+_BEFORE = {"images": r"""(?:["'.`]|\d |\bassistant )"""}
+
+
 def refused(status: int, body: bytes, sent: Collection[str]) -> str | None:
-    """The optional member, among those `sent`, that an error says the upstream does not take; None where it
-    says nothing of the kind. Of several the longest name: `reasoning` is part of what people call the others.
-    """
+    """The optional member, among those `sent`, that an error says the upstream does not take, or the kind of content;
+    None where it says nothing of the sort. Of several the longest name: `reasoning` is part of what people call the
+    others."""
     if status not in (400, 422):
         return None
-    objections = [text for text in statements(body) if _OBJECTS.search(text) and not _MISSES.search(text)]
+    said = list(statements(body))
+    objections = [text for text in said if _OBJECTS.search(text) and not _MISSES.search(text)]
     for name in sorted(OPTIONAL.intersection(sent), key=lambda name: (-len(name), name)):
         # Not the member of a parameter: `reasoning.effort` is the request's, `reasoning_details.0` the message's.
-        word = re.compile(rf"(?<!\w){name}(?!\w|\.[a-z])")
+        word = re.compile(rf"{_BEFORE.get(name, _ANYTHING)}{name}(?!\w|\.[a-z])")
         if any(word.search(text) for text in objections):
             return name
-    return None
+    return next((name for name in CONTENTS if name in sent and any(map(_REFUSES[name].search, said))), None)
 
 
 def statements(body: bytes) -> Iterator[str]:

@@ -7,7 +7,7 @@ store, no request and no upstream, only the rules of one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -21,6 +21,10 @@ BRIDGE: Final = b'{"role":"assistant","content":"OK."}'
 
 
 LOOSE: Final = 128  # parts that a list may have before they are joined
+
+
+# For the role and the ID of a result: the message that made its call, where one was begun and left out of its list.
+Torn = Callable[[str, str], bytes | None]
 
 
 class Rules(Protocol):
@@ -96,11 +100,12 @@ class Repair:
         twin._gaps, twin._made, twin._nameless = self._gaps.copy(), self._made.copy(), self._nameless[:]
         return twin
 
-    def add(self, role: str, raw: bytes, *, stored: bool = False) -> None:
+    def add(self, role: str, raw: bytes, *, stored: bool = False, torn: Torn | None = None) -> None:
         """The next message in its sent form. What a client carries itself (not `stored`) is the
-        upstream's to judge: results of no call and empty replies stay."""
+        upstream's to judge: results of no call and empty replies stay. The call of a result may have been `torn`: it is
+        made good in front of it."""
         if role in RESULTS:
-            if not self._place(role, named(role, raw), raw) and not stored:
+            if not self._answers(role, raw, torn) and not stored:
                 self._pass_on(raw)
         elif not (stored and role == "assistant" and _silent(raw)):
             if self._open:
@@ -113,14 +118,14 @@ class Repair:
         self._say("user", raw)
         self._told = True
 
-    def orphan(self, messages: Iterable[tuple[str, bytes]]) -> str | None:
+    def orphan(self, messages: Iterable[tuple[str, bytes]], torn: Torn | None = None) -> str | None:
         """The id that the first result of no call names, were these (role, raw) added; else None."""
         twin = self.fork()
         for role, raw in messages:
             if role not in RESULTS:
                 twin.add(role, raw)
-            elif not twin._place(role, id := named(role, raw), raw):
-                return id
+            elif not twin._answers(role, raw, torn):
+                return named(role, raw)
         return None
 
     def pieces(self) -> list[bytes]:
@@ -134,6 +139,17 @@ class Repair:
     def finish(self) -> bytes:
         """All messages joined by commas; see `pieces`."""
         return b",".join(self.pieces())
+
+    def _answers(self, role: str, raw: bytes, torn: Torn | None) -> bool:
+        """Puts a result behind its call, if there is one or one can be made good."""
+        id = named(role, raw)
+        if self._place(role, id, raw):
+            return True
+        call = torn(role, id) if torn else None
+        if call is None:
+            return False
+        self.add("assistant", call)
+        return self._place(role, id, raw)
 
     def _place(self, role: str, id: str, raw: bytes) -> bool:
         """Puts a result where it belongs, if a call of this list asked for it: to the open group,
@@ -231,6 +247,7 @@ class _Said(msgspec.Struct):
     function_call: Any = None
     refusal: Any = None
     audio: Any = None
+    images: Any = None
 
 
 _SAID = msgspec.json.Decoder(_Said)
@@ -245,7 +262,7 @@ def _silent(raw: bytes) -> bool:
             said = msgspec.convert(loads(raw), _Said)
         except (Malformed, msgspec.MsgspecError, RecursionError):
             return False
-    return not (said.content or said.tool_calls or said.function_call or said.refusal or said.audio)
+    return not (said.content or said.tool_calls or said.function_call or said.refusal or said.audio or said.images)
 
 
 def _joined(raws: list[bytes], separator: str) -> list[bytes]:

@@ -6,9 +6,10 @@ no session, and decides nothing about who sent what.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 
 from msgspec import Struct
 
@@ -17,17 +18,19 @@ from proxy.core.members import Malformed, dumps, elements, loads, members
 from proxy.core.model import Ask, Message, Turn, TurnState
 from proxy.core.plan import Decision, Plan
 from proxy.core.window import Window
-from proxy.dialects import forms, halves, profiles
+from proxy.dialects import forms, halves, profiles, tool_calls
 from proxy.dialects.asked import asked_form, with_marks
 from proxy.dialects.groups import RESULTS
 from proxy.dialects.images import without_images
 from proxy.dialects.profiles import Profile
-from proxy.dialects.repair import Repair
+from proxy.dialects.repair import Repair, Torn
 from proxy.errors import BadRequest
 
 # Where all that is new is a late result, which goes to its call, a reply is last: Mistral and Perplexity refuse that.
 GO_ON = b'{"role":"user","content":"Go on."}'
 WHOLE = Window()
+# Agents sign what they send with a name. Where an upstream puts one on a reply of its own, it wants none back.
+_SIGNED = frozenset(("name",))
 
 
 @dataclass(frozen=True)
@@ -55,9 +58,11 @@ def form_of(setting: str, host: str, model: str | None, refused: frozenset[str] 
     return Form(profiles.choose(setting, host), f"{host} {profiles.family(model)}", refused)
 
 
-def compose(ask: Ask, plan: Plan, history: History, form: Form, window: Window = WHOLE) -> tuple[Sequence[bytes], int]:
+def compose(
+    ask: Ask, plan: Plan, history: History, form: Form, window: Window = WHOLE, now: int = 0
+) -> tuple[Sequence[bytes], int]:
     """The body to send, in pieces, and how many messages in it the client did not send. Of what is injected the
-    `window` goes.
+    `window` goes; of what goes back for a while only (an audio ID), what does so `now`, in ms since the epoch.
 
     Every byte of the body outside of its messages stays as it is. Raises BadRequest for the result of
     a tool call that nobody made, where the history is ours to keep in order.
@@ -66,25 +71,26 @@ def compose(ask: Ask, plan: Plan, history: History, form: Form, window: Window =
         return (ask.body,), 0
     tail = plan.tail
     marked = plan.pairs and not ask.seen and b'"cache_control"' in ask.body
+    torn = partial(_torn, plan.line, form)
     if plan.whole and not marked:
         kept = plan.line is history.line
-        repair = _line(history, form, window).fork() if kept else _repaired(plan.line, form, window)
+        repair = _line(history, form, window, now).fork() if kept else _rendered(plan.line, form, window, now).repair
         if plan.decision is Decision.APPEND:  # a list that carries its history is the upstream's to judge
-            _refuse_orphan(repair, tail)
+            _refuse_orphan(repair, tail, torn)
         for message in tail:
-            repair.add(message.role, message.raw)
+            repair.add(message.role, _own(message, form), torn=torn)
     else:
         repair = _begun(form, window)
         for n, (entry, theirs) in enumerate(plan.sent):
             if n < window.start:
                 continue
             if entry:
-                raw = _stored(entry, form, n < window.blank)
+                raw = _stored(entry, form, n < window.blank, now)
                 raw = with_marks(raw, theirs.raw) if theirs else raw
-                repair.add(entry.message.role, raw, stored=True)
+                repair.add(entry.message.role, raw, stored=True, torn=torn)
             else:
                 assert theirs is not None  # one of the two is there
-                repair.add(theirs.role, theirs.raw)
+                repair.add(theirs.role, _own(theirs, form))
     if form.profile.asked_last and tail and tail[-1].role in RESULTS and repair.ends_with_reply:
         repair.add("user", GO_ON)
     system = _system(ask, plan, form)
@@ -100,14 +106,15 @@ def compose(ask: Ask, plan: Plan, history: History, form: Form, window: Window =
 
 
 def sent_members(body: bytes) -> Collection[str]:
-    """The optional members of messages that occur in a body."""
-    return [name for name in profiles.OPTIONAL if b'"%b"' % name.encode() in body]
+    """The optional members of messages that occur in a body, and the kinds of content that an upstream may refuse."""
+    named = [name for name in profiles.OPTIONAL if b'"%b"' % name.encode() in body]
+    return named + [name for name, content in profiles.CONTENTS.items() if content.search(body)]
 
 
-def _refuse_orphan(repair: Repair, tail: Sequence[Message]) -> None:
+def _refuse_orphan(repair: Repair, tail: Sequence[Message], torn: Torn) -> None:
     if not any([message.role in RESULTS for message in tail]):
         return
-    orphan = repair.orphan([(message.role, message.raw) for message in tail])
+    orphan = repair.orphan([(message.role, message.raw) for message in tail], torn)
     if orphan is not None:
         raise BadRequest(
             f"The result of the tool call {orphan!r} follows no such call in this session. Send it to the session"
@@ -116,39 +123,58 @@ def _refuse_orphan(repair: Repair, tail: Sequence[Message]) -> None:
         )
 
 
-def _line(history: History, form: Form, window: Window) -> Repair:
+def _line(history: History, form: Form, window: Window, now: int) -> Repair:
     """The history's messages in this form, from the window's beginning on: kept beside it, so that each turn adds its
     own and no more."""
     line = history.line
     known: _Known | None = history.forms.get(form.key)
-    if known is None or not known.goes_on(line, window):
-        known = _Known(window.start, _begun(form, window), None, window)
-    repair = known.repair
-    for n, entry in enumerate(line[known.done :], known.done):
-        repair.add(entry.message.role, _stored(entry, form, n < window.blank), stored=True)
-    history.forms[form.key] = _Known(len(line), repair, line[-1].message if line else None, window)
-    return repair
+    if known is not None and not known.goes_on(line, window, now):
+        known = None
+    history.forms[form.key] = known = _rendered(line, form, window, now, known)
+    return known.repair
 
 
 class _Known(Struct, frozen=True, gc=False):
-    """What is kept beside a history in one form: how many of its messages are in it, and the last of them."""
+    """What is kept beside a history in one form: how many of its messages are in it, and the last of them; `until`
+    when, in ms since the epoch, they go back so."""
 
     done: int
     repair: Repair
     last: Message | None
     window: Window
+    until: float
 
-    def goes_on(self, line: Sequence[Entry], window: Window) -> bool:
+    def goes_on(self, line: Sequence[Entry], window: Window, now: int) -> bool:
         """Whether a line, seen through a window, is this and perhaps more."""
         same = self.last is None or (self.done <= len(line) and line[self.done - 1].message is self.last)
-        return same and self.window == window
+        return same and self.window == window and now < self.until
 
 
-def _repaired(line: Sequence[Entry], form: Form, window: Window) -> Repair:
-    repair = _begun(form, window)
-    for n, entry in enumerate(line[window.start :], window.start):
-        repair.add(entry.message.role, _stored(entry, form, n < window.blank), stored=True)
-    return repair
+def _rendered(line: Sequence[Entry], form: Form, window: Window, now: int, known: _Known | None = None) -> _Known:
+    """A line in this form, to go on with from what is `known` of it."""
+    known = known or _Known(window.start, _begun(form, window), None, window, math.inf)
+    repair, until = known.repair, known.until
+    for n, entry in enumerate(line[known.done :], known.done):
+        raw = _stored(entry, form, n < window.blank, now)
+        torn = partial(_torn, line[:n], form) if entry.message.role in RESULTS else None
+        repair.add(entry.message.role, raw, stored=True, torn=torn)
+        if entry.ours and b'"audio"' in raw:
+            until = min(until, forms.expiry(entry.turn.reply))
+    return _Known(len(line), repair, line[-1].message if line else None, window, until)
+
+
+def _torn(line: Sequence[Entry], form: Form, role: str, id: str) -> bytes | None:
+    """A message that makes the call `id`, where a reply of the line began it and it was torn: it was left out of that
+    reply, but a client that saw it begin may answer it. Of calls without an ID any will do."""
+    turns = {entry.turn.id: entry.turn for entry in line}
+    for wanted in (id, ""):
+        for turn in reversed(turns.values()):
+            call = tool_calls.torn(
+                turn.reply, role, wanted, id, finish_reason=turn.finish_reason, cut=_is_cut(turn.state)
+            )
+            if call is not None:
+                return echo_of(call, form, bound=form.binds(turn.form), state=TurnState.COMPLETE)
+    return None
 
 
 def _begun(form: Form, window: Window) -> Repair:
@@ -158,40 +184,64 @@ def _begun(form: Form, window: Window) -> Repair:
     return repair
 
 
-def _stored(entry: Entry, form: Form, blank: bool) -> bytes:
+def _stored(entry: Entry, form: Form, blank: bool, now: int) -> bytes:
     """A stored message as it goes upstream; where it is `blank`, without its images."""
+    raw = _of_assistant(entry, form, now) if entry.message.role == "assistant" else asked_form(entry.message.raw)
+    raw = without_images(raw) if blank else raw
+    return _renamed(raw) if entry.message.role == "developer" and not form.profile.developer else raw
+
+
+def _of_assistant(entry: Entry, form: Form, now: int) -> bytes:
     message, turn = entry.message, entry.turn
-    if message.role != "assistant":
-        raw = asked_form(without_images(message.raw) if blank else message.raw)
-        return raw if form.profile.developer or message.role != "developer" else _renamed(raw)
     if turn.form == form.key:
-        return halves.whole(message.raw) if entry.ours else asked_form(message.raw)
+        if not entry.ours:
+            return asked_form(message.raw)
+        if b'"audio"' not in message.raw or now < forms.expiry(turn.reply):
+            return halves.whole(message.raw)
     if entry.ours:
-        derived = echo(turn.reply, turn, form)
+        derived = echo(turn.reply, turn, form, now)
     else:
         bound = form.binds(turn.form)
         derived = forms.reply_form(asked_form(message.raw), form.profile, bound=bound, without=form.refused)
     return derived if derived is not None else b'{"role":"assistant","content":""}'
 
 
-def echo(reply: bytes, turn: Turn, form: Form) -> bytes | None:
+def _own(message: Message, form: Form) -> bytes:
+    """A client's own message, as sent; but a role that the upstream refuses by name has the name that it will have in
+    every later turn."""
+    return message.raw if message.role != "developer" or form.profile.developer else _renamed(message.raw)
+
+
+def echo(reply: bytes, turn: Turn, form: Form, now: int = 0) -> bytes | None:
     """A turn's reply as it goes back upstream in this form; None where it says nothing."""
-    return echo_of(reply, form, bound=form.binds(turn.form), finish_reason=turn.finish_reason, state=turn.state)
+    bound = form.binds(turn.form)
+    return echo_of(reply, form, bound=bound, finish_reason=turn.finish_reason, state=turn.state, now=now)
 
 
 def echo_of(
-    reply: bytes, form: Form, *, bound: bool = True, finish_reason: str | None = "stop", state: TurnState
+    reply: bytes,
+    form: Form,
+    *,
+    bound: bool = True,
+    finish_reason: str | None = "stop",
+    state: TurnState,
+    now: int = 0,
 ) -> bytes | None:
     """A reply as it goes back upstream in this form; None where it says nothing."""
     said = forms.reply_form(
         reply,
         form.profile,
         bound=bound,
-        without=form.refused,
+        without=form.refused | _SIGNED,
         finish_reason=finish_reason,
-        cut=state is TurnState.CUT,
+        cut=_is_cut(state),
+        now=now,
     )
     return None if said is None else halves.whole(said)
+
+
+def _is_cut(state: TurnState) -> bool:
+    return state is TurnState.CUT
 
 
 def _renamed(raw: bytes) -> bytes:
@@ -204,15 +254,18 @@ def _renamed(raw: bytes) -> bytes:
 
 
 def _system(ask: Ask, plan: Plan, form: Form) -> bytes | None:
-    """The one leading block: the request's own as sent, else the remembered one without its cache marks."""
-    if ask.system is not None:
-        blocks = elements(b"[" + ask.system + b"]")
-        return _merged(blocks) if form.profile.one_system and len(blocks) > 1 else ask.system
-    if not plan.system:
+    """The one leading block, under the same roles whether the request brings it or it is remembered: the request's own
+    as sent, else the remembered one without its cache marks."""
+    profile, own = form.profile, ask.system
+    if own is not None and not profile.one_system and (profile.developer or b'"developer"' not in own):
+        return own
+    block = plan.system if own is None else own
+    if not block:
         return None
-    blocks = [asked_form(raw) for raw in elements(b"[" + plan.system + b"]")]
-    blocks = blocks if form.profile.developer else [_renamed(raw) for raw in blocks]
-    return _merged(blocks) if form.profile.one_system and len(blocks) > 1 else b",".join(blocks)
+    blocks = elements(b"[" + block + b"]")
+    blocks = blocks if own is not None else [asked_form(raw) for raw in blocks]
+    blocks = blocks if profile.developer else [_renamed(raw) for raw in blocks]
+    return _merged(blocks) if profile.one_system and len(blocks) > 1 else b",".join(blocks)
 
 
 def _merged(blocks: list[bytes]) -> bytes:

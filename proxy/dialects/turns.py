@@ -57,7 +57,7 @@ def turns_of(
         )
     carried = plan.resends or bool(turns)
     raw = reply.message or b"null"
-    said = echo_of(raw, form, finish_reason=reply.finish_reason, state=state)
+    said = echo_of(raw, form, finish_reason=reply.finish_reason, state=state, now=ended)
     turn = Turn(
         id=id,
         system=plan.system or b"" if not turns and plan.system != remembered else None,

@@ -13,7 +13,7 @@ from proxy.core.exchange import Outcome, Verdict
 from proxy.core.history import History, Session
 from proxy.core.model import Answer, Turn, TurnState
 from proxy.core.plan import Plan
-from proxy.dialects import chat, marks
+from proxy.dialects import chat, marks, tool_calls
 from proxy.dialects.turns import turns_of
 from proxy.web.attempts import Attempts
 from proxy.web.call import SEEN, Call
@@ -28,7 +28,8 @@ class Record:
         self._runtime, self._call, self._session, self._attempts, self._id = runtime, call, session, attempts, id
 
     async def keep(self, plan: Plan, outcome: Outcome, started: int, answer: Answer) -> bool:
-        """Record the turn, unless it was cut before it said anything. Raises StoreUnavailable."""
+        """Record the turn, unless it was cut before it said anything, or began a call that may be answered. Raises
+        StoreUnavailable."""
         async with self._runtime.live.commit(self._call.key):
             return await self._append(plan, outcome, started, answer)
 
@@ -56,7 +57,7 @@ class Record:
             started=started,
             ended=runtime.now(),
         )
-        if cut and turns[-1].echo is None:
+        if cut and turns[-1].echo is None and not tool_calls.begins(turns[-1].reply):
             return False
         drop: list[str] = []
         if turns[0].layout is not None or turns[0].parent != history.tip:

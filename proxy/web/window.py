@@ -69,7 +69,8 @@ class Fit:
 
     def body(self, form: Form) -> tuple[Sequence[bytes], int]:
         """The body to send, and how many messages in it the client did not send; see `sending.compose`."""
-        body, injected = sending.compose(self._call.ask, self._plan, self._history, form, self.window)
+        now = self._runtime.now()
+        body, injected = sending.compose(self._call.ask, self._plan, self._history, form, self.window, now)
         self._size = sum(map(len, body))
         return body, injected
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.dialects.deltas import Fold, whole
+from proxy.dialects.deltas import Fold
 
 Json = dict[str, Any]
 
@@ -184,132 +184,53 @@ def test_deltas_add_up_to_a_message(deltas: list[Any], wanted: Json | None) -> N
     assert fold(*deltas) == wanted
 
 
-CALLS: list[tuple[str, list[list[Any]], list[Json]]] = [
-    (
-        "5.1 pieces by index, interleaved",
-        [
-            [piece(0, "a", "f", "")],
-            [piece(1, "b", "g", "")],
-            [piece(0, arguments='{"x"')],
-            [piece(1, arguments="[]")],
-            [piece(0, arguments=":1}")],
-        ],
-        [call("a", "f", '{"x":1}'), call("b", "g", "[]")],
-    ),
-    ("5.2 whole calls", [[piece(0, "a", "f", "{}"), piece(1, "b", "g", "{}")]], [call("a", "f"), call("b", "g")]),
-    (
-        "5.3 no index, new ids",
-        [[piece(None, "a", "f", "{}")], [piece(None, "b", "f", "{}")]],
-        [call("a", "f"), call("b", "f")],
-    ),
-    (
-        "5.3 no index, names alone",
-        [[piece(None, None, "f", "{}"), piece(None, "", "f", "{}")]],
-        [call("", "f"), call("", "f")],
-    ),
-    ("5.3 no index, a tail", [[piece(None, "a", "f", "{")], [piece(None, arguments="}")]], [call("a", "f")]),
-    ("5.3 no index, the id again", [[piece(None, "a", "f", "{")], [piece(None, "a", "f", "}")]], [call("a", "f")]),
-    (
-        "5.4 always index 0, new ids",
-        [[piece(0, "a", "f", "{}")], [piece(0, "b", "f", "{")], [piece(0, arguments="}")]],
-        [call("a", "f"), call("b", "f")],
-    ),
-    (
-        "5.4 always index 0, a new name after whole arguments",
-        [[piece(0, None, "f", "{}")], [piece(0, None, "g", "{}")]],
-        [call("", "f"), call("", "g")],
-    ),
-    (
-        "5.4 a new name inside the arguments is no call",
-        [[piece(0, None, "f", "{")], [piece(0, None, "g", "}")]],
-        [call("", "f")],
-    ),
-    (
-        "5.5 an index that does not start at 0",
-        [[piece(3, "a", "f", "{}")], [piece(1, "b", "g", "{}")]],
-        [call("a", "f"), call("b", "g")],
-    ),
-    (
-        "5.6 the id again, null, empty",
-        [
-            [piece(0, "a", "f", "{")],
-            [piece(0, "a", arguments='"x":')],
-            [piece(0, "", arguments="1")],
-            [piece(0, arguments="}", id=None)],
-        ],
-        [call("a", "f", '{"x":1}')],
-    ),
-    ("5.6 an id that comes late", [[piece(0, None, "f", "{")], [piece(0, "a", arguments="}")]], [call("a", "f")]),
-    ("5.7 an empty id", [[piece(0, "", "f", "{}")]], [call("", "f")]),
-    (
-        "5.8 the name again",
-        [[piece(0, "a", "f", "")], [piece(0, "a", "f", "{")], [piece(0, "a", "f", "}")]],
-        [call("a", "f")],
-    ),
-    ("5.8 the name after it all", [[piece(0, "a", "f", "{}")], [piece(0, "", "f", "")]], [call("a", "f")]),
-    ("5.8 a name in two pieces", [[piece(0, "a", "get_")], [piece(0, None, "time", "{}")]], [call("a", "get_time")]),
-    ("5.8 a name after its arguments", [[piece(0, "a", None, "{")], [piece(0, None, "f", "}")]], [call("a", "f")]),
-    ("5.8 a name that is no text", [[piece(0, "a", 5)], [piece(0, "a", "f")]], [call("a", "f")]),
-    (
-        "5.9 arguments null, then whole",
-        [[{"index": 0, "id": "a", "function": {"name": "f", "arguments": None}}], [piece(0, arguments="{}")]],
-        [call("a", "f")],
-    ),
-    ("5.9 arguments empty, then whole", [[piece(0, "a", "f", "")], [piece(0, arguments="{}")]], [call("a", "f")]),
-    ("5.9 arguments never", [[piece(0, "a", "f")]], [call("a", "f")]),
-    ("5.9 arguments empty", [[piece(0, "a", "f", "")]], [call("a", "f")]),
-    ("5.9 arguments as an object", [[piece(0, "a", "f", {"x": [1, None]})]], [call("a", "f", '{"x":[1,null]}')]),
-    ("5.10 arguments that are no JSON", [[piece(0, "a", "f", '{"x": tru')]], [call("a", "f", '{"x": tru')]),
-    ("5.11 a type null or empty", [[piece(0, "a", "f", "{}", type=None)], [piece(0, type="")]], [call("a", "f")]),
-    (
-        "5.11 a custom call",
-        [
-            [{"index": 0, "id": "a", "type": "custom", "custom": {"name": "f", "input": "x"}}],
-            [{"index": 0, "custom": {"input": "y"}}],
-        ],
-        [{"id": "a", "type": "custom", "custom": {"name": "f", "input": "xy"}}],
-    ),
-    (
-        "3.14 the other kind as a filler",
-        [
-            [piece(0, "a", "f", "{}", custom={"name": "", "input": ""})],
-            [{"index": 1, "id": "b", "custom": {"name": "g", "input": "x"}, "function": {"name": "", "arguments": ""}}],
-        ],
-        [call("a", "f"), {"id": "b", "type": "function", "custom": {"name": "g", "input": "x"}}],
-    ),
-    (
-        "5.13 unknown keys stay",
-        [[piece(0, "a", "f", "{}", extra_content={"google": {"thought_signature": "s"}})], [piece(0, new=None)]],
-        [call("a", "f", extra_content={"google": {"thought_signature": "s"}})],
-    ),
-    (
-        "5.14 ids verbatim",
-        [[piece(0, "functions.f:0", "f", "{}"), piece(1, "call_-7", "g", "{}")]],
-        [call("functions.f:0", "f"), call("call_-7", "g")],
-    ),
-    ("a piece that is no object", [["x", None, 5], [piece(0, "a", "f")]], [call("a", "f")]),
-    (
-        "a function that is no object",
-        [[{"index": 0, "id": "a", "function": "x"}], [piece(0, None, "f", "{}")]],
-        [call("a", "f")],
-    ),
-    ("an index that is no number", [[piece([], "a", "f", "{")], [piece({}, arguments="}")]], [call("a", "f")]),
-    (
-        "arguments nested too deep to read",
-        [[piece(0, None, "f", "[" * 100_000)], [piece(0, None, "g", "]")]],
-        [call("", "f", "[" * 100_000 + "]")],
-    ),
-]
-
-
-@pytest.mark.parametrize(("pieces", "wanted"), [case[1:] for case in CALLS], ids=[case[0] for case in CALLS])
-def test_pieces_add_up_to_tool_calls(pieces: list[list[Any]], wanted: list[Json]) -> None:
-    assert fold(*[{"tool_calls": some} for some in pieces]) == said(tool_calls=wanted)
-
-
 def test_content_and_tool_calls_stand_in_one_reply() -> None:
     message = fold({"content": " "}, {"content": "\n", "tool_calls": [piece(0, "a", "f")]}, {"tool_calls": None})
     assert message == said(" \n", tool_calls=[call("a", "f")])
+
+
+WHOLE: list[tuple[str, list[Json], Json | None]] = [
+    ("a whole message", [{"message": said("Hello")}], said("Hello")),
+    ("no role", [{"message": {"content": "Hello"}}], said("Hello")),
+    (
+        "behind deltas that say nothing",
+        [{"delta": {"role": "assistant", "content": ""}, "message": said("x")}],
+        said("x"),
+    ),
+    ("a delta that is null", [{"delta": None, "message": said("x")}], said("x")),
+    ("calls", [{"message": said(tool_calls=[call("a", "f")])}], said(tool_calls=[call("a", "f")])),
+    (
+        "text, and then calls",
+        [{"message": said("x")}, {"message": said(tool_calls=[call("a", "f")])}],
+        said("x", tool_calls=[call("a", "f")]),
+    ),
+    (
+        "as much as there is by now",
+        [{"message": said("a")}, {"message": said("ab")}, {"message": said("ab")}],
+        said("ab"),
+    ),
+    ("pieces", [{"message": said("a")}, {"message": said("b")}, {"message": said("")}], said("ab")),
+    (
+        "beside deltas, as Perplexity",
+        [{"delta": {"content": "a"}, "message": said("a")}, {"delta": {"content": "b"}, "message": said("ab")}],
+        said("ab"),
+    ),
+    (
+        "beside a call in deltas",
+        [{"delta": {"tool_calls": [piece(0, "a", "f")]}}, {"message": said("x")}],
+        said(tool_calls=[call("a", "f")]),
+    ),
+    ("one that says nothing", [{"message": {}}], said()),
+    ("no object", [{"message": "x"}], None),
+]
+
+
+@pytest.mark.parametrize(("choices", "wanted"), [case[1:] for case in WHOLE], ids=[case[0] for case in WHOLE])
+def test_a_message_in_the_place_of_a_delta_is_the_reply(choices: list[Json], wanted: Json | None) -> None:
+    folded = Fold()
+    for choice in choices:
+        folded.chunk({"choices": [choice]})
+    assert folded.message() == wanted
 
 
 @pytest.mark.parametrize(
@@ -363,20 +284,6 @@ def test_a_finish_reason_may_share_the_chunk_with_text_and_an_error_with_either(
     folded = Fold()
     folded.chunk({"choices": [{"delta": {"content": "a"}, "finish_reason": "stop", "error": {"code": 502}}]})
     assert (folded.message(), folded.finish_reason, folded.error) == (said("a"), "stop", True)
-
-
-@pytest.mark.parametrize(
-    ("calls", "wanted"),
-    [
-        (None, []),
-        ("x", []),
-        ([5], []),
-        ([call("a", "f", '{"x": 1}')], [call("a", "f", '{"x": 1}')]),
-        ([piece(0, "a", "f", ""), piece(0, "a", "f", {})], [call("a", "f"), call("a", "f")]),
-    ],
-)
-def test_calls_that_came_whole_take_the_form_in_which_they_go_back(calls: Any, wanted: list[Json]) -> None:
-    assert whole(calls) == wanted
 
 
 TEXT = st.text(min_size=1, max_size=12)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from math import inf
 from typing import Any
 
 import pytest
@@ -10,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core.members import Malformed, dumps, loads
-from proxy.dialects.forms import reply_form
-from proxy.dialects.profiles import OPTIONAL, PROFILES
+from proxy.dialects.forms import expiry, reply_form
+from proxy.dialects.profiles import EMPTY, NULL, OPTIONAL, PROFILES
 from tests import strict
 from tests.shapes import ACTED, FILE, SAID, THOUGHT, UNREADABLE, Json, anything, call, messages
 
@@ -26,6 +27,9 @@ UNSIGNED = {"type": "reasoning.text", "text": "t", "format": "anthropic-claude-v
 SUMMARY = {"type": "reasoning.summary", "summary": "s", "format": "xai-responses-v1", "index": 0}
 PARTS = [THOUGHT, {"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
 
+
+IMAGE: Json = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+STAMPED: Json = {**call(), "channel": "c", "function": {**call()["function"], "p": "x"}}
 
 # Whatever the profile: what says nothing goes nowhere
 
@@ -45,7 +49,7 @@ FILLERS: list[tuple[str, Json, Json | None]] = [
         {"role": "assistant", "tool_calls": [call()]},
     ),
     ("calls with no parts", {**ACTED, "content": []}, {"role": "assistant", "tool_calls": [call()]}),
-    ("calls with odd content", {**ACTED, "content": 5}, ACTED),
+    ("calls with a value as content", {**ACTED, "content": 5}, {**ACTED, "content": "5"}),
     ("an index stamp", {**ACTED, "tool_calls": [{"index": 0, **call()}]}, ACTED),
     ("no type", {**ACTED, "tool_calls": [{k: v for k, v in call().items() if k != "type"}]}, ACTED),
     ("an odd type", {**ACTED, "tool_calls": [call() | {"type": 5}]}, ACTED),
@@ -81,8 +85,27 @@ FILLERS: list[tuple[str, Json, Json | None]] = [
     ("nothing but an empty part", {"content": [{"type": "text", "text": ""}, None]}, None),
     ("no content", {"role": "assistant"}, None),
     ("no parts", {"role": "assistant", "content": []}, None),
-    ("odd content", {"role": "assistant", "content": 5}, None),
-    ("an object as content", {"role": "assistant", "content": {"type": "text", "text": "x"}}, None),
+    ("a number as content", {"role": "assistant", "content": 5}, {**SAID, "content": "5"}),
+    ("an object as content", {"role": "assistant", "content": {"a": [1.5]}}, {**SAID, "content": '{"a":[1.5]}'}),
+    ("an object without members", {"role": "assistant", "content": {}}, {**SAID, "content": "{}"}),
+    ("a list that a schema asked for", {**SAID, "content": [{"a": 1}, [2], 3]}, {**SAID, "content": '[{"a":1},[2],3]'}),
+    (
+        "an image alone",
+        {"role": "assistant", "content": None, "images": [{**IMAGE, "index": 0}, 5]},
+        {"role": "assistant", "content": "", "images": [IMAGE, 5]},
+    ),
+    ("an image among parts", {**SAID, "content": [IMAGE]}, {**SAID, "content": [IMAGE]}),
+    ("no images", {"role": "assistant", "content": None, "images": []}, None),
+    (
+        "stamps of streams",
+        {**SAID, "channel": "final", "padding": "x", "index": 0, "tool_calls": [STAMPED]},
+        {**SAID, "tool_calls": [call()]},
+    ),
+    (
+        "stamps of parts",
+        {**SAID, "content": [{"type": "text", "text": "x", "index": 0}, "y"]},
+        {**SAID, "content": [{"type": "text", "text": "x"}, "y"]},
+    ),
 ]
 
 
@@ -223,7 +246,9 @@ UNBOUND: list[tuple[str, Json, Json | None]] = [
     ("a refusal", {**SAID, "content": None, "refusal": "no"}, {**SAID, "content": "no"}),
     ("a refusal beside text", {**SAID, "refusal": "no"}, SAID),
     ("a voice", {**SAID, "content": None, "audio": {"id": "a", "transcript": "x"}}, SAID),
-    ("a voice without words", {**SAID, "content": None, "audio": {"id": "a"}}, None),
+    ("a voice without words", {**SAID, "content": None, "audio": {"id": "a"}}, {**SAID, "content": "[audio]"}),
+    ("an image", {**SAID, "content": "", "images": [IMAGE, IMAGE]}, {**SAID, "content": "[image] [image]"}),
+    ("an image beside text", {**SAID, "images": [IMAGE]}, SAID),
     ("annotations", {**SAID, "annotations": [FILE]}, SAID),
     ("nothing of a legacy call", ACTED | {"function_call": {"name": "f", "arguments": "{}"}}, None),
 ]
@@ -248,6 +273,59 @@ def test_a_refused_member_is_left_out_of_calls_and_said_in_words() -> None:
     assert (
         form({"content": "", "audio": {"id": "a", "transcript": "t"}}, without=frozenset(("audio",)))["content"] == "t"
     )
+
+
+# Content beside calls
+
+
+@pytest.mark.parametrize("content", [{}, {"content": None}, {"content": ""}, {"content": []}])
+@pytest.mark.parametrize(
+    ("name", "without", "wanted"),
+    [("mistral", "", ""), ("ollama", "", ""), ("cloudflare", "", ""), ("databricks", "", None), ("vercel", "", None)]
+    + [("echo", NULL, ""), ("echo", EMPTY, None), ("mistral", EMPTY, None), ("databricks", NULL, "")],
+)
+def test_content_that_says_nothing_is_what_the_upstream_takes(
+    content: Json, name: str, without: str, wanted: str | None
+) -> None:
+    message = {"role": "assistant", **content, "tool_calls": [call()]}
+    assert form(message, name, without=frozenset([without])) == {**ACTED, "content": wanted}
+
+
+@pytest.mark.parametrize("name", ["mistral", "databricks", "openai", "echo"])
+def test_content_beside_calls_that_says_something_stays(name: str) -> None:
+    assert form({**ACTED, "content": " "}, name) == {**ACTED, "content": " "}
+    assert form({**ACTED, "content": None, "images": [IMAGE]}, "mistral") == {**ACTED, "content": "[image]"}
+
+
+# What goes back for a while only
+
+VOICE: Json = {"role": "assistant", "content": None, "audio": {"id": "a", "data": "QQ==", "expires_at": 100}}
+
+
+@pytest.mark.parametrize(
+    ("audio", "now", "wanted"),
+    [
+        ({}, 99_999, {"role": "assistant", "audio": {"id": "a"}}),
+        ({"transcript": "hi"}, 99_999, {"role": "assistant", "audio": {"id": "a"}}),
+        ({"transcript": "hi"}, 100_000, {**SAID, "content": "hi"}),
+        ({}, 100_000, {**SAID, "content": "[audio]"}),
+        ({"expires_at": None}, 10**15, {"role": "assistant", "audio": {"id": "a"}}),
+        ({"expires_at": 0}, 10**15, {"role": "assistant", "audio": {"id": "a"}}),
+        ({"expires_at": "soon"}, 10**15, {"role": "assistant", "audio": {"id": "a"}}),
+    ],
+)
+def test_an_audio_id_goes_back_before_it_expires(audio: Json, now: int, wanted: Json) -> None:
+    message = {**VOICE, "audio": {**VOICE["audio"], **audio}}
+    assert form(message, "openai", now=now) == wanted
+
+
+@pytest.mark.parametrize(
+    ("message", "wanted"),
+    [(VOICE, 100_000), ({**VOICE, "audio": None}, inf), ([{"audio": 1}], inf), (SAID, inf), ({"audio": 5}, inf)],
+)
+def test_when_a_reply_goes_back_in_another_form(message: Any, wanted: float) -> None:
+    assert expiry(json.dumps(message).encode()) == wanted
+    assert expiry(b'{"audio"') == inf
 
 
 # Calls that may be torn
@@ -345,7 +423,9 @@ def test_arguments_nested_so_deep_that_they_cannot_be_written_stay(depth: int) -
         ({"function_call": {"name": "f"}}, True),
         ({"content": [{"type": "image_url"}]}, True),
         ({"content": ["x"]}, True),
-        ({"content": 5}, False),
+        ({"content": 5}, True),
+        ({"content": [None]}, False),
+        ({"images": [{"type": "image_url"}]}, True),
         ({}, False),
         ({"content": None, "tool_calls": [], "refusal": None, "audio": None, "function_call": None}, False),
         ({"content": "", "reasoning": "r"}, False),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from proxy.dialects.images import without_images
+from proxy.dialects.images import without_images, word
 from tests.shapes import UNREADABLE, messages
 
 URL = "data:image/png;base64," + "A" * 50
@@ -71,3 +71,41 @@ def test_it_is_done_once() -> None:
     once = without_images(user(image(), image()))
     assert without_images(once) is once
     assert b"base64" not in once
+
+
+# Replies that draw
+
+
+def drew(content: Any, *images: Any) -> bytes:
+    return json.dumps({"role": "assistant", "content": content, "images": list(images)}, separators=(",", ":")).encode()
+
+
+LINK = image("https://example.com/a.png")
+
+
+@pytest.mark.parametrize(
+    ("reply", "wanted"),
+    [
+        (drew("", image(), image()), {"role": "assistant", "content": "[image] [image]"}),
+        (drew(None, image()), {"role": "assistant", "content": "[image]"}),
+        (drew("a cat", image()), {"role": "assistant", "content": "a cat"}),
+        (drew("", image(), LINK), {"role": "assistant", "content": "[image]", "images": [LINK]}),
+        (b'{"images":[{"type":"image_url","image_url":{"url":"data:;base64,A"}}]}', {"content": "[image]"}),
+    ],
+)
+def test_what_a_reply_drew_goes_as_a_word(reply: bytes, wanted: Any) -> None:
+    assert json.loads(without_images(reply)) == wanted
+
+
+@pytest.mark.parametrize("reply", [drew(";base64,", LINK), b'{"images":"data:;base64,A","content":"x"}'])
+def test_links_to_what_a_reply_drew_stay(reply: bytes) -> None:
+    assert without_images(reply) is reply
+
+
+@pytest.mark.parametrize(
+    ("part", "wanted"),
+    [(image(), "[image]"), ({"type": "output_image"}, "[image]"), ({"type": "input_audio"}, "[audio]")]
+    + [(text("x"), ""), ("x", ""), (5, ""), ({"type": 5}, ""), ({}, ""), ({"type": "reference"}, "")],
+)
+def test_which_parts_have_a_word(part: Any, wanted: str) -> None:
+    assert word(part) == wanted

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.dialects.profiles import OPTIONAL, PROFILES, choose, family, refused
+from proxy.dialects.profiles import EMPTY, NULL, OPTIONAL, PROFILES, choose, family, refused
 from tests import strict
 
 HOSTS = [
@@ -231,6 +231,36 @@ def test_an_error_names_the_member_that_is_refused(body: Any, name: str | None) 
     if name is not None:
         assert refused(400, raw, [name]) == name
         assert refused(400, raw, set(everything) - {name, "reasoning"}) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("Invalid value for 'content': expected a string, got null.", NULL),
+        ("invalid message content type: <nil>", NULL),
+        ("Invalid 'content': 'content' field must be a string or an array of objects.", NULL),
+        ("Unsupported: messages[1].content is None", NULL),
+        ("messages: text content blocks must be non-empty", EMPTY),
+        ("Invalid request: the content of message 2 is empty", EMPTY),
+        ("Invalid value for 'contentment': null", None),
+        ("Type mismatch of '/messages/1/content', 'string' not in 'null'", NULL),
+        ("Invalid temperature: null", None),
+        ("this model does not support images", None),
+        ("unexpected member 'images'", "images"),
+        ("body messages 1 assistant images: extra inputs are not permitted", "images"),
+    ],
+)
+def test_an_error_names_the_content_that_is_refused(said: str, kind: str | None) -> None:
+    raw = json.dumps({"error": {"message": said}}).encode()
+    assert refused(400, raw, [NULL, EMPTY, "images"]) == kind
+    assert refused(400, raw, []) is None
+
+
+def test_what_content_may_be_beside_calls() -> None:
+    kept = {name for name, profile in PROFILES.items() if profile.beside_calls == "kept"}
+    text = {name for name, profile in PROFILES.items() if profile.beside_calls == "text"}
+    assert set(PROFILES) - kept - text == {"vercel", "databricks"}
+    assert text == {"mistral", "ollama", "cloudflare"}
 
 
 def test_a_member_that_was_not_sent_was_not_refused() -> None:

@@ -354,6 +354,51 @@ def test_the_first_result_whose_call_nobody_made(past: list[bytes], new: list[by
     assert (history.finish(), history.count) == before
 
 
+# Calls that were torn
+
+
+def torn(role: str, id: str) -> bytes | None:
+    """A list that left out the calls `torn` and `cut`."""
+    return {("tool", "torn"): asks("torn"), ("tool", "cut"): asks("cut"), ("function", "torn"): calls("torn")}.get(
+        (role, id)
+    )
+
+
+@pytest.mark.parametrize(
+    ("past", "new", "wanted"),
+    [
+        ([u()], [t("torn")], [u(), asks("torn"), t("torn")]),
+        ([u(), a()], [t("torn"), u()], [u(), a(), asks("torn"), t("torn"), u()]),
+        ([u()], [t("torn"), t("cut"), t("torn", "2")], [u(), asks("torn"), t("torn"), asks("cut"), t("cut")]),
+        ([asks("b")], [t("torn"), t("b")], [asks("b"), t("b"), asks("torn"), t("torn")]),
+        ([asks("b")], [t("b"), t("torn")], [asks("b"), t("b"), asks("torn"), t("torn")]),
+        ([asks("torn")], [t("torn")], [asks("torn"), t("torn")]),
+        ([u()], [f("torn")], [u(), calls("torn"), f("torn")]),
+    ],
+)
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_torn_call_is_made_good_in_front_of_its_result(
+    past: list[bytes], new: list[bytes], wanted: list[bytes], stored: bool
+) -> None:
+    history = repair(*past, stored=True)
+    assert history.orphan([(role(raw), raw) for raw in new], torn) is None
+    for raw in new:
+        history.add(role(raw), raw, stored=stored, torn=torn)
+    assert history.finish() == b",".join(wanted)
+
+
+def test_a_result_of_neither_is_refused_or_left_out() -> None:
+    history = repair(u(), stored=True)
+    assert history.orphan([("tool", t("torn")), ("tool", t("x"))], torn) == "x"
+    history.add("tool", t("x"), stored=True, torn=torn)
+    assert history.finish() == u()
+
+
+def test_a_reply_of_images_says_something() -> None:
+    drew = a("", images=[{"type": "image_url"}])
+    assert repair(u(), drew, stored=True).finish() == u() + b"," + drew
+
+
 # Rules that hold for every list
 
 IDS = st.sampled_from(["a", "b", "x", "", "toolu_long", None])

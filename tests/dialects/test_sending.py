@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -332,12 +333,97 @@ def test_a_torn_call_is_not_sent_on(under: Form) -> None:
     assert sent(request(USER), past, under)[0][1] == {"role": "assistant", "content": "so"}
 
 
+def test_a_torn_call_is_made_good_where_it_is_answered_and_stays_so() -> None:
+    torn = ACTED.replace(b'"{}"', b'"{"').replace(b'"content":null', b'"content":"so"')
+    said, good = b'{"role":"assistant","content":"so"}', ACTED.replace(b"null", b'""')
+    past = history(turn("1", [OLD], torn, finish_reason="length"))
+    assert sent(request(RESULT, USER), past)[0] == loaded(OLD, said, good, RESULT, USER)
+    later = past.plus(turn("2", [RESULT, USER], parent="1"))
+    wanted = loaded(OLD, said, good, RESULT, USER, REPLY, OLD)
+    assert sent(request(OLD), later)[0] == wanted
+    kept = decide(chat.read(request(OLD)), later, marks, Mode.APPEND)
+    assert windowed(later, Window(2), OLD)[0] == wanted[2:]
+    pieces, _ = compose(chat.read(request(OLD)), replace(kept, line=tuple(later.line)), later, ECHO)
+    assert json.loads(pieces)["messages"] == wanted
+
+
+def test_the_newest_torn_call_is_the_one_that_is_answered_and_one_without_an_id_is_any() -> None:
+    torn = [ACTED.replace(b'"{}"', b'"{"').replace(b"null", b'"so"').replace(b"call_1", id) for id in (b"call_1", b"")]
+    named = ACTED.replace(b'"f"', b'"g"').replace(b'"{}"', b'"{"').replace(b"null", b'"so"')
+    past = history(
+        *[turn(str(n), [OLD], raw, finish_reason="length") for n, raw in enumerate([torn[0], named, torn[1]])]
+    )
+
+    def told(id: bytes) -> Any:
+        return sent(request(RESULT.replace(b"call_1", id)), past)[0][-2]["tool_calls"][0]
+
+    assert told(b"call_1")["function"]["name"] == "g"
+    assert (told(b"mine")["function"]["name"], told(b"mine")["id"]) == ("f", "mine")
+
+
+@pytest.mark.parametrize("profile", ["echo", "openai", "mistral", "vllm", "deepseek-r1", "perplexity"])
+def test_what_was_asked_and_not_answered_goes_on_and_keeps_its_bytes(profile: str) -> None:
+    """Replies that said nothing: a question, and a result, behind which the next question comes."""
+    under, one = form(profile), turn("1", [], form="")
+    line: tuple[Entry, ...] = ()
+    bodies: list[list[Any]] = []
+    for asked, reply in ((OLD, None), (USER, ACTED), (RESULT, None), (USER, None), (OLD, REPLY), (USER, None)):
+        plan = Plan(Decision.APPEND, "", "1", (message(asked),), (), None, line, injected=len(line))
+        bodies.append(json.loads(compose(chat.read(request(asked)), plan, History(), under)[0])["messages"])
+        line += tuple([Entry(message(raw), one, False) for raw in (asked, reply) if raw])
+    for before, after in pairwise(bodies):
+        assert after[: len(before) - 1] == before[:-1]  # but for a last question, with which the next may be joined
+    said = json.dumps(bodies[-1])
+    assert [said.count(text) for text in ("before", "hi", '"r"', "ho")] == [2, 3, 1, 1]
+    for left, right in pairwise(bodies[-1]):
+        assert not (under.profile.alternate and left["role"] == right["role"] == "user")
+        assert not (under.profile.bridge and (left["role"], right["role"]) == ("tool", "user"))
+
+
+def test_an_audio_id_goes_back_until_it_expires_and_then_its_words() -> None:
+    voice = {"id": "a", "data": "QQ==", "transcript": "hi", "expires_at": 100}
+    past = history(turn("1", [OLD], dumps({"role": "assistant", "content": None, "audio": voice})), turn("2", [USER]))
+    ask = chat.read(request(USER))
+    said: list[Any] = []
+    for now in (0, 99_999, 99_999, 100_000, 100_000):
+        body, _ = compose(ask, decide(ask, past, marks, Mode.APPEND), past, ECHO, Window(), now)
+        said.append(json.loads(body)["messages"][1])
+        kept = past.forms[ECHO.key].repair
+    assert said[:3] == [{"role": "assistant", "audio": {"id": "a"}}] * 3
+    assert said[3:] == [{"role": "assistant", "content": "hi"}] * 2
+    assert past.forms[ECHO.key].repair is kept
+
+
+def test_a_name_that_an_upstream_gave_its_reply_does_not_go_back_and_a_clients_does() -> None:
+    named = b'{"role":"assistant","content":"ho","name":"bot"}'
+    for state, wanted in ((TurnState.COMPLETE, REPLY), (TurnState.ADOPTED, named)):
+        for under in (ECHO, form("openai", host="other")):
+            assert raws(request(USER), history(turn("1", [OLD], named, state=state)), under, Mode.APPEND)[1] == wanted
+
+
 def test_a_reply_of_which_another_upstream_is_told_nothing_is_left_out() -> None:
     """It said something in its old form, so it has a place in the history; under the new one it would say nothing."""
-    image = dumps({"role": "assistant", "content": [{"type": "image_url", "image_url": {"url": "data:,x"}}]})
-    past = history(turn("1", [OLD], image))
-    assert sent(request(USER), past)[0][1] == json.loads(image)
-    assert sent(request(USER), past, form("openai"))[0] == loaded(OLD, USER)
+    legacy = dumps({"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}})
+    past = history(turn("1", [OLD], legacy))
+    assert sent(request(USER), past)[0][1] == json.loads(legacy)
+    assert sent(request(USER), past, form("together"))[0] == loaded(OLD, USER)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        {"role": "assistant", "content": [{"type": "image_url", "image_url": {"url": "data:;base64,x"}}]},
+        {"role": "assistant", "content": "", "images": [{"type": "image_url", "image_url": {"url": "data:;base64,x"}}]},
+    ],
+)
+def test_a_reply_of_images_goes_back_where_it_came_from_and_as_words_elsewhere(image: Any) -> None:
+    past = history(turn("1", [OLD], dumps(image)))
+    assert sent(request(USER), past)[0][1] == image
+    for now in (sent(request(USER), past, form("openai"))[0], windowed(past, Window(0, 2), USER)[0]):
+        assert [one for one in now if one["role"] == "assistant"] in (
+            [{"role": "assistant", "content": "[image]"}],
+            [{"role": "assistant", "content": [{"type": "text", "text": "[image]"}]}],
+        )
 
 
 @pytest.mark.parametrize("under", [ECHO, form("echo", host="other"), form("openai"), form("openrouter")])
@@ -369,7 +455,9 @@ def test_a_developer_is_called_system_where_the_role_is_unknown(profile: str) ->
     assert raws(request(USER), past)[0:3:2] == [DEVELOPER, late]
     renamed = [DEVELOPER.replace(b'"developer"', b'"system"'), late.replace(b'"developer"', b'"system"')]
     assert raws(request(USER), past, form(profile))[0:3:2] == renamed
-    assert raws(request(DEVELOPER, USER), past, form(profile))[0] == DEVELOPER  # the client's own is as sent
+    for before in (past, History()):  # brought or remembered, first or later: the same bytes
+        own = raws(request(DEVELOPER, USER, late), before, form(profile))
+        assert [own[0], own[-1]] == renamed
 
 
 @pytest.mark.parametrize("raw", [b'{"role":"system","role":"developer"}', b'{"content":"x"}', b"7"])
@@ -557,6 +645,8 @@ def test_forms_with_equal_names_send_equal_bytes() -> None:
         (request(USER), set()),
         (request(REASONED, USER), {"reasoning_content"}),
         (b'{"reasoning":1,"x":{"audio":null},"n":"refusal"}', {"reasoning", "audio", "refusal"}),
+        (request(ACTED, RESULT), {profiles.NULL}),
+        (request(dumps({"role": "assistant", "content": ""}), RESULT), {profiles.EMPTY}),
     ],
 )
 def test_which_optional_members_a_body_has(body: bytes, names: set[str]) -> None:
