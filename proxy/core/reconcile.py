@@ -127,7 +127,9 @@ class _Reading:
         if not self._history.line:
             return self._first()
         if self._is_headed():
-            return self._plans.opening(None, "what came before it was asked for this chat")
+            opening = self._plans.opening(None, "what came before it was asked for this chat")
+            # A list that tells the reply of what came before shows whose it is: its client carries it itself.
+            return structs.replace(opening, resends=self._carries, alone=self._carries, carries=self._carries)
         if self._mode is Mode.RESEND:
             found = self._repeats.of_the_history() or self._as_sent("the mode says so", self._repeats.elsewhere())
             return self._plans.followed(found, stays=False)

@@ -387,6 +387,15 @@ ASIDES = [
     Case("a title beside a chat", CHAT, "s2 u1", ASIDE, "u1", OTHER, system="s2"),
     Case("a title beside a chat without a prompt", FULL, "s2 u1", ASIDE, "u1", OTHER, system="s2"),
     Case("a title beside a turn in flight", CHAT, "s2 u1", ASIDE, "u1", OTHER, system="s2", flight="s1 u1 a1 u2 a2 u3"),
+    Case(
+        "a plan behind a plan that came first",  # smolagents, where the model calls no tool: it quotes the task alone
+        "e0 > a0-do-this-first; s1 u1 a:a0-do-this-first u2 #f > a2",
+        "s9 u1:u9",
+        ASIDE,
+        "u1:u9",
+        OTHER,
+        system="s9",
+    ),
     Case("under the same prompt", CHAT, "s1 u9", APPEND, "u1 a1 u2 a2 | u9", NONE, "2", "s1"),
     Case("under the same prompt as developer", CHAT, "d1 u9", APPEND, "u1 a1 u2 a2 | u9", NONE, "2", "d1"),
     Case("other tools alone make none", CHAT, "s1 u9 #f", APPEND, "u1 a1 u2 a2 | u9", NONE, "2", "s1"),
@@ -572,7 +581,8 @@ def held(plan: Plan) -> list[int]:
 def test_who_resends_and_who_goes_on_beside_a_turn_in_flight(case: Case) -> None:
     plan = read(case)
     carries = case.decision in (RESEND, REWRITE) and "|" not in case.upstream and not case.silent
-    carries = carries or (case.decision is ADOPT and case.mode is Mode.RESEND)
+    told = bool(case.before)  # the reply of what came before its chat
+    carries = carries or (case.decision is ADOPT and (case.mode is Mode.RESEND or told))
     assert plan.resends is (carries or (plan.side and bool(plan.pairs)))
     assert plan.alone is ((carries and not case.waits) or case.decision is ASIDE)
 
