@@ -21,7 +21,6 @@ PROGRAMS = Path(__file__).parent / "programs"
 KEY = "k"
 SESSION = "clients-1"
 Json = dict[str, Any]
-USAGE = {"prompt_tokens": 200, "completion_tokens": 20, "total_tokens": 220}
 Form = tuple[str, str, str, str]
 
 
@@ -29,26 +28,29 @@ Call = tuple[str, Json]  # the name of a tool, and its arguments
 
 
 class Script:
-    """Answers each request with a text of its own, and calls a tool where `calls` says so of a request with tools."""
+    """Answers each request with a text of its own, and calls a tool where `calls` says so of a request with tools.
+    Counts `tokens` for each message of a prompt."""
 
-    def __init__(self, calls: Callable[[list[Any]], Call | None] = lambda messages: None) -> None:
+    def __init__(self, calls: Callable[[list[Any]], Call | None] = lambda messages: None, tokens: int = 10) -> None:
         self.replies: dict[int, Json] = {}  # by the number of the request
-        self._calls = calls
+        self._calls, self._tokens = calls, tokens
 
     def __call__(self, request: Received) -> Reply:
         number = int(request.header(NUMBER) or -1)
         streams = request.json.get("stream") is True
+        prompt = self._tokens * len(request.messages)
+        usage = {"prompt_tokens": prompt, "completion_tokens": 20, "total_tokens": prompt + 20}
         call = self._calls(request.messages) if request.json.get("tools") else None
         if call is None:
             text = f"This is what was said as number {number}."
             self.replies[number] = {"role": "assistant", "content": text}
-            return sse(*text.partition("said"), usage=USAGE) if streams else completion(text, usage=USAGE)
+            return sse(*text.partition("said"), usage=usage) if streams else completion(text, usage=usage)
         function = {"name": call[0], "arguments": json.dumps(call[1])}
         made = {"id": f"call_{number}", "type": "function", "function": function}
         self.replies[number] = {"role": "assistant", "content": None, "tool_calls": [made]}
         if streams:
-            return sse({"tool_calls": [{"index": 0, **made}]}, finish="tool_calls", usage=USAGE)
-        return completion(None, message={"tool_calls": [made]}, finish="tool_calls", usage=USAGE)
+            return sse({"tool_calls": [{"index": 0, **made}]}, finish="tool_calls", usage=usage)
+        return completion(None, message={"tool_calls": [made]}, finish="tool_calls", usage=usage)
 
 
 class Stage:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.clients.install import node_with, python_with
-from tests.clients.stage import PROGRAMS, Call, Script, Stage, form, stage, text_of
+from tests.clients.stage import PROGRAMS, SESSION, Call, Script, Stage, form, stage, text_of
 from tests.clients.tap import Sent
 
 pytestmark = pytest.mark.timeout(2400)
@@ -91,6 +91,64 @@ async def test_semantic_kernel_sums_up(tmp_path: Path) -> None:
         sides = await run.check(has_another_prompt)
         assert len(sides) >= 2
         print(figures(run, sides))
+
+
+def opencode(
+    folder: Path, base_url: str, context: int, named: bool = False
+) -> tuple[Path, dict[str, str]]:
+    """The command, and an environment of its own that points it at a URL, with a model of that context."""
+    modules = node_with("opencode", "opencode-ai")
+    found = sorted(modules.glob("opencode-*/bin/opencode"), key=lambda path: "baseline" not in str(path))
+    if not found:
+        pytest.skip("opencode has no build for this machine")
+    model = {"name": "m", "limit": {"context": context, "output": 1000}, "tool_call": True}
+    provider = {
+        "npm": "@ai-sdk/openai-compatible",
+        "options": {"baseURL": base_url, "apiKey": "k", "headers": {"sessionId": SESSION} if named else {}},
+        "models": {"m": model},
+    }
+    settings = {"provider": {"local": provider}, "model": "local/m", "share": "disabled", "autoupdate": False}
+    home = {name: str(folder / name) for name in ("XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME")}
+    return found[0], {
+        **home,
+        "HOME": str(folder),
+        "OPENCODE_CONFIG_CONTENT": json.dumps(settings),
+        "OPENCODE_DISABLE_AUTOUPDATE": "1",
+        "OPENCODE_DISABLE_MODELS_FETCH": "1",
+        "OPENCODE_DISABLE_LSP_DOWNLOAD": "1",
+    }
+
+
+def a_look(messages: list[Any]) -> Call | None:
+    """Looks at the files where the user's last word asks for it."""
+    last = messages[-1]
+    asks = last["role"] == "user" and "this folder" in text_of(last["content"])
+    return ("glob", {"pattern": "*"}) if asks else None
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["its-own-header", "sessionId-beside-it"])
+async def test_opencode_names_its_chat(tmp_path: Path, named: bool) -> None:
+    async with stage(tmp_path, Script(a_look)) as run:
+        command, environ = opencode(tmp_path, run.tap.base_url, 128_000, named)
+        (work := tmp_path / "work").mkdir()
+        for turn, text in enumerate([PLAN[0], "What is in this folder?", *PLAN[2:4]]):
+            await run.run(command, "run", *(["--continue"] if turn else []), text, cwd=work, **environ)
+        own = run.tap.sent[0].headers["x-session-id"]
+        sides = await run.check(has_no_tools, session=SESSION if named else own)
+        assert len(sides) == 1 and len(run.tap.sent) == 6
+        print(figures(run, sides))
+
+
+async def test_opencode_compacts(tmp_path: Path) -> None:
+    async with stage(tmp_path, Script(a_look, tokens=1000)) as run:
+        command, environ = opencode(tmp_path, run.tap.base_url, 9_000)
+        (work := tmp_path / "work").mkdir()
+        for turn, text in enumerate(PLAN):
+            await run.run(command, "run", *(["--continue"] if turn else []), text, cwd=work, **environ)
+        print(figures(run, []))
+        sides = await run.check(has_no_tools, session=run.tap.sent[0].headers["x-session-id"])
+        print(figures(run, sides))
+        assert len(sides) > 1
 
 
 def figures(run: Stage, sides: list[Sent]) -> str:
