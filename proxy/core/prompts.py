@@ -7,9 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from html import unescape
 
 QUOTE = 13  # characters from which on a text inside another is a quote: shorter ones are said twice by chance
 OWN_WORDS = 6  # the same for words of the user's, where there is other evidence
+LONG = 256  # characters of a text of which a part is a quote, too
+PART = 64  # characters of that part
+_ESCAPED = re.compile(r"\\(u[0-9a-fA-F]{4}|.)")
+_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f"}
 _WORDS = 8  # of a prompt of so many, two may change beside its numbers: a weekday, AM and PM
 _NUMBER = re.compile(r"\d+")
 _MARKS = "\"'\u201c\u201d\u201e\u00ab\u00bb`"
@@ -41,14 +46,17 @@ def _is_number(one: str, other: str) -> bool:
 
 
 def is_quoted(text: str, within: str, least: int = QUOTE) -> bool:
-    """Whether a text stands within another one that says more."""
-    return len(text) >= least and len(text) < len(within) and text in within
+    """Whether a text stands within another one that says more. Of a long one its beginning or its end is enough: what
+    clients quote they cut."""
+    if len(text) < least or text == within:
+        return False
+    return text in within or (len(text) >= LONG and (text[:PART] in within or text[-PART:] in within))
 
 
 def is_framed(text: str, within: str) -> bool:
     """Whether a text of any length stands within another as a quote does: long enough, on lines of its own, or in
     quotation marks."""
-    if not text or len(text) >= len(within):
+    if not text or text == within:
         return False
     if is_quoted(text, within):
         return True
@@ -60,4 +68,22 @@ def is_framed(text: str, within: str) -> bool:
 def quoted_in(texts: Iterable[str], within: Iterable[str], least: int = QUOTE) -> str | None:
     """The first of the messages `within` that quotes one of the texts."""
     known = [text for text in texts if len(text) >= least]
-    return next((message for message in within if any([is_quoted(text, message, least) for text in known])), None)
+    for message in within:
+        forms = _unescaped(message)
+        if any([is_quoted(text, form, least) for form in forms for text in known]):
+            return message
+    return None
+
+
+def _unescaped(message: str) -> list[str]:
+    """A message as it is, and as it was before its client escaped what it quotes: as XML, as JSON."""
+    forms = [message]
+    if "&" in message:
+        forms.append(unescape(message))
+    if "\\" in message:
+        forms.append(_ESCAPED.sub(lambda found: _plain(found[1]), message))
+    return forms
+
+
+def _plain(escaped: str) -> str:
+    return chr(int(escaped[1:], 16)) if len(escaped) > 1 else _ESCAPES.get(escaped, escaped)

@@ -190,7 +190,7 @@ class _Reading:
     def _is_headed(self) -> bool:
         """Whether all that the session holds are side requests that came before their chat."""
         history = self._history
-        if len(history.turns) > HEADS or not self._beside.has_tools:
+        if len(history.turns) > HEADS or not (self._carries or self._beside.has_tools):
             return False
         return self._beside.heads(history.ancestors(history.tip))
 

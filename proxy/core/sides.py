@@ -12,13 +12,14 @@ from functools import cached_property
 
 from proxy.core.alignment import Content
 from proxy.core.clients import is_of_another
-from proxy.core.history import History
+from proxy.core.history import Entry, History
 from proxy.core.members import elements
 from proxy.core.model import CLIENT, FLAGS, STREAM, TOOLS, Ask, Message, Turn
 from proxy.core.plan import Flight
 from proxy.core.prompts import OWN_WORDS, QUOTE, is_alike, is_framed, quoted_in
 
-RECENT = 8  # replies, and messages of the user's, that a quote is looked for among
+RECENT = 8  # replies, and messages of the user's, that a quote is looked for among in any case
+WORK = 1 << 25  # characters searched for quotes, where there are more: of all the history as long as that is cheap
 
 
 class Beside:
@@ -40,8 +41,10 @@ class Beside:
             return None
         if self._client in carriers and self._is_asked_otherwise and self._quote:
             return "it quotes a reply, and is asked otherwise than the chat"
-        quote = self._quote if self.lacks_tools and not self.is_of_another(last) else None
-        if quote and (self._is_not_streamed or quoted_in(self._words, [quote], OWN_WORDS)):
+        if resends and self._client in carriers and self._quotes_both:
+            return "it quotes what was asked and what was replied, from a client that resends"
+        shaped = self.lacks_tools and not self.is_of_another(last)
+        if shaped and self._quote and (self._is_not_streamed or self._quotes_both):
             return "it quotes a reply, without the chat's tools"
         if resends and self.is_unknown and not self.is_of_another(last):
             return "another system prompt than the session's, and no reply of ours"
@@ -107,13 +110,15 @@ class Beside:
 
     def _led_here(self, asked: Sequence[Message], system: bytes | None, turn: Turn | None, client: bytes) -> bool:
         """A request without tools, that asks about the words this chat begins with, or whose reply this chat frames."""
-        if not self.has_tools or (turn and turn.traits & TOOLS) or client[:CLIENT] != self._client:
+        if (turn and turn.traits & TOOLS) or client[:CLIENT] != self._client:
             return False
         if self.prompt == "" or self.is_under(system) or any([one.role == "assistant" for one in asked]):
             return False
         replies = [self._marks.text(one.raw) for one in self._ask.messages if one.role == "assistant"]
         if replies:
             return turn is not None and turn.echo is not None and self._frames(turn.echo.raw, replies)
+        if not self.has_tools:
+            return False
         told = [self._marks.text(one.raw) for one in asked if one.role == "user"]
         own = [self._marks.text(one.raw) for one in self._ask.messages if one.role == "user"]
         among = [text for text in own if text and len(told) > 1 and text in told]
@@ -151,23 +156,29 @@ class Beside:
 
     @cached_property
     def _quote(self) -> str | None:
-        """The message that quotes a reply, of the line or of a side request."""
-        replies = [self._marks.text(raw) for raw in self._recent_replies]
-        return quoted_in([*replies, *self._side_replies], self._texts)
+        """The message that quotes a reply or the result of a tool, of the line or of a side request."""
+        return quoted_in([*self._said_by("assistant", "tool"), *self._side_replies], self._texts)
 
     @property
-    def _recent_replies(self) -> list[bytes]:
-        line = self._history.line
-        return [entry.message.raw for entry in line[-4 * RECENT :] if entry.ours][-RECENT:]
+    def _quotes_both(self) -> bool:
+        """Whether the message that quotes a reply quotes the user's words, too."""
+        return self._quote is not None and quoted_in(self._said_by("user"), [self._quote], OWN_WORDS) is not None
 
     @cached_property
     def _side_replies(self) -> list[str]:
         return [self._marks.text(turn.echo.raw) for turn in self._history.sides[-RECENT:] if turn.echo]
 
-    @property
-    def _words(self) -> list[str]:
-        line = self._history.line
-        return [self._marks.text(entry.message.raw) for entry in line[-4 * RECENT :] if entry.message.role == "user"]
+    def _said_by(self, *roles: str) -> list[str]:
+        """What those said in the line, the latest first. A summary quotes what is oldest: all of the line is looked
+        at, unless what may quote it is very long."""
+        most = max(RECENT, WORK // (1 + sum(map(len, self._texts))))
+        line = [entry for entry in self._history.line if entry.message.role in roles and self._is_said(entry)]
+        return [self._marks.text(entry.message.raw) for entry in line[: -most - 1 : -1]]
+
+    @staticmethod
+    def _is_said(entry: Entry) -> bool:
+        """Whether a message counts: examples of replies that a client brought are none of ours."""
+        return entry.ours or entry.message.role != "assistant"
 
     @cached_property
     def _prompts(self) -> set[str]:

@@ -31,9 +31,14 @@ class Script:
     """Answers each request with a text of its own, and calls a tool where `calls` says so of a request with tools.
     Counts `tokens` for each message of a prompt."""
 
-    def __init__(self, calls: Callable[[list[Any]], Call | None] = lambda messages: None, tokens: int = 10) -> None:
+    def __init__(
+        self,
+        calls: Callable[[list[Any]], Call | None] = lambda messages: None,
+        says: Callable[[int], str] = "This is what was said as number {}.".format,
+        tokens: int = 10,
+    ) -> None:
         self.replies: dict[int, Json] = {}  # by the number of the request
-        self._calls, self._tokens = calls, tokens
+        self._calls, self._says, self._tokens = calls, says, tokens
 
     def __call__(self, request: Received) -> Reply:
         number = int(request.header(NUMBER) or -1)
@@ -42,9 +47,9 @@ class Script:
         usage = {"prompt_tokens": prompt, "completion_tokens": 20, "total_tokens": prompt + 20}
         call = self._calls(request.messages) if request.json.get("tools") else None
         if call is None:
-            text = f"This is what was said as number {number}."
+            text = self._says(number)
             self.replies[number] = {"role": "assistant", "content": text}
-            return sse(*text.partition("said"), usage=usage) if streams else completion(text, usage=usage)
+            return sse(text[:9], text[9:], usage=usage) if streams else completion(text, usage=usage)
         function = {"name": call[0], "arguments": json.dumps(call[1])}
         made = {"id": f"call_{number}", "type": "function", "function": function}
         self.replies[number] = {"role": "assistant", "content": None, "tool_calls": [made]}

@@ -7,11 +7,13 @@ from langchain.agents.middleware import SummarizationMiddleware
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 
+TRIGGER, KEEP = map(int, os.environ.get("LIMITS", "5,2").split(","))
+
 
 @tool
 def weather(place: str) -> str:
     """The weather at a place."""
-    return f"sun in {place}"
+    return f"sunny all day in {place}"
 
 
 model = ChatOpenAI(
@@ -23,9 +25,9 @@ model = ChatOpenAI(
 )
 agent = create_agent(
     model,
-    tools=[weather],
-    system_prompt="You help with plans, briefly.",
-    middleware=[SummarizationMiddleware(model=model, trigger=("messages", 5), keep=("messages", 2))],
+    tools=[weather] if os.environ.get("TOOLS") else [],
+    system_prompt=os.environ.get("PROMPT"),
+    middleware=[SummarizationMiddleware(model=model, trigger=("messages", TRIGGER), keep=("messages", KEEP))],
 )
 messages = []
 for text in os.environ["TEXTS"].split("|"):

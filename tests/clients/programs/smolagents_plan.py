@@ -2,7 +2,7 @@
 
 import os
 
-from smolagents import OpenAIModel, ToolCallingAgent, tool
+from smolagents import CodeAgent, OpenAIModel, ToolCallingAgent, tool
 
 
 @tool
@@ -12,7 +12,7 @@ def weather(place: str) -> str:
     Args:
         place: its name
     """
-    return f"sun in {place}"
+    return f"sunny all day in {place}"
 
 
 model = OpenAIModel(
@@ -21,7 +21,8 @@ model = OpenAIModel(
     api_key=os.environ["API_KEY"],
     client_kwargs={"default_headers": {"sessionId": os.environ["SESSION"]}},
 )
-agent = ToolCallingAgent(
+kind = CodeAgent if os.environ.get("KIND") == "code" else ToolCallingAgent
+agent = kind(
     tools=[weather], model=model, planning_interval=int(os.environ.get("INTERVAL", "1")), max_steps=6, verbosity_level=0
 )
 for number, text in enumerate(os.environ["TEXTS"].split("|")):

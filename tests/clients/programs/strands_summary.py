@@ -14,7 +14,7 @@ def weather(place: str) -> str:
     Args:
         place: its name
     """
-    return f"sun in {place}"
+    return f"sunny all day in {place}"
 
 
 model = OpenAIModel(
