@@ -82,10 +82,12 @@ class Planner:
         repeated = sorted([*pairs, *found.told])
         unseen = self._unseen(repeated, line, before) if stays and line is self._history.line else []
         client = client_of(self._client, self._list, self._marks) if carries or unseen else self._client
-        parts = layout(repeated, size, before, unseen)
-        if not _is_whole(parts, line):
-            tip, line = self._nearest(tip, line, max([before - 1, *unseen, *[at for _, at in repeated]]))
         known = {n for n, _ in repeated}
+        # As of most lists: all of the line, and then what is new. To lay that out takes as long as all else.
+        whole = len(repeated) == len(line) > 0 and len(known) == repeated[-1][0] + 1
+        parts = None if whole else layout(repeated, size, before, unseen)
+        if parts is not None and not _is_whole(parts, line):
+            tip, line = self._nearest(tip, line, max([before - 1, *unseen, *[at for _, at in repeated]]))
         decision, reason = found.decision, found.reason
         if unseen:
             edits = len(unseen) + before + len(repeated) < len(self._history.line)
@@ -101,7 +103,7 @@ class Planner:
             line=line,
             pairs=pairs,
             injected=before,
-            layout=None if _is_whole(parts, line) else parts,
+            layout=None if parts is None or _is_whole(parts, line) else parts,
             resends=not before,
             alone=not before and not self._awaits_flight(repeated),
             spliced=bool(unseen or found.told),

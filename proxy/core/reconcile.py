@@ -13,13 +13,13 @@ from msgspec import structs
 
 from proxy.core.alignment import Alignment, Content, Pairs, has_ours
 from proxy.core.history import Entry, History, laid_out
-from proxy.core.model import CLIENT, Ask, Seen, Turn
+from proxy.core.model import CLIENT, TOOLS, Ask, Seen, Turn
 from proxy.core.plan import Decision, Flight, Mode, Plan
 from proxy.core.plans import Planner
 from proxy.core.repeats import ALL, Found, Repeats
-from proxy.core.sides import Beside
+from proxy.core.sides import Beside, has_tools
 
-FIRST = "the first of its session"
+FIRST, NEW = "the first of its session", "no reply of ours in it"
 HEADS = 8  # turns at most that may have come before the chat they were asked for
 
 
@@ -35,10 +35,24 @@ def decide(
     that sent it, of 8 bytes or none."""
     client = client[:CLIENT].ljust(CLIENT, b"\0")
     seen = ask.seen
+    if mode is Mode.AUTO and _is_one_new_message(ask, history, flights):
+        return Planner(ask, ask.messages, history, marks, flights, client).append(0, NEW)
     goes_on = seen and mode is not Mode.APPEND and not flights and seen.client[:CLIENT] == client
     if seen and goes_on and (plan := _seen_again(ask, seen, history, marks)):
         return plan
     return _Reading(ask, history, marks, flights, client, mode).plan()
+
+
+def _is_one_new_message(ask: Ask, history: History, flights: Sequence[Flight]) -> bool:
+    """Whether a request is one message behind a history in which nobody has shown more than that: as most are, and no
+    reading needs to be tried."""
+    last = history.last
+    if last is None or last.echo is None or last.resends or ask.count != 1 or ask.messages[0].role == "assistant":
+        return False
+    if flights or history.sides or history.carriers:
+        return False
+    tools = has_tools(ask.tools) if ask.tools else False
+    return bool(last.traits & TOOLS) is tools and (not tools or len(history.turns) > HEADS)
 
 
 def is_retry(request: bytes, last: Turn | None, counted: bool, delivered: bool | None) -> bool:
@@ -154,7 +168,7 @@ class _Reading:
             return plan
         if self._resends and self._is_of_the_last() and self._is_answered():
             return self._plans.followed(self._as_sent("a list of its own: none of it is ours", []), carries=True)
-        return self._plans.append(0, "no reply of ours in it")
+        return self._plans.append(0, NEW)
 
     def _said(self) -> Plan:
         """A list without an assistant's message."""
@@ -166,7 +180,7 @@ class _Reading:
             return structs.replace(self._plans.followed(found), resends=False, alone=False)
         if found := self._repeats.told_by_another() or self._repeats.questions():
             return self._plans.followed(found)
-        return self._behind_examples() or self._plans.append(0, "no reply of ours in it")
+        return self._behind_examples() or self._plans.append(0, NEW)
 
     # The first of its session
 

@@ -188,6 +188,9 @@ class Repeats:
         reason = "replies of ours at their place among other messages"
         if any([self._is_in_place(n, at) for n, at in pairs]):
             return Found(pairs, reason, history.line, history.tip)
+        best = self.best() if self._resends and history.other_lines else None
+        if best and has_ours(best.pairs, best.line):
+            return best._replace(reason="replies of another branch, at their place among other messages")
         return None
 
     def _from_the_start(self) -> tuple[Line, str | None, Pairs]:

@@ -1,26 +1,12 @@
 """Who sent what: a table of lists, each read against what came before it.
 
-How to read a case. `before` is what happened so far, one request after another: the list that came, ">", the
-reply. `list` is what comes now. A word is a message, its text the word itself, its role by its first letter:
-
-    s system, d the same as developer     u, e, yes user (e: of an example)     n a system message in the middle
-    a, t, x, p, ok assistant (t: a title, x: of an example, p: a prefill)       c assistant with a call, r its result
-    u1@cat a text with a picture          p1a1 a prefill and its reply in one   #f the request's tools
-    ! what is no message at all           - a reply that says nothing           =a1 a reply told as a user's message
-    ~ the request asks for a stream       ^b other software sent it             a1/ a reply that was cut
-    u9:a1-the-first-reply                 a user's message that quotes a reply           _ a space
-
-`upstream` is what goes on: behind "|" for what the client sent and before it for what we put there; in brackets is
-what we have stored, ours in the place of the client's copy. What stands in no bracket is new, and stored next.
-Turns are named by the number of their request, those that it brought along by 1.1, 1.2.
+How a case is written stands in `notation.py`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count, groupby
 from pathlib import Path
 from typing import Any
 
@@ -28,148 +14,32 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.history import Entry, History
-from proxy.core.members import dumps, elements, loads
-from proxy.core.model import CLIENT, Ask, Message, Reply, Turn, TurnState
-from proxy.core.plan import Decision, Flight, Mode, Plan, Sent
+from proxy.core.history import History
+from proxy.core.members import elements
+from proxy.core.model import CLIENT, Ask, Turn
+from proxy.core.plan import Decision, Mode, Plan
 from proxy.core.plans import as_turns
 from proxy.core.reconcile import decide, is_retry, retried
 from proxy.dialects import chat, marks, sending
-from proxy.dialects.sending import form_of
-from proxy.dialects.turns import turns_of
+from tests.core.notation import (
+    ask,
+    in_flight,
+    line_of,
+    message,
+    played,
+    recorded,
+    rewritten,
+    sent_word,
+    software,
+    upstream,
+    word,
+    words_of,
+)
 
 DOC = Path(__file__).parents[2] / "docs" / "reconcile.md"
-FORM = form_of("auto", "upstream.example", None)
-ROLES = {"s": "system", "d": "developer", "n": "system", "u": "user", "e": "user", "y": "user", "r": "tool"}
 
 APPEND, ADOPT, RESEND = Decision.APPEND, Decision.ADOPT, Decision.RESEND
 REWRITE, ASIDE = Decision.REWRITE, Decision.ASIDE
-
-
-# The notation
-
-
-def message(word: str) -> Any:
-    """A word as a message."""
-    if word == "!":
-        return 7
-    if word == "-":
-        return {"role": "assistant", "content": ""}
-    if word[0] == "=":
-        return {"role": "user", "content": word[1:]}
-    text, _, picture = word.replace("_", " ").partition("@")
-    role = ROLES.get(word[0], "assistant")
-    made: dict[str, Any] = {"role": role, "content": "s" + text[1:] if role == "developer" else text}
-    if picture:
-        parts = [{"type": "text", "text": text}, {"type": "image_url", "image_url": {"url": picture}}]
-        made["content"] = parts
-    if word[0] == "c":
-        function = {"name": "look", "arguments": '{"at": 1}'}
-        made["tool_calls"] = [{"id": word[1:], "type": "function", "function": function}]
-    return {**made, "tool_call_id": word[1:]} if word[0] == "r" else made
-
-
-def word(raw: bytes) -> str:
-    """A message as a word."""
-    made = loads(raw)
-    if not isinstance(made, dict):
-        return "!"
-    content = made["content"]
-    if isinstance(content, list):
-        content = "@".join([part["text"].strip() if "text" in part else part["image_url"]["url"] for part in content])
-    if made["role"] == "user" and content[:1] == "a":
-        return "=" + content
-    said: str = str(content or "-").replace(" ", "_")
-    return "d" + said[1:] if made["role"] == "developer" else said
-
-
-def rewritten(word: str) -> Any:
-    """The same message as a client may send it back: its keys in another order, its text as one part, with outer
-    white space and a mark for caching."""
-    made = message(word)
-    if not isinstance(made, dict) or made["role"] in ("system", "developer"):
-        return made
-    parts = made["content"]
-    if isinstance(parts, str):
-        parts = [{"type": "text", "text": f" {parts}\n"}]
-    parts[-1]["cache_control"] = {"type": "ephemeral"}
-    return {key: parts if key == "content" else made[key] for key in reversed(made)}
-
-
-def ask(words: str, spelt: Any = message) -> Ask:
-    tools = [each for each in words.split() if each[0] == "#"]
-    body: dict[str, Any] = {"messages": [spelt(each) for each in words.split() if each[0] not in "#~^"]}
-    if "~" in words.split():
-        body["stream"] = True
-    return chat.read(dumps({**body, "tools": tools} if tools else body))
-
-
-def software(words: str) -> bytes:
-    """The fingerprint of what sent a list."""
-    name = next((each[1:] for each in words.split() if each[0] == "^"), "")
-    return name.encode().ljust(CLIENT, b"\0")
-
-
-def recorded(history: History, plan: Plan, asked: Ask, reply: str, name: str) -> History:
-    """A history, and the turns that remain of a plan and its reply."""
-    cut = reply.endswith("/")
-    said = Reply(message=dumps(message(reply.rstrip("/"))), finish_reason=None if cut else "stop")
-    brought = count(1)
-    return history.plus(
-        *turns_of(
-            asked,
-            plan,
-            said,
-            FORM,
-            id=name,
-            new_id=lambda: f"{name}.{next(brought)}",
-            remembered=history.system_of(plan.parent),
-            request=b"",
-            state=TurnState.CUT if cut else TurnState.COMPLETE,
-        )
-    )
-
-
-def played(before: str, mode: Mode = Mode.AUTO) -> History:
-    """The history that requests and their replies leave."""
-    history = History()
-    for number, exchange in enumerate(filter(None, before.split(";")), 1):
-        words, reply = exchange.split(">")
-        asked = ask(words)
-        plan = decide(asked, history, marks, mode, client=software(words))
-        history = recorded(history, plan, asked, reply.strip(), str(number))
-    return history
-
-
-def in_flight(history: History, words: str) -> list[Flight]:
-    if not words:
-        return []
-    asked = ask(words)
-    plan = decide(asked, history, marks)
-    return [Flight(plan.asked, asked.system, asked.tools, plan.resends)]
-
-
-def words_of(messages: Sequence[Message]) -> list[str]:
-    return [word(each.raw) for each in messages]
-
-
-def line_of(line: Sequence[Entry]) -> list[str]:
-    return [word(entry.message.raw) for entry in line]
-
-
-def sent_word(sent: Sent) -> str:
-    said = sent.entry.message if sent.entry else sent.theirs
-    assert said is not None
-    return word(said.raw)
-
-
-def upstream(plan: Plan) -> str:
-    """What goes upstream, as the cases write it."""
-    parts = [*line_of(plan.line[: plan.injected]), "|"] if plan.injected else []
-    for stored, group in groupby(plan.sent[plan.injected :], key=lambda sent: sent.entry is not None):
-        said = " ".join([sent_word(sent) for sent in group])
-        parts.append(f"[{said}]" if stored else said)
-    return " ".join(parts)
 
 
 # The cases
@@ -384,6 +254,11 @@ PREAMBLES = [
     Case("the examples alone", "e1 x1 u1 > a1", "e1 x1", APPEND, "e1 x1 u1 a1 | e1 x1", NONE, "1"),
 ]
 
+# What precedes a window was said under another prompt, but the list does not begin where its client began.
+WITHIN = [
+    Case("half a turn", "s2 u0 > t1; s1 u1 u5 > a1", "s1 u5 a1 u2", RESEND, "u0 t1 u1 | [u5 a1] u2", END, "2", "s1"),
+]
+
 # A title, tags or a summary beside a chat: forwarded as sent.
 ASIDES = [
     Case("a title beside a chat", CHAT, "s2 u1", ASIDE, "u1", OTHER, system="s2"),
@@ -556,46 +431,331 @@ EITHER = [
         "1",
         "s1",
     ),
-    Case("a title that came first", "s2 e0 u1 > t1", "s1 u1 #f", APPEND, "u1", "what came before it was asked for this chat", system="s1"),
-    Case("a title that came first, quoting", "s2 e0:u1-for-a-week > t1", "s1 u1-for-a-week #f", APPEND, "u1-for-a-week", "what came before it was asked for this chat", system="s1"),
-    Case("the same words, with tools and a prompt", "u1 > a1", "s1 u1 #f", APPEND, "u1 a1 | u1", NONE, parent="1", system="s1"),
-    Case("a plan that came first", "e0 > a0-do-this-first", "s1 u1 a:a0-do-this-first u2 #f", ADOPT, "u1 a:a0-do-this-first u2", "what came before it was asked for this chat, and it brings a history along", system="s1"),
-    Case("a chat behind another prompt", "s2 u0 > t1; s1 u1 > a1", "s1 u1 a1 u2", RESEND, "[u1 a1] u2", "all of its own list; what precedes it were side requests", parent="2", system="s1"),
+    Case(
+        "a title that came first",
+        "s2 e0 u1 > t1",
+        "s1 u1 #f",
+        APPEND,
+        "u1",
+        "what came before it was asked for this chat",
+        system="s1",
+    ),
+    Case(
+        "a title that came first, quoting",
+        "s2 e0:u1-for-a-week > t1",
+        "s1 u1-for-a-week #f",
+        APPEND,
+        "u1-for-a-week",
+        "what came before it was asked for this chat",
+        system="s1",
+    ),
+    Case(
+        "the same words, with tools and a prompt",
+        "u1 > a1",
+        "s1 u1 #f",
+        APPEND,
+        "u1 a1 | u1",
+        NONE,
+        parent="1",
+        system="s1",
+    ),
+    Case(
+        "a plan that came first",
+        "e0 > a0-do-this-first",
+        "s1 u1 a:a0-do-this-first u2 #f",
+        ADOPT,
+        "u1 a:a0-do-this-first u2",
+        "what came before it was asked for this chat, and it brings a history along",
+        system="s1",
+    ),
+    Case(
+        "a chat behind another prompt",
+        "s2 u0 > t1; s1 u1 > a1",
+        "s1 u1 a1 u2",
+        RESEND,
+        "[u1 a1] u2",
+        "all of its own list; what precedes it were side requests",
+        parent="2",
+        system="s1",
+    ),
     Case("a chat behind no prompt", "u0 > a0; u1 > a1", "u1 a1 u2", RESEND, "u0 a0 | [u1 a1] u2", END, parent="2"),
-    Case("an answer pasted back", "s1 u1 > a1-the-first-reply", "u9:a1-the-first-reply", APPEND, "u1 a1-the-first-reply | u9:a1-the-first-reply", NONE, parent="1", system="s1"),
-    Case("an answer pasted back, a clock", "s_at_10:01 u1 > a1-the-first-reply", "s_at_10:02 u9:a1-the-first-reply", APPEND, "u1 a1-the-first-reply | u9:a1-the-first-reply", NONE, parent="1", system="s_at_10:02"),
-    Case("an answer pasted back, a prompt per task", "s1 u1 > a1-the-first-reply", "s2 u9:a1-the-first-reply", APPEND, "u1 a1-the-first-reply | u9:a1-the-first-reply", NONE, parent="1", system="s2"),
-    Case("an answer pasted back, without tools", "u1 #f > a1-the-first-reply", "u9:a1-the-first-reply", APPEND, "u1 a1-the-first-reply | u9:a1-the-first-reply", NONE, parent="1"),
-    Case("a quote without tools and stream", "u1 #f ~ > a1-the-first-reply", "u9:a1-the-first-reply", ASIDE, "u9:a1-the-first-reply", "it quotes a reply, without the chat's tools"),
-    Case("a quote of both without tools", "u1-hello #f > a1-the-first-reply", "u9:u1-hello:a1-the-first-reply", ASIDE, "u9:u1-hello:a1-the-first-reply", "it quotes a reply, without the chat's tools"),
-    Case("a quote without the prompt, resending", "s1 u1 > a1-the-first-reply; s1 u1 a1-the-first-reply u2 > a2-the-second-reply", "u9:a2-the-second-reply", ASIDE, "u9:a2-the-second-reply", "it quotes a reply, and is asked otherwise than the chat"),
-    Case("a quote under the same prompt, resending", "s1 u1 #f ~ > a1-the-first-reply; s1 u1 a1-the-first-reply u2 #f ~ > a2-the-second-reply", "s1 u9:a2-the-second-reply #f ~", APPEND, "u1 a1-the-first-reply u2 a2-the-second-reply | u9:a2-the-second-reply", NONE, parent="2", system="s1"),
-    Case("a quote by other software", "s1 u1 #f ~ > a1-the-first-reply; s1 u1 a1-the-first-reply u2 #f ~ > a2-the-second-reply", "u9:a2-the-second-reply ^b", APPEND, "u1 a1-the-first-reply u2 a2-the-second-reply | u9:a2-the-second-reply", NONE, parent="2", system="s1"),
-    Case("a quote by one that spoke so before", "^b u0 > a0; u1 > a1-the-first-reply; u1 a1-the-first-reply u2 > a2-the-second-reply", "u9:a2-the-second-reply ^b", APPEND, "u0 a0 u1 a1-the-first-reply u2 a2-the-second-reply | u9:a2-the-second-reply", NONE, parent="3"),
-    Case("a summary kept as a user's message", "s1 u1 #f ~ > a1-the-first-reply; s1 u1 a1-the-first-reply u2 #f ~ > a2-the-second-reply; s9 u9:a2-the-second-reply > t1-the-summary", "s1 u9:t1-the-summary u3 #f ~", REWRITE, "u9:t1-the-summary u3", "its own list, with a summary that was asked for beside it", system="s1"),
-    Case("a summary kept as a reply", "s1 u1 #f ~ > a1-the-first-reply; s1 u1 a1-the-first-reply u2 #f ~ > a2-the-second-reply; s9 u9:a2-the-second-reply > t1-the-summary", "s1 u8 t1-the-summary u3 #f ~", REWRITE, "u8 t1-the-summary u3", "its own list, with a summary that was asked for beside it", system="s1"),
-    Case("a list compacted by its client", "s1 u1 > a1; s1 u1 a1 u2 > a2", "s1 u9 ok u3", REWRITE, "u9 ok u3", "a list of its own: none of it is ours", system="s1"),
-    Case("a prefill, resending", "s1 u1 > a1; s1 u1 a1 u2 > a2", "s1 u9 p1", APPEND, "u1 a1 u2 a2 | u9 p1", NONE, parent="2", system="s1"),
-    Case("the whole list under another prompt", "s1 u1 > a1; s1 u1 a1 u2 > a2", "s2 u1 a1 u2 a2 u9", RESEND, "[u1 a1 u2 a2] u9", ALL, parent="2", system="s2"),
-    Case("a part of the list under another prompt", "s1 u1 > a1; s1 u1 a1 u2 > a2", "s2 u1 a1 u9", ASIDE, "[u1 a1] u9", "the chat's list under another prompt: it may be said beside the chat", parent="1", system="s2"),
-    Case("the list under another prompt, with other tools", "s1 u1 #f #g > a1", "s2 u1 a1 u9 #f", ASIDE, "[u1 a1] u9", "the chat's list under another prompt: it may be said beside the chat", parent="1", system="s2"),
-    Case("and it was the chat", "s1 u1 #f #g > a1; s2 u1 a1 u9 #f > a9", "s2 u1 a1 u9 a9 u10 #f", RESEND, "[u1 a1 u9 a9] u10", ALL, parent="2", system="s2"),
-    Case("and the chat goes on", "s1 u1 #f #g > a1; s2 u1 a1 u9 #f > a9", "s1 u1 a1 u2 #f #g", RESEND, "[u1 a1] u2", ALL, parent="1", system="s1"),
-    Case("an instruction at the end of the list", "s1 u1 > a1; s1 u1 a1 u2 > a2", "u1 a1 n9", ASIDE, "[u1 a1] n9", "the chat's list under another prompt: it may be said beside the chat", parent="1"),
-    Case("the result of a call that was made beside", "s1 u1 #f #g > a1; s2 u1 a1 u9 #f > c9", "r9 #f", APPEND, "u1 a1 u9 c9 | r9", "the result of a call that was made beside the tip", parent="2", system="s2"),
-    Case("what another client said", "u1 > a1-the-first-reply; u1 a1-the-first-reply u2 > a2-the-second-reply; u3 > a3", "u1 a1-the-first-reply u2 a2-the-second-reply u4", RESEND, "[u1 a1-the-first-reply u2 a2-the-second-reply] u4", "all of its own list, and then what is new; what others said stays", parent="3"),
-    Case("what other software said", "u1 > a1; ^b u2 > a2", "u1 a1 u3", RESEND, "[u1 a1] u3", "all of its own list, and then what is new; what others said stays", parent="2"),
-    Case("an edit before what another client said", "u1 > a1-the-first-reply; u1 a1-the-first-reply u2 > a2-the-second-reply; u3 > a3", "u1 a1-the-first-reply u9", REWRITE, "[u1 a1-the-first-reply] u9", "it departs from the history; what others said stays", parent="3"),
-    Case("another agent's reply", "s1 u1 > a1", "s2 u1 =a1", RESEND, "[u1] =a1", "an agent's list, that tells the others' replies", parent="1", system="s2"),
-    Case("user messages only, a third time", "u1 > a1; u1 u2 > a2", "u1 u2 u3", RESEND, "[u1 a1 u2 a2] u3", "its own messages alone, a longer list each time", parent="2"),
-    Case("user messages only, a fourth time", "u1 > a1; u1 u2 > a2; u1 u2 u3 > a3", "u1 u2 u3 u4", RESEND, "[u1 a1 u2 a2 u3 a3] u4", "its own messages alone, a longer list each time", parent="3"),
-    Case("the beginning of a cut reply", "u1 > a1; u2 > a2-the-begi/", "u2 a2-the u3", REWRITE, "u1 a1 | [u2] a2-the u3", "the last turn again, with what came of it", parent="2"),
+    Case(
+        "an answer pasted back",
+        "s1 u1 > a1-first-reply",
+        "u9:a1-first-reply",
+        APPEND,
+        "u1 a1-first-reply | u9:a1-first-reply",
+        NONE,
+        parent="1",
+        system="s1",
+    ),
+    Case(
+        "an answer pasted back, a clock",
+        "s_at_10:01 u1 > a1-first-reply",
+        "s_at_10:02 u9:a1-first-reply",
+        APPEND,
+        "u1 a1-first-reply | u9:a1-first-reply",
+        NONE,
+        parent="1",
+        system="s_at_10:02",
+    ),
+    Case(
+        "an answer pasted back, a prompt per task",
+        "s1 u1 > a1-first-reply",
+        "s2 u9:a1-first-reply",
+        APPEND,
+        "u1 a1-first-reply | u9:a1-first-reply",
+        NONE,
+        parent="1",
+        system="s2",
+    ),
+    Case(
+        "an answer pasted back, without tools",
+        "u1 #f > a1-first-reply",
+        "u9:a1-first-reply",
+        APPEND,
+        "u1 a1-first-reply | u9:a1-first-reply",
+        NONE,
+        parent="1",
+    ),
+    Case(
+        "a quote without tools and stream",
+        "u1 #f ~ > a1-first-reply",
+        "u9:a1-first-reply",
+        ASIDE,
+        "u9:a1-first-reply",
+        "it quotes a reply, without the chat's tools",
+    ),
+    Case(
+        "a quote of both without tools",
+        "u1-hello #f > a1-first-reply",
+        "u9:u1-hello:a1-first-reply",
+        ASIDE,
+        "u9:u1-hello:a1-first-reply",
+        "it quotes a reply, without the chat's tools",
+    ),
+    Case(
+        "a quote without the prompt, resending",
+        "s1 u1 > a1-first-reply; s1 u1 a1-first-reply u2 > a2-second-reply",
+        "u9:a2-second-reply",
+        ASIDE,
+        "u9:a2-second-reply",
+        "it quotes a reply, and is asked otherwise than the chat",
+    ),
+    Case(
+        "a quote under the same prompt, resending",
+        "s1 u1 #f ~ > a1-first-reply; s1 u1 a1-first-reply u2 #f ~ > a2-second-reply",
+        "s1 u9:a2-second-reply #f ~",
+        APPEND,
+        "u1 a1-first-reply u2 a2-second-reply | u9:a2-second-reply",
+        NONE,
+        parent="2",
+        system="s1",
+    ),
+    Case(
+        "a quote by other software",
+        "s1 u1 #f ~ > a1-first-reply; s1 u1 a1-first-reply u2 #f ~ > a2-second-reply",
+        "u9:a2-second-reply ^b",
+        APPEND,
+        "u1 a1-first-reply u2 a2-second-reply | u9:a2-second-reply",
+        NONE,
+        parent="2",
+        system="s1",
+    ),
+    Case(
+        "a quote by one that spoke so before",
+        "^b u0 > a0; u1 > a1-first-reply; u1 a1-first-reply u2 > a2-second-reply",
+        "u9:a2-second-reply ^b",
+        APPEND,
+        "u0 a0 u1 a1-first-reply u2 a2-second-reply | u9:a2-second-reply",
+        NONE,
+        parent="3",
+    ),
+    Case(
+        "a summary kept as a user's message",
+        "s1 u1 > a1; s1 u1 a1 u2 > a2-second-reply; s9 u9:a2-second-reply > t1-the-summary",
+        "s1 u9:t1-the-summary u3",
+        REWRITE,
+        "u9:t1-the-summary u3",
+        "its own list, with a summary that was asked for beside it",
+        system="s1",
+    ),
+    Case(
+        "a summary kept as a reply",
+        "s1 u1 > a1; s1 u1 a1 u2 > a2-second-reply; s9 u9:a2-second-reply > t1-the-summary",
+        "s1 u8 t1-the-summary u3",
+        REWRITE,
+        "u8 t1-the-summary u3",
+        "its own list, with a summary that was asked for beside it",
+        system="s1",
+    ),
+    Case(
+        "a list compacted by its client",
+        "s1 u1 > a1; s1 u1 a1 u2 > a2",
+        "s1 u9 ok u3",
+        REWRITE,
+        "u9 ok u3",
+        "a list of its own: none of it is ours",
+        system="s1",
+    ),
+    Case(
+        "a reply of another branch",
+        "u1 > a1; u1 a1 u2 > a2; u1 a1 u3 > a3",
+        "u9 a2 u4",
+        REWRITE,
+        "u9 [a2] u4",
+        "replies of another branch, at their place among other messages",
+        parent="2",
+    ),
+    Case(
+        "a prefill, resending",
+        "s1 u1 > a1; s1 u1 a1 u2 > a2",
+        "s1 u9 p1",
+        APPEND,
+        "u1 a1 u2 a2 | u9 p1",
+        NONE,
+        parent="2",
+        system="s1",
+    ),
+    Case(
+        "the whole list under another prompt",
+        "s1 u1 > a1; s1 u1 a1 u2 > a2",
+        "s2 u1 a1 u2 a2 u9",
+        RESEND,
+        "[u1 a1 u2 a2] u9",
+        ALL,
+        parent="2",
+        system="s2",
+    ),
+    Case(
+        "a part of the list under another prompt",
+        "s1 u1 > a1; s1 u1 a1 u2 > a2",
+        "s2 u1 a1 u9",
+        ASIDE,
+        "[u1 a1] u9",
+        "the chat's list under another prompt: it may be said beside the chat",
+        parent="1",
+        system="s2",
+    ),
+    Case(
+        "the list under another prompt, with other tools",
+        "s1 u1 #f #g > a1",
+        "s2 u1 a1 u9 #f",
+        ASIDE,
+        "[u1 a1] u9",
+        "the chat's list under another prompt: it may be said beside the chat",
+        parent="1",
+        system="s2",
+    ),
+    Case(
+        "and it was the chat",
+        "s1 u1 #f #g > a1; s2 u1 a1 u9 #f > a9",
+        "s2 u1 a1 u9 a9 u10 #f",
+        RESEND,
+        "[u1 a1 u9 a9] u10",
+        ALL,
+        parent="2",
+        system="s2",
+    ),
+    Case(
+        "and the chat goes on",
+        "s1 u1 #f #g > a1; s2 u1 a1 u9 #f > a9",
+        "s1 u1 a1 u2 #f #g",
+        RESEND,
+        "[u1 a1] u2",
+        ALL,
+        parent="1",
+        system="s1",
+    ),
+    Case(
+        "an instruction at the end of the list",
+        "s1 u1 > a1; s1 u1 a1 u2 > a2",
+        "u1 a1 n9",
+        ASIDE,
+        "[u1 a1] n9",
+        "the chat's list under another prompt: it may be said beside the chat",
+        parent="1",
+    ),
+    Case(
+        "the result of a call that was made beside",
+        "s1 u1 #f #g > a1; s2 u1 a1 u9 #f > c9",
+        "r9 #f",
+        APPEND,
+        "u1 a1 u9 c9 | r9",
+        "the result of a call that was made beside the tip",
+        parent="2",
+        system="s2",
+    ),
+    Case(
+        "what another client said",
+        "u1 > a1-first-reply; u1 a1-first-reply u2 > a2-second-reply; u3 > a3",
+        "u1 a1-first-reply u2 a2-second-reply u4",
+        RESEND,
+        "[u1 a1-first-reply u2 a2-second-reply] u4",
+        "all of its own list, and then what is new; what others said stays",
+        parent="3",
+    ),
+    Case(
+        "what other software said",
+        "u1 > a1; ^b u2 > a2",
+        "u1 a1 u3",
+        RESEND,
+        "[u1 a1] u3",
+        "all of its own list, and then what is new; what others said stays",
+        parent="2",
+    ),
+    Case(
+        "an edit before what another client said",
+        "u1 > a1-first-reply; u1 a1-first-reply u2 > a2-second-reply; u3 > a3",
+        "u1 a1-first-reply u9",
+        REWRITE,
+        "[u1 a1-first-reply] u9",
+        "it departs from the history; what others said stays",
+        parent="3",
+    ),
+    Case(
+        "another agent's reply",
+        "s1 u1 > a1",
+        "s2 u1 =a1",
+        RESEND,
+        "[u1] =a1",
+        "an agent's list, that tells the others' replies",
+        parent="1",
+        system="s2",
+    ),
+    Case(
+        "user messages only, a third time",
+        "u1 > a1; u1 u2 > a2",
+        "u1 u2 u3",
+        RESEND,
+        "[u1 a1 u2 a2] u3",
+        "its own messages alone, a longer list each time",
+        parent="2",
+    ),
+    Case(
+        "user messages only, a fourth time",
+        "u1 > a1; u1 u2 > a2; u1 u2 u3 > a3",
+        "u1 u2 u3 u4",
+        RESEND,
+        "[u1 a1 u2 a2 u3 a3] u4",
+        "its own messages alone, a longer list each time",
+        parent="3",
+    ),
+    Case(
+        "the beginning of a cut reply",
+        "u1 > a1; u2 > a2-the-begi/",
+        "u2 a2-the u3",
+        REWRITE,
+        "u1 a1 | [u2] a2-the u3",
+        "the last turn again, with what came of it",
+        parent="2",
+    ),
     Case("the same question after silence", "u1 > -", "u1", RESEND, "[u1]", ALL, parent="1", silent=True),
     Case("more after silence", "u1 > -", "u1 u2", RESEND, "[u1] u2", ALL, parent="1", silent=True),
     Case("the last question after silence", "u1 > a1; u2 > -", "u2", APPEND, "u1 a1 u2 | u2", NONE, parent="2"),
 ]
 
-CASES = [*APPENDS, *ADOPTIONS, *RESENDS, *REWRITES, *PREAMBLES, *ASIDES, *FLIGHTS, *EITHER]
+CASES = [*WITHIN, *APPENDS, *ADOPTIONS, *RESENDS, *REWRITES, *PREAMBLES, *ASIDES, *FLIGHTS, *EITHER]
 each_case = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 
 
@@ -645,7 +805,8 @@ def test_what_was_sent_and_its_reply_are_the_history(case: Case) -> None:
     sent = [sent_word(sent) for sent in plan.sent]
     kept = case.decision is not ASIDE
     if plan.spliced:
-        assert line_of(after.line) == [*line_of(history.line), *outside(case.upstream), "a99"]
+        mine = [each for each in sent if each[0] != "="]
+        assert is_within([*mine, "a99"], line_of(after.line)) and line_of(after.line)[-1] == "a99"
     else:
         assert line_of(after.line) == ([*sent, "a99"] if kept else line_of(history.line))
     assert after.system == (plan.system if kept else history.system)
@@ -653,6 +814,33 @@ def test_what_was_sent_and_its_reply_are_the_history(case: Case) -> None:
     new += [word(turn.reply) for turn in after.turns[len(history.turns) : -1] if turn.id != "99"]
     told = line_of(history.line) if plan.spliced else []
     assert sorted(new) == sorted([word for word in outside(case.upstream) if word[1:] not in told])
+
+
+@pytest.mark.parametrize(
+    ("before", "list_", "line"),
+    [
+        ("u1 > a1; u1 a1 u2 > a2; u3 > a3", "u1 a1 u2 a2 u4", "u1 a1 u2 a2 u3 a3 u4"),
+        ("u1 > a1; u1 a1 u2 > a2; u3 > a3; u1 a1 u2 a2 u4 > a4", "u1 a1 u2 a2 u4 a4 u5", "u1 a1 u2 a2 u3 a3 u4 a4 u5"),
+        ("u1 > a1; u1 a1 u2 > a2; u3 > a3", "u1 a1 u9", "u1 a1 u3 a3 u9"),
+        ("u1 > a1; u1 a1 u2 > a2; u3 > a3; u1 a1 u2 a2 u4 > a4", "u1 a1 u2 a2 u9", "u1 a1 u2 a2 u3 a3 u9"),
+        ("u1 > a1; ^b u2 > a2", "u1 a1 u3", "u1 a1 u2 a2 u3"),
+        ("u1 > a1; ^b u2 > a2; u1 a1 u3 > a3", "u2 a2 u4 ^b", "u1 a1 u2 a2 u3 a3 u4"),
+        ("^b v1 > a1; u1 > a2; u1 a2 u2 > a3", "u1 a2 u2 a3 u3", "v1 a1 u1 a2 u2 a3 u3"),
+        (
+            "u1 > a1; v1 ^b > a2; u1 a1 u2 > a3; v1 a2 v2 ^b > a4; u1 a1 u2 a3 u3 > a5",
+            "v1 a2 v2 a4 v3 ^b",
+            "u1 a1 v1 a2 u2 a3 v2 a4 u3 a5 v3",
+        ),
+        ("s1 u1 > a1; s2 u1 =a1 > a2; s1 u1 a1 =a2 > a3", "s2 u1 =a1 a2 =a3", "u1 a1 a2 a3"),
+    ],
+)
+def test_what_one_client_said_another_does_not_take_back(before: str, list_: str, line: str) -> None:
+    history = played(before)
+    plan = decide(ask(list_), history, marks, client=software(list_))
+    after = recorded(history, plan, ask(list_), "a99", "99")
+    assert line_of(after.line) == [*line.split(), "a99"]
+    own = words_of(ask(list_).messages)
+    assert [sent_word(each) for each in plan.sent][-len(own) :] == own
 
 
 def outside(upstream: str) -> list[str]:
@@ -760,6 +948,14 @@ def test_what_is_tried_again(name: str, request_: bytes, counted: bool, delivere
 
 def test_nothing_is_tried_again_in_an_empty_session() -> None:
     assert not is_retry(b"", None, True, None)
+
+
+def test_a_part_of_a_cut_reply_behind_other_words_is_no_retry() -> None:
+    for words in ("u2 u3", "u9 a2-the u3", "u2 a9 u3", "u2 - u3"):
+        history = played("u1 > a1; u2 > a2-the-begi/")
+        assert decide(ask(words), history, marks).reason != "the last turn again, with what came of it"
+    first = played("u2 > a2-the-begi/")
+    assert decide(ask("u2 a2-the u3"), first, marks).decision is REWRITE
 
 
 # The page

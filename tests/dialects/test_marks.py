@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from proxy.core import sse
 from proxy.core.members import dumps
-from proxy.dialects import deltas
-from proxy.dialects.marks import is_loose, joined, mark
+from proxy.dialects import deltas, marks
+from proxy.dialects.marks import answered, is_loose, joined, made, mark, says_nothing
 from tests.fakes import Recording, recordings
 
 Json = dict[str, Any]
@@ -475,3 +475,48 @@ def test_a_value_as_content_is_what_goes_back_of_it(value: Any) -> None:
     as_text = dumps({"role": "assistant", "content": dumps(value).decode()})
     assert mark(dumps({"role": "assistant", "content": value})) == mark(as_text)
     assert mark(dumps({"role": "user", "content": value})) != mark(dumps({"role": "user", "content": "x"}))
+
+
+# What a message says ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ({"role": "user", "content": " hello \n"}, "hello"),
+        ({"role": "user", "content": [{"type": "text", "text": "one"}, {"type": "text", "text": " two"}]}, "one two"),
+        (
+            {"role": "user", "content": [{"type": "text", "text": "one"}, PNG, {"type": "text", "text": "two"}]},
+            "one\ntwo",
+        ),
+        ({"role": "user", "content": None}, ""),
+        ({"role": "assistant", "content": "<think>so</think>then"}, "then"),
+        (7, ""),
+        (b"{", ""),
+    ],
+)
+def test_what_a_message_says(message: Any, said: str) -> None:
+    assert marks.text(raw(message)) == said
+
+
+@pytest.mark.parametrize(
+    ("message", "nothing"),
+    [
+        ({"role": "assistant", "content": ""}, True),
+        ({"role": "assistant", "content": None, "reasoning_content": "hm", "tool_calls": []}, True),
+        ({"role": "assistant"}, True),
+        ({"role": "assistant", "content": "x"}, False),
+        ({"role": "assistant", "content": None, "tool_calls": [{"id": "c1", "function": {"name": "f"}}]}, False),
+        ({"role": "user", "content": ""}, False),
+        (b"{", False),
+    ],
+)
+def test_which_copy_of_a_reply_says_nothing(message: Any, nothing: bool) -> None:
+    assert says_nothing(raw(message)) is nothing
+
+
+def test_calls_and_what_answers_them() -> None:
+    calls = raw({"role": "assistant", "tool_calls": [{"id": "c1", "function": {"name": "f"}}, {"function": {}}]})
+    assert (made("assistant", calls), made("user", calls)) == (["c1", ""], [])
+    assert answered("tool", raw({"role": "tool", "tool_call_id": "c1"})) == "c1"
+    assert answered("user", raw({"role": "user"})) is None

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from proxy.core.history import History
 from proxy.core.members import dumps
-from proxy.core.model import Message, Reply, Turn, TurnState
+from proxy.core.model import CARRIES, FLAGS, SIDE, SPLICED, STREAM, TOOLS, Message, Reply, Turn, TurnState
 from proxy.core.plan import Decision, Mode
 from proxy.core.reconcile import decide
 from proxy.dialects import chat, marks
@@ -35,8 +36,9 @@ def said(text: str) -> bytes:
     return dumps({"role": "assistant", "content": text})
 
 
-def request(*messages: bytes) -> bytes:
-    return b'{"model":"gpt-5","messages":[' + b",".join(messages) + b"]}"
+def request(*messages: bytes, **members: Any) -> bytes:
+    rest = b"".join([b',"%b":' % name.encode() + dumps(value) for name, value in members.items()])
+    return b'{"model":"gpt-5","messages":[' + b",".join(messages) + b"]" + rest + b"}"
 
 
 def recorded(
@@ -166,6 +168,28 @@ def test_adopted_turns_come_behind_what_has_nothing_to_say() -> None:
     assert (first.system, turn.system) == (b"", None)
     assert (first.started, first.ended, turn.started, turn.ended) == (3, 3, 3, 4)
     assert past.plus(first, turn).system is None
+
+
+@pytest.mark.parametrize(
+    ("members", "traits"),
+    [
+        ({}, 0),
+        ({"tools": []}, 0),
+        ({"tools": None}, 0),
+        ({"tools": [{"x": 1}]}, TOOLS | len(b'[{"x":1}]') << FLAGS),
+        ({"stream": True}, STREAM),
+    ],
+)
+def test_how_a_turn_was_asked_for_is_kept(members: dict[str, Any], traits: int) -> None:
+    ask = chat.read(request(user("hi"), **members))
+    plan = decide(ask, History(), marks, client=b"software")
+    told: dict[str, Any] = {"id": "turn", "new_id": str, "remembered": None, "request": b""}
+    [turn] = turns_of(ask, plan, REPLY, ECHO, **told)
+    assert (turn.client, turn.traits) == (b"software", traits)
+    beside = structs.replace(plan, side=True, carries=True, spliced=True)
+    [turn] = turns_of(ask, beside, REPLY, ECHO, **told)
+    assert turn.traits == traits | SIDE | CARRIES | SPLICED
+    assert (turn.is_side, turn.carries, turn.is_spliced) == (True, True, True)
 
 
 # The reply ------------------------------------------------------------------------------------

@@ -16,7 +16,20 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 from proxy.core.history import History, Session
-from proxy.core.model import Answer, Cut, Layout, Message, ModelKey, SessionKey, SessionState, Turn, TurnState
+from proxy.core.model import (
+    CARRIES,
+    SIDE,
+    TOOLS,
+    Answer,
+    Cut,
+    Layout,
+    Message,
+    ModelKey,
+    SessionKey,
+    SessionState,
+    Turn,
+    TurnState,
+)
 from tests.stores.conftest import DAY, KINDS, TTL, A, B, Shelf, answer, opened, session, turn, turns
 
 NEW, CONTINUED, EXPIRED = SessionState.NEW, SessionState.CONTINUED, SessionState.EXPIRED
@@ -106,6 +119,8 @@ ODD = {
         request=bytes(range(32)),
         resends=True,
         idempotency_key="k ü 😀'; --",
+        client=bytes(range(16)),
+        traits=CARRIES | TOOLS | 1 << 40,
     ),
     "a system block that is none": turn(system=b""),
     "marks": turn(
@@ -412,6 +427,20 @@ async def test_an_answer_of_a_turn_with_an_idempotency_key_is_kept_for_good(shel
         await shelf.reopen()
 
 
+async def test_a_side_request_takes_neither_the_tip_nor_the_last_answer(shelf: Shelf) -> None:
+    one = turn("1", system=b'{"role":"system"}')
+    side = turn("side", traits=SIDE, system=b"", client=b"software")
+    await shelf.store.append(A, [side], 0, answer=answer("side"))
+    assert (await shelf.store.load(A, 0)).history == History((side,), None)
+    await shelf.store.append(A, [one], 0, answer=answer("1"))
+    again = turn("again", traits=SIDE, client=b"software", idempotency_key="k")
+    await shelf.store.append(A, [again], 0, answer=answer("again"))
+    for _ in range(2):
+        assert (await shelf.store.load(A, 0)).history == History((side, one, again), one.id)
+        assert await given(shelf, A, "side", "1", "again") == [None, answer("1"), answer("again")]
+        await shelf.reopen()
+
+
 async def test_of_turns_that_are_appended_at_once_the_last_has_the_answer(shelf: Shelf) -> None:
     await shelf.store.append(A, [turn("1"), turn("2", turn("1"), idempotency_key="k")], 0, answer=answer())
     assert await given(shelf, A, "1", "2") == [None, answer()]
@@ -577,6 +606,11 @@ class Walk(RuleBasedStateMachine):
         # Also where the history in memory has grown turn by turn.
         assert loaded.history.line == expected.history.line
         assert (loaded.history.system, loaded.history.size) == (expected.history.system, expected.history.size)
+        assert loaded.history.carriers == expected.history.carriers
+        assert (loaded.history.sides, loaded.history.has_silent) == (
+            expected.history.sides,
+            expected.history.has_silent,
+        )
 
     @rule(
         key=KEYS,
@@ -588,6 +622,7 @@ class Walk(RuleBasedStateMachine):
         drop=st.sets(st.integers(0, 5), max_size=2),
         idempotency_key=st.sampled_from([None, None, "k"]),
         answered=st.booleans(),
+        side=st.sampled_from([False, False, True]),
     )
     def append(
         self,
@@ -600,24 +635,27 @@ class Walk(RuleBasedStateMachine):
         drop: set[int],
         idempotency_key: str | None,
         answered: bool,
+        side: bool,
     ) -> None:
-        """At the tip, or so many turns before the newest; more than one turn, as adoption makes them."""
+        """At the tip, or so many turns before the newest; more than one turn, as adoption makes them; or beside."""
         line = self.lines.setdefault(key, Line())
         last = next((one for one in line.turns if one.id == line.tip), None)
         if parent is not None:
             last = line.turns[-1 - parent] if parent < len(line.turns) else None
-        gone = [id for n, id in enumerate(line.leaves(last.id if last else None)) if n in drop]
+        gone = [id for n, id in enumerate(line.leaves(last.id if last else None, line.tip)) if n in drop]
         added: list[Turn] = []
-        for _ in range(count):
-            told = {"system": system, "layout": layout, "idempotency_key": idempotency_key}
+        traits = SIDE | TOOLS if side else CARRIES
+        for _ in range(1 if side else count):
+            told: dict[str, Any] = {"system": system, "layout": layout, "idempotency_key": idempotency_key}
+            told |= {"client": b"software", "traits": traits}
             last = turn(str(next(self.names)), last, **told, **({} if sent else {"echo": None}))
             added.append(last)
         line.turns = [one for one in [*line.turns, *added] if one.id not in gone]
-        line.tip, line.touched, line.emptied = added[-1].id, self.now, False
-        keyed = {one.id for one in line.turns if one.idempotency_key}
+        line.tip, line.touched, line.emptied = line.tip if side else added[-1].id, self.now, False
+        keyed = {one.id for one in line.turns if one.idempotency_key} | ({line.tip} if side else set())
         line.answers = {id: kept for id, kept in line.answers.items() if id in keyed}
         given = answer(added[-1].id) if answered else None
-        if given:
+        if given and (not side or idempotency_key):
             line.answers[added[-1].id] = given
         self.run(self.shelf.store.append(key, added, self.now, gone, given))
 

@@ -1,0 +1,64 @@
+"""Whether two texts say the same although they are not equal."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.core.prompts import QUOTE, is_alike, is_framed, is_quoted, quoted_in
+
+LONG = "You are a helpful house assistant. It is Monday, 30 November 2026, 10:59 PM in Bern."
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        ("Be brief.", "Be brief.", True),
+        ("Be brief.", "Be brief.\n\nA summary of what was said.", True),
+        ("Be brief.\nRules", "Be brief.", True),
+        ("", "", True),
+        ("", "Be brief.", False),
+        ("Be brief.", "Be long.", False),
+        ("Time: 10:00:01", "Time: 10:00:20", True),
+        ("Time: 9:59", "Time: 10:00", True),
+        ("s1", "s2", False),
+        ("Agent A1", "Agent B2", False),
+        (LONG, LONG.replace("Monday, 30", "Tuesday, 1").replace("10:59", "0:01"), True),
+        (LONG, LONG.replace("Monday, 30", "Tuesday, 1").replace("10:59 PM", "0:01 AM"), True),
+        (LONG, LONG.replace("Monday, 30", "Tuesday, 1").replace("November", "May").replace("PM", "AM"), False),
+        (LONG, LONG.replace("helpful house", "useless garden"), False),
+        ("It is Monday 10:00", "It is Tuesday 11:00", False),
+    ],
+)
+def test_prompts_that_are_one(one: str, other: str, alike: bool) -> None:
+    assert is_alike(one, other) is is_alike(other, one) is alike
+
+
+@given(st.text(), st.lists(st.integers(0, 59), min_size=2, max_size=2))
+def test_a_clock_behind_a_prompt_makes_no_other(text: str, times: list[int]) -> None:
+    one, other = [f"You answer. The time is 10:{each:02} now. {text}" for each in times]
+    assert is_alike(one, other)
+
+
+@pytest.mark.parametrize(
+    ("text", "within", "quoted", "framed"),
+    [
+        ("a" * QUOTE, "x" + "a" * QUOTE, True, True),
+        ("a" * QUOTE, "a" * QUOTE, False, False),
+        ("short", "a short one", False, False),
+        ("short", "a\nshort\none", False, True),
+        ("short", "short\none", False, True),
+        ("short", 'about "short"', False, True),
+        ("short", "about \u201eshort\u201c", False, True),
+        ("", "anything", False, False),
+    ],
+)
+def test_what_is_a_quote(text: str, within: str, quoted: bool, framed: bool) -> None:
+    assert (is_quoted(text, within), is_framed(text, within)) == (quoted, framed)
+
+
+def test_the_message_that_quotes() -> None:
+    assert quoted_in(["b" * 20, "a" * 20], ["none", "says " + "a" * 20]) == "says " + "a" * 20
+    assert quoted_in(["abc"], ["says abc"]) is None
+    assert quoted_in(["abcdef"], ["says abcdef"], 6) == "says abcdef"

@@ -1,0 +1,138 @@
+"""Side requests and several clients, through the proxy: what reaches the upstream, and what is in the history."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from tests.fakes import RawClient, Received, Reply, ScriptedUpstream, completion, eventually
+from tests.web.conftest import RunningProxy, Serve
+from tests.web.talk import Json, ask, assistant, contents, history, system, user
+
+TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}]
+
+
+async def said(request: Received) -> Reply:
+    return completion(f"the answer to: {request.messages[-1]['content']}")
+
+
+async def branch(proxy: RunningProxy, name: str) -> list[Json]:
+    async with RawClient(proxy.port) as client:
+        await client.request("GET", f"/sessions/s1/messages?branch={name}")
+        head = await client.head()
+        shown: dict[str, Any] = json.loads(await client.body())
+        assert head.status == 200
+        return [entry["message"] for entry in shown["data"]]
+
+
+async def test_a_side_request_is_kept_on_a_branch_of_its_own(serve: Serve) -> None:
+    async with ScriptedUpstream(said) as upstream:
+        proxy = await serve(upstream.base_url)
+        await ask(proxy.port, [user("hello there")], tools=TOOLS)
+        quote = user("Name this chat: the answer to: hello there")
+        chat = [user("hello there"), assistant("the answer to: hello there"), user("and now?")]
+        await ask(proxy.port, chat, tools=TOOLS)
+        answer = await ask(proxy.port, [system("You name chats."), quote])
+        assert answer.decision == "aside"
+        assert upstream.requests[-1].messages == [system("You name chats."), quote]
+        assert contents(await history(proxy))[:3] == [each["content"] for each in chat]
+        side = await branch(proxy, "side")
+        main = await branch(proxy, "main")
+    assert [each["content"] for each in side] == [
+        "You name chats.",
+        quote["content"],
+        f"the answer to: {quote['content']}",
+    ]
+    assert [each["content"] for each in main] == [*[each["content"] for each in chat], "the answer to: and now?"]
+
+
+async def test_another_branch_is_refused(serve: Serve) -> None:
+    async with ScriptedUpstream(said) as upstream:
+        proxy = await serve(upstream.base_url)
+        await ask(proxy.port, [user("hello")])
+        async with RawClient(proxy.port) as client:
+            await client.request("GET", "/sessions/s1/messages?branch=other")
+            assert (await client.head()).status == 400
+            assert json.loads(await client.body())["error"]["param"] == "branch"
+
+
+class Held:
+    """Answers a title only when it is `released`."""
+
+    def __init__(self) -> None:
+        self.released = asyncio.Event()
+
+    async def __call__(self, request: Received) -> Reply:
+        if request.messages[0]["role"] == "system" and "title" in request.messages[0]["content"]:
+            await self.released.wait()
+            return completion("A title")
+        return await said(request)
+
+
+@pytest.mark.parametrize("title_first", [True, False], ids=["title ends first", "chat ends first"])
+async def test_a_title_in_flight_gives_its_place_to_the_chat(serve: Serve, title_first: bool) -> None:
+    script = Held()
+    async with ScriptedUpstream(script) as upstream:
+        proxy = await serve(upstream.base_url)
+        async with asyncio.TaskGroup() as group:
+            title = group.create_task(
+                ask(proxy.port, [system("Make a title."), user("For this:"), user("My bread is flat.")])
+            )
+            await eventually(lambda: len(upstream.requests) == 1)
+            if title_first:
+                script.released.set()
+                await title
+            chat = [system("Bake."), user("My bread is flat.")]
+            answer = await ask(proxy.port, chat, tools=TOOLS)
+            script.released.set()
+        assert title.result().status == answer.status == 200
+        assert upstream.requests[1].messages == chat
+        more = [*chat, assistant("the answer to: My bread is flat."), user("Why?")]
+        await ask(proxy.port, more, tools=TOOLS)
+        assert upstream.requests[2].messages == more
+        kept = await history(proxy)
+    assert contents(kept) == [*[each["content"] for each in more[1:]], "the answer to: Why?"]
+
+
+async def test_a_first_turn_tried_again_under_a_clock_is_a_retry(serve: Serve) -> None:
+    held = asyncio.Event()
+
+    async def slow(request: Received) -> Reply:
+        if len(upstream.requests) == 1:
+            await held.wait()
+        return await said(request)
+
+    async with ScriptedUpstream(slow) as upstream:
+        proxy = await serve(upstream.base_url)
+        async with RawClient(proxy.port) as gone:
+            body = {"messages": [system("It is 10:00:01."), user("My name is Alice.")]}
+            await gone.post("/v1/chat/completions", body, [("sessionId", "s1")])
+            await eventually(lambda: len(upstream.requests) == 1)
+            gone.abort()
+        held.set()
+        await eventually(lambda: proxy.runtime.live.in_flight == 0)
+        answer = await ask(proxy.port, [system("It is 10:00:09."), user("My name is Alice.")])
+        assert answer.decision == "retry"
+        await ask(proxy.port, [user("What is it?")])
+        kept = await history(proxy)
+    assert contents(kept)[:3] == ["My name is Alice.", "the answer to: My name is Alice.", "What is it?"]
+    assert upstream.requests[2].messages[0] == system("It is 10:00:09.")
+
+
+async def test_what_other_software_said_stays(serve: Serve) -> None:
+    one, other = [("User-Agent", "One/1.0")], [("User-Agent", "Other/2.0")]
+    async with ScriptedUpstream(said) as upstream:
+        proxy = await serve(upstream.base_url)
+        await ask(proxy.port, [user("first")], headers=one)
+        await ask(proxy.port, [user("between")], headers=other)
+        mine = [user("first"), assistant("the answer to: first"), user("second")]
+        answer = await ask(proxy.port, mine, headers=[("User-Agent", "One/1.1")])
+        assert (answer.decision, upstream.requests[-1].messages) == ("resend", mine)
+        await ask(proxy.port, [user("and all?")], headers=other)
+    assert [each["content"] for each in upstream.requests[-1].messages] == [
+        *("first", "the answer to: first", "between", "the answer to: between", "second", "the answer to: second"),
+        "and all?",
+    ]
