@@ -20,6 +20,7 @@ from tests.process import Proxy
 PROGRAMS = Path(__file__).parent / "programs"
 KEY = "k"
 SESSION = "clients-1"
+PATIENCE = 240  # seconds for one command of a client
 Json = dict[str, Any]
 Form = tuple[str, str, str, str]
 
@@ -38,7 +39,8 @@ class Script:
         tokens: int = 10,
     ) -> None:
         self.replies: dict[int, Json] = {}  # by the number of the request
-        self._calls, self._says, self._tokens = calls, says, tokens
+        self.says = says
+        self._calls, self._tokens = calls, tokens
 
     def __call__(self, request: Received) -> Reply:
         number = int(request.header(NUMBER) or -1)
@@ -47,7 +49,7 @@ class Script:
         usage = {"prompt_tokens": prompt, "completion_tokens": 20, "total_tokens": prompt + 20}
         call = self._calls(request.messages) if request.json.get("tools") else None
         if call is None:
-            text = self._says(number)
+            text = self.says(number)
             self.replies[number] = {"role": "assistant", "content": text}
             return sse(text[:9], text[9:], usage=usage) if streams else completion(text, usage=usage)
         function = {"name": call[0], "arguments": json.dumps(call[1])}
@@ -64,7 +66,7 @@ class Stage:
     def __init__(self, proxy: Proxy, tap: Tap, upstream: ScriptedUpstream, script: Script) -> None:
         self.proxy, self.tap, self.upstream, self.script = proxy, tap, upstream, script
 
-    async def run(self, *command: str | Path, timeout: float = 240.0, cwd: Path, **environ: str) -> str:
+    async def run(self, *command: str | Path, cwd: Path, **environ: str) -> str:
         """A command that ends by itself; its output."""
         plain = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
         process = await asyncio.create_subprocess_exec(
@@ -76,7 +78,7 @@ class Stage:
             stderr=asyncio.subprocess.STDOUT,
         )
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(PATIENCE):
                 said, _ = await process.communicate()
         finally:
             if process.returncode is None:
@@ -92,12 +94,12 @@ class Stage:
         assert len(calls) == 1, f"request {number} reached the upstream {len(calls)} times"
         return calls[0].messages
 
-    async def history(self, session: str = SESSION, branch: str = "") -> list[Any]:
-        url = f"http://127.0.0.1:{self.proxy.port}/sessions/{session}/messages?limit=1000{branch}"
-        async with aiohttp.ClientSession() as client:
-            async with client.get(url, headers={"Authorization": f"Bearer {KEY}"}) as answer:
-                assert answer.status == 200, await answer.text()
-                return [entry["message"] for entry in (await answer.json())["data"]]
+    async def history(self, session: str = SESSION) -> list[Any]:
+        url = f"http://127.0.0.1:{self.proxy.port}/sessions/{session}/messages?limit=1000"
+        headers = {"Authorization": f"Bearer {KEY}"}
+        async with aiohttp.ClientSession() as client, client.get(url, headers=headers) as answer:
+            assert answer.status == 200, await answer.text()
+            return [entry["message"] for entry in (await answer.json())["data"]]
 
     async def check(self, is_side: Callable[[Sent], bool], session: str = SESSION) -> list[Sent]:
         """What must hold of every client that carries its own list; the side requests."""

@@ -25,6 +25,7 @@ PLAN = [
     "Give me the plan in one line.",
 ]
 TEXTS = "|".join(PLAN)
+TRANSCRIPT = "</messages>"  # how LangChain's request for a summary ends
 BRIEF = "You help with plans, briefly."
 
 
@@ -33,7 +34,6 @@ def weather(messages: list[Any]) -> Call | None:
     last = messages[-1]
     asks = last["role"] == "user" and "weather" in text_of(last["content"])
     return ("weather", {"place": "Lisbon"}) if asks else None
-
 
 
 def has_no_tools(sent: Sent) -> bool:
@@ -45,11 +45,42 @@ def has_another_prompt(sent: Sent) -> bool:
     return first["role"] != "system" or text_of(first["content"]) != BRIEF
 
 
-async def test_langchain_sums_up(tmp_path: Path) -> None:
+def in_a_loop(messages: list[Any]) -> Call | None:
+    """Looks up the weather at nine places, one after the other."""
+    last = messages[-1]
+    if last["role"] != "tool":
+        return ("weather", {"place": "place 1"}) if weather(messages) else None
+    place = int(text_of(last["content"]).split()[-1])
+    return ("weather", {"place": f"place {place + 1}"}) if place < 9 else None
+
+
+def markup(number: int) -> str:
+    """A long reply that clients escape where they quote it."""
+    line = f'<p class="{number}">Bring a "light" coat & an umbrella \u2014 it rains < 3 times</p>\n'
+    return f"# Part {number}\n\n{line * 12}That is all of number {number}.\n\n"
+
+
+PLAINLY = Script().says
+
+
+@pytest.mark.parametrize("says", [PLAINLY, markup], ids=["plainly", "markup"])
+@pytest.mark.parametrize(
+    ("calls", "environ"),
+    [
+        (weather, {"TOOLS": "1", "PROMPT": BRIEF, "LIMITS": "5,2"}),
+        (weather, {"TOOLS": "1", "LIMITS": "5,2"}),
+        (weather, {"PROMPT": BRIEF, "LIMITS": "7,3", "STREAM": "1"}),
+        (weather, {"LIMITS": "7,3"}),
+        (in_a_loop, {"TOOLS": "1", "PROMPT": BRIEF, "LIMITS": "8,4"}),
+        (in_a_loop, {"TOOLS": "1", "LIMITS": "8,4", "STREAM": "1"}),
+    ],
+    ids=["agent", "agent-without-prompt", "prompt", "neither", "tool-loop", "tool-loop-without-prompt"],
+)
+async def test_langchain_sums_up(tmp_path: Path, calls: Any, environ: dict[str, str], says: Any) -> None:
     python = python_with("langchain", "langchain", "langchain-openai")
-    async with stage(tmp_path, Script(weather)) as run:
-        await run.run(python, PROGRAMS / "langchain_summary.py", cwd=tmp_path, TEXTS=TEXTS)
-        sides = await run.check(has_no_tools)
+    async with stage(tmp_path, Script(calls, says)) as run:
+        await run.run(python, PROGRAMS / "langchain_summary.py", cwd=tmp_path, TEXTS=TEXTS, **environ)
+        sides = await run.check(lambda sent: text_of(sent.messages[0]["content"]).endswith(TRANSCRIPT))
         assert len(sides) >= 2
         print(figures(run, sides))
 
@@ -84,6 +115,22 @@ async def test_smolagents_plans(tmp_path: Path, interval: str, calls: Any) -> No
         print(figures(run, sides))
 
 
+def code(number: int) -> str:
+    """A step of a CodeAgent: it looks up the weather, and at each third request gives its answer."""
+    step = 'final_answer("two nights")' if number % 3 == 2 else f'print(weather(place="place {number}"))'
+    return f"Thought: this is number {number}.\n<code>\n{step}\n</code>"
+
+
+async def test_smolagents_plans_in_code(tmp_path: Path) -> None:
+    python = python_with("smolagents", "smolagents[openai]")
+    async with stage(tmp_path, Script(says=code)) as run:
+        texts = "|".join(PLAN[:3])
+        await run.run(python, PROGRAMS / "smolagents_plan.py", cwd=tmp_path, TEXTS=texts, INTERVAL="1", KIND="code")
+        sides = await run.check(lambda sent: "using code blobs" not in text_of(sent.messages[0]["content"]))
+        assert len(sides) >= 2
+        print(figures(run, sides))
+
+
 async def test_semantic_kernel_sums_up(tmp_path: Path) -> None:
     python = python_with("semantic-kernel", "semantic-kernel")
     async with stage(tmp_path, Script()) as run:
@@ -93,9 +140,7 @@ async def test_semantic_kernel_sums_up(tmp_path: Path) -> None:
         print(figures(run, sides))
 
 
-def opencode(
-    folder: Path, base_url: str, context: int, named: bool = False
-) -> tuple[Path, dict[str, str]]:
+def opencode(folder: Path, base_url: str, context: int, named: bool = False) -> tuple[Path, dict[str, str]]:
     """The command, and an environment of its own that points it at a URL, with a model of that context."""
     modules = node_with("opencode", "opencode-ai")
     found = sorted(modules.glob("opencode-*/bin/opencode"), key=lambda path: "baseline" not in str(path))
@@ -108,7 +153,9 @@ def opencode(
         "models": {"m": model},
     }
     settings = {"provider": {"local": provider}, "model": "local/m", "share": "disabled", "autoupdate": False}
-    home = {name: str(folder / name) for name in ("XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME")}
+    home = {
+        name: str(folder / name) for name in ("XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME")
+    }
     return found[0], {
         **home,
         "HOME": str(folder),
