@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from html import unescape
 
 QUOTE = 13  # characters from which on a text inside another is a quote: shorter ones are said twice by chance
 OWN_WORDS = 6  # the same for words of the user's, where there is other evidence
 LONG = 256  # characters of a text of which a part is a quote, too
 PART = 64  # characters of that part
-_ESCAPED = re.compile(r"\\(u[0-9a-fA-F]{4}|.)")
-_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f"}
+_XML = (("&lt;", "<"), ("&gt;", ">"), ("&quot;", '"'), ("&#39;", "'"), ("&#x27;", "'"), ("&amp;", "&"))
+_JSON = (("\\n", "\n"), ("\\t", "\t"), ("\\r", "\r"), ('\\"', '"'), ("\\/", "/"), ("\0", "\\"))
+_CODE = re.compile(r"\\u([0-9a-fA-F]{4})")
 _WORDS = 8  # of a prompt of so many, two may change beside its numbers: a weekday, AM and PM
 _NUMBER = re.compile(r"\d+")
 _MARKS = "\"'\u201c\u201d\u201e\u00ab\u00bb`"
@@ -79,11 +79,15 @@ def _unescaped(message: str) -> list[str]:
     """A message as it is, and as it was before its client escaped what it quotes: as XML, as JSON."""
     forms = [message]
     if "&" in message:
-        forms.append(unescape(message))
+        forms.append(_replaced(message, _XML))
     if "\\" in message:
-        forms.append(_ESCAPED.sub(lambda found: _plain(found[1]), message))
+        plain = message.replace("\\\\", "\0")  # one that stands for itself
+        plain = _CODE.sub(lambda found: chr(int(found[1], 16)), plain) if "\\u" in plain else plain
+        forms.append(_replaced(plain, _JSON))
     return forms
 
 
-def _plain(escaped: str) -> str:
-    return chr(int(escaped[1:], 16)) if len(escaped) > 1 else _ESCAPES.get(escaped, escaped)
+def _replaced(text: str, escapes: Iterable[tuple[str, str]]) -> str:
+    for escape, meant in escapes:
+        text = text.replace(escape, meant)
+    return text

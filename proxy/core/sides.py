@@ -19,7 +19,7 @@ from proxy.core.plan import Flight
 from proxy.core.prompts import OWN_WORDS, QUOTE, is_alike, is_framed, quoted_in
 
 RECENT = 8  # replies, and messages of the user's, that a quote is looked for among in any case
-WORK = 1 << 25  # characters searched for quotes, where there are more: of all the history as long as that is cheap
+WORK = 1 << 24  # characters searched for quotes, where there are more: of all the history as long as that is cheap
 
 
 class Beside:

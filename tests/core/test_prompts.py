@@ -6,7 +6,7 @@ import json
 from xml.sax.saxutils import escape
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from proxy.core import prompts as quotes
@@ -29,6 +29,7 @@ LONG = "You are a helpful house assistant. It is Monday, 30 November 2026, 10:59
         ("Time: 10:00:01", "Time: 10:00:20", True),
         ("Time: 9:59", "Time: 10:00", True),
         ("s1", "s2", False),
+        ("Name this chat.", "Sum up what was said.", False),
         ("Agent A1", "Agent B2", False),
         (LONG, LONG.replace("Monday, 30", "Tuesday, 1").replace("10:59", "0:01"), True),
         (LONG, LONG.replace("Monday, 30", "Tuesday, 1").replace("10:59 PM", "0:01 AM"), True),
@@ -70,6 +71,7 @@ def test_the_message_that_quotes() -> None:
     assert quoted_in(["abcdef"], ["says abcdef"], 6) == "says abcdef"
 
 
+@example('a path: C:\\new\\table, <b> & "so" \u2014', "", "")
 @given(TEXTS, st.text(max_size=5), st.text(min_size=1, max_size=5))
 def test_a_quote_is_found_however_its_client_escapes_it(text: str, before: str, behind: str) -> None:
     for told in (text, escape(text), json.dumps(text), json.dumps(text, ensure_ascii=False)):
