@@ -156,6 +156,8 @@ class _Reading:
 
     def _said(self) -> Plan:
         """A list without an assistant's message."""
+        if self._beside.is_summed_up:
+            return self._compacted()
         if reason := self._beside.reason(self._resends):
             return self._plans.aside(reason)
         if self._beside.is_compacted:
@@ -204,8 +206,10 @@ class _Reading:
     def _may_be_beside(self, found: Found | None) -> bool:
         """Whether a list that repeats ours from the start is a side request with all of the chat in front: under an
         unknown prompt, or with its prompt at its end. A later list that carries its reply shows that it was not."""
-        if found is None or found.told or not has_ours(found.pairs, found.line) or found.pairs[0][1]:
+        if found is None or found.told or not has_ours(found.pairs, found.line):
             return False
+        if found.pairs[0][1] and not self._resends:
+            return False  # the end of the history, by a client that shows its last turn
         closes = self._list[-1].role
         if not self._beside.is_unknown:
             alone = found.pairs[-1][0] + 2 == len(self._list)  # behind what it repeats, as an instruction is

@@ -137,6 +137,26 @@ class Beside:
         told = any([text in replies for text in self._texts]) or quoted_in(replies, self._texts) is not None
         return told and not self.is_unknown
 
+    @property
+    def is_summed_up(self) -> bool:
+        """Whether its system block holds the reply of a side request, in the place of messages, where the chat had
+        another block or none: asked as the chat is, with nothing else of ours in it, by a client that resends."""
+        history = self._history
+        if not (history.sides and self.is_unknown and self._client in history.carriers and self._is_asked_alike):
+            return False
+        prompts = [self._marks.text(raw) for raw in self._system]
+        held = [text for text in self._side_replies if len(text) >= QUOTE and any([text in one for one in prompts])]
+        rest = self._texts
+        for text in held:
+            rest = [one.replace(text, "") for one in rest]
+        return bool(held) and quoted_in([self._marks.text(raw) for raw in self._recent_replies], rest) is None
+
+    @property
+    def _is_asked_alike(self) -> bool:
+        """With tools or without and streamed or not, as the chat is."""
+        last = self._history.last
+        return last is not None and bool(last.traits & TOOLS) is self.has_tools and not self._is_not_streamed
+
     # What it is held against
 
     @cached_property
