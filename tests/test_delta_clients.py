@@ -80,14 +80,20 @@ class Script:
         if last.get("tool_calls"):
             return self.words.said_next(self.said, dice)
         told = dice.choice([self._new, self._new, self._pasted, self._quoted, self._quoted_beside, self._again])
+        told = self._new if self.examples and not self.said else told
         texts = told(dice)
-        gone = self.had_tools and not tools
-        quotes = any([reply in text and reply != text for reply in replies_in(self.said) for text in texts])
-        if gone and quotes and (told == self._quoted_beside or (self.was_streamed and stream is not True)):
-            texts = self._new(dice)  # the two marks of a side request at once
+        if self.had_tools and not tools and self.is_marked(texts, self.was_streamed and stream is not True):
+            texts = self._new(dice)
         return [user(text) for text in texts]
 
+    def is_marked(self, texts: list[str], unstreamed: bool) -> bool:
+        """Whether texts without the chat's tools show another mark of a side request."""
+        quotes = [text for text in texts if any([one in text and one != text for one in replies_in(self.said)])]
+        return bool(quotes) and (unstreamed or any([one in text for one in questions_in(self.said) for text in quotes]))
+
     def _new(self, dice: Random) -> list[str]:
+        if self.examples and not self.said:
+            return [self.words.question()]  # of two, nobody knows the first from an example
         return [self.words.question() for _ in range(dice.choice([1, 1, 1, 2]))]
 
     def _pasted(self, dice: Random) -> list[str]:
@@ -112,15 +118,16 @@ class Script:
     def ask(self, dice: Random) -> None:
         tools, stream = self.shape(dice)
         news, head = self.says(dice, tools, stream), self.head(dice)
-        self.in_force = self.in_force if head is None else head
+        in_force = self.in_force if head is None else head
         listed = [*self.examples, *news] if self.said[:2] == self.examples and self.examples else news
         if not self.said:
             listed = [*self.examples, *news]
         brought = [] if self.said else self.examples
-        meant = [*system(self.in_force), *self.said, *brought, *news]
+        meant = [*system(in_force), *self.said, *brought, *news]
         posted = self.posted(body_of([*system(head), *listed], tools, stream), meant, tools, dice, SCRIPT)
         if posted:
             self.said = [*self.said, *brought, *news, posted]
+            self.in_force = in_force
             self.asked, self.had_tools, self.was_streamed = self.asked + 1, tools > 0, stream is True
 
     def posted(self, body: bytes, meant: list[Json], tools: int, dice: Random, client: bytes) -> Json | None:
@@ -160,11 +167,11 @@ class Agent:
                 return
 
     def _check(self, posted: Posted, news: list[Json]) -> None:
-        """Its list, or that among all that was said: a first list behind others' turns looks like a new message."""
+        """Its list, or that behind what was said before it: a first list behind others' looks like a new message."""
         sent = plainly(sent_to(posted))[1 if self._prompt or posted.plan.system else 0 :]
         own, every = plainly([*self.list, *news]), plainly([*self._script.said, *news])
-        assert sent in (own, every), posted.plan.reason
-        assert sent == own or not self.list or posted.plan.injected, posted.plan.reason
+        assert sent[len(sent) - len(own) :] == own, posted.plan.reason
+        assert sent[: len(sent) - len(own)] == every[: len(sent) - len(own)], posted.plan.reason
 
 
 # Not fewer in the gate, more where the profile asks for more.

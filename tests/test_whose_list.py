@@ -69,7 +69,7 @@ class Chat:
         self.brought: list[Json] = []  # what its software put into the list
         self.asked = 0
         self.resent = False  # a request of its has shown a reply, and a question behind it
-        self.titled = False
+        self.titled = self.failed = False
         self.stays = False  # it sends its prompt once
         self.says: list[Json] = []
         self.in_force: str | None = None
@@ -116,7 +116,7 @@ class Chat:
         if self.style != "delta" and any([each["role"] == "user" for each in [*shown, *self.says]]) and shown:
             self.resent = True
         self.list = [*self.list, *self.says, message]
-        self.asked, self.says = self.asked + 1, []
+        self.asked, self.says, self.failed = self.asked + 1, [], False
 
     def compacted(self, summary: str, dice: Random) -> None:
         """It goes on from a summary, and from the last messages that it keeps."""
@@ -141,7 +141,7 @@ class Chat:
         elif isinstance(head, str):
             self.summary = system(dice.choice([summary, told]))
             head = []
-        self.brought = head
+        self.brought = [*self.brought, *head]
         self.list = [*head, *kept]
 
     @property
@@ -204,8 +204,9 @@ def whole(chat: Chat, dice: Random) -> Side | None:
         return Side("whole", [*listed, *system(chat.words.instruction())], dice.choice([0, chat.tools]), chat.stream)
     tools = dice.choice([0, chat.tools, max(chat.tools - 2, 0)])
     stream = dice.choice([None, False, chat.stream])
-    if stop >= len(chat.list) and tools == chat.tools and not (chat.stream is True and stream is not True):
-        return None  # all of the list, asked as the chat is but for the prompt: the chat under another prompt
+    alike = tools == chat.tools and not (chat.stream is True and stream is not True)
+    if alike and (stop >= len(chat.list) or chat.failed):
+        return None  # asked as the chat is but for the prompt: the chat itself, all of it or edited within a window
     return Side(
         "whole", [*system(chat.words.instruction()), *listed, user(chat.words.instruction())], tools, stream
     )
@@ -274,6 +275,7 @@ class Run:
         message = self.chat.words.reply(dice, self.chat.tools)
         if dice.random() < 0.1:
             self.session.end(pending, Answer(None))
+            self.chat.failed = True
             return
         self.session.end(pending, answered(message, dice))
         self.chat.hears(message)

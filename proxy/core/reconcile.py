@@ -200,20 +200,24 @@ class _Reading:
         """Whether a list that repeats nothing of ours is somebody's beside a chat that is sent whole."""
         if not self._beside.is_unknown:
             return False
+        if self._resends and self._is_of_the_last():
+            return True
         starts_alike = self._repeats.alignment.same(0, self._history.line[0])
-        return (self._resends and self._is_of_the_last()) or (starts_alike and self._beside.lacks_tools)
+        return starts_alike and self._beside.lacks_tools and not self._brings_examples
 
     def _may_be_beside(self, found: Found | None) -> bool:
         """Whether a list that repeats ours from the start is a side request with all of the chat in front: under an
         unknown prompt, or with its prompt at its end. A later list that carries its reply shows that it was not."""
         if found is None or found.told or not has_ours(found.pairs, found.line):
             return False
-        if found.pairs[0][1] and not self._resends:
+        closes, window = self._list[-1].role, found.pairs[0][1] > 0
+        if window and not self._resends:
             return False  # the end of the history, by a client that shows its last turn
-        closes = self._list[-1].role
         if not self._beside.is_unknown:
             alone = found.pairs[-1][0] + 2 == len(self._list)  # behind what it repeats, as an instruction is
             return closes == "system" and alone and self._ask.system is None and self._history.system is not None
+        if window and not (self._flights or self._beside.has_another_shape):
+            return False  # cut under a prompt with a summary in it; or the chat's own window is in flight
         branch = self._history.by_id.get(found.tip or "")
         if branch and branch.is_side and found.pairs[-1][1] + 1 == len(found.line):
             return closes != "user"  # a tool loop of its own; who goes on with a question is a client
@@ -247,18 +251,21 @@ class _Reading:
         reason = "its own list, with a summary that was asked for beside it"
         return self._plans.followed(best._replace(reason=reason), carries=True)
 
+    @property
+    def _brings_examples(self) -> bool:
+        """Whether it begins with all that the first list carried before its question."""
+        examples = self._history.preamble
+        fits = len(self._list) > 1 and 0 < examples < len(self._list)
+        return fits and len(self._repeats.alignment.run(self._history.line)) >= examples
+
     def _behind_examples(self) -> Plan | None:
-        if not (len(self._list) > 1 and 0 < (examples := self._history.preamble) < len(self._list)):
+        if not self._brings_examples:
             return None
-        same = self._repeats.alignment.run(self._history.line)
-        if len(same) >= examples and self._carries and self._resends:
+        if self._carries and self._resends:
+            same = self._repeats.alignment.run(self._history.line)
             found = Found(same, "it departs from what the session adopted", self._history.line, self._history.tip)
             return self._plans.followed(found)
-        return (
-            self._plans.append(examples, "behind the examples that each request brings")
-            if len(same) >= examples
-            else None
-        )
+        return self._plans.append(self._history.preamble, "behind the examples that each request brings")
 
     def _is_answered(self) -> bool:
         """Whether a reply in the list has a user's message behind it: what a prefill has not."""
