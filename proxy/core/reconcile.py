@@ -181,7 +181,9 @@ class _Reading:
 
     def _is_same(self, flight: Flight) -> bool:
         """Whether a turn in flight asks the same way, or asks the same: its client may have given up on it, and try
-        again under a prompt with a clock in it."""
+        again under a prompt with a clock in it. Other software's turn tells nothing of this one: it waits for it."""
+        if flight.client and flight.client[:CLIENT] != self._client:
+            return True
         if (flight.system, flight.tools) == (self._ask.system, self._ask.tools):
             return True
         same = len(flight.asked) == len(self._list) and self._repeats.alignment.begins(0, flight.asked)
