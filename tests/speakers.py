@@ -49,7 +49,9 @@ class Words:
         return f"The place has the number {next(self._numbers)} on every map."
 
     def instruction(self) -> str:
-        return f"Do as the note {next(self._numbers)} of this tool says."
+        # Letters alone: texts that differ in a number look like one with a clock in it.
+        name = "".join(["abcdefghij"[int(digit)] for digit in str(next(self._numbers))])
+        return f"Do as note {name} of these tools says."
 
     def reply(self, dice: Random, tools: int) -> Json:
         message: Json = {"role": "assistant", "content": self.statement()}

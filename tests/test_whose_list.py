@@ -67,14 +67,24 @@ class Chat:
         self.list: list[Json] = []
         self.summary: list[Json] = []  # in the system block, behind the prompt
         self.brought: list[Json] = []  # what its software put into the list
+        self.head: list[Json] = []  # of that, what each list begins with
         self.asked = 0
         self.resent = False  # a request of its has shown a reply, and a question behind it
         self.titled = self.failed = False
         self.stays = False  # it sends its prompt once
         self.says: list[Json] = []
+        self.shown: list[Json] = []  # its list, as it was sent
+        self.line: list[Json] = []  # what is to be the history
         self.in_force: str | None = None
+        self.reminder = ""  # at the end of its newest message, and gone from it with the next list
         if style == "delta":
             self.stays = dice.random() < 0.3
+            return
+        if dice.random() < 0.3:
+            self.reminder = f"\n\n{self.words.instruction()}"
+        if dice.random() < 0.3:  # aider: examples, which each list begins with
+            self.brought = [user(self.words.question()), assistant(self.words.statement())]
+            self.list = self.head = self.brought
 
     @property
     def system(self) -> list[Json]:
@@ -93,7 +103,11 @@ class Chat:
         else:
             if self.style == "window":
                 self._cut()
-            sent = meant = [*self.system, *self.list, *self.says]
+            *rest, last = self.says
+            if last["role"] == "user" and self.reminder:
+                last = user(last["content"] + self.reminder)
+            self.shown = [*self.list, *rest, last]
+            sent = meant = [*self.system, *self.shown]
         return body_of(sent, self.tools, self.stream), meant
 
     def _loop(self) -> list[Json]:
@@ -106,21 +120,23 @@ class Chat:
 
     def _cut(self) -> None:
         """To the last questions and what was answered to them."""
-        asked = [n for n, each in enumerate(self.list) if each["role"] == "user" and self.list[n - 1]["role"] != "user"]
+        size, said = len(self.head), self.list
+        asked = [n for n in range(size, len(said)) if said[n]["role"] == "user" and said[n - 1]["role"] != "user"]
         if len(asked) > self.keeps:
-            self.list = self.list[asked[-self.keeps] :]
+            self.list = [*self.head, *said[asked[-self.keeps] :]]
 
     def hears(self, message: Json) -> None:
-        replied = next((n for n, each in enumerate(self.list) if each["role"] == "assistant"), None)
+        replied = next((n for n, each in enumerate(self.list) if is_ours(self, each)), None)
         shown = self.list[replied:] if replied is not None else []
         if self.style != "delta" and any([each["role"] == "user" for each in [*shown, *self.says]]) and shown:
             self.resent = True
+        self.line = [*(self.shown or [*self.list, *self.says]), message]
         self.list = [*self.list, *self.says, message]
         self.asked, self.says, self.failed = self.asked + 1, [], False
 
     def compacted(self, summary: str, dice: Random) -> None:
         """It goes on from a summary, and from the last messages that it keeps."""
-        starts = [n for n, each in enumerate(self.list) if each["role"] != "tool"][-4:]
+        starts = [n for n, each in enumerate(self.list) if each["role"] != "tool" and n >= len(self.head)][-4:]
         kept = self.list[dice.choice([*starts, len(self.list)]) :]
         if self.waits:  # the call that waits is kept
             kept = self.list[dice.choice([n for n in starts if n < len(self.list)]) :]
@@ -142,7 +158,12 @@ class Chat:
             self.summary = system(dice.choice([summary, told]))
             head = []
         self.brought = [*self.brought, *head]
-        self.list = [*head, *kept]
+        self.list = [*self.head, *head, *kept]
+
+    @property
+    def talk(self) -> list[Json]:
+        """What was said, without examples."""
+        return self.list[len(self.head) :]
 
     @property
     def waits(self) -> bool:
@@ -157,6 +178,7 @@ class Chat:
         stream = dice.choice([None, False, self.stream])
         prompt = dice.choice([[], system(f"You name things. {self.words.instruction()}")])
         gone, unstreamed = self.tools > 0, self.stream is True and stream is not True
+        quoted = [] if self.reminder else quoted  # not all of what the user said
         if self.resent:
             told = gone or unstreamed or bool(prompt) or self.prompt is not None
         else:
@@ -169,7 +191,7 @@ class Chat:
 
 def about(chat: Chat, dice: Random) -> Side | None:
     """A title, tags, follow-ups: one message that quotes the end of the chat."""
-    replies, questions = replies_in(chat.list)[-dice.randint(1, 3) :], questions_in(chat.list)[-dice.randint(0, 2) :]
+    replies, questions = replies_in(chat.talk)[-dice.randint(1, 3) :], questions_in(chat.talk)[-dice.randint(0, 2) :]
     questions = questions if dice.random() < 0.7 else []
     shape = chat.shape(dice, questions) if replies else None
     if shape is None:
@@ -185,7 +207,7 @@ def guard(chat: Chat, dice: Random) -> Side | None:
     """Whether the user's words are polite, a commit message: nothing of ours in it, under another prompt."""
     if not chat.resent:
         return None
-    said = chat.says or [each for each in chat.list if each["role"] == "user"][-1:]
+    said = chat.says or [each for each in chat.talk if each["role"] == "user"][-1:]
     text = said[0]["content"] if said and dice.random() < 0.7 else chat.words.instruction()
     prompt = system(f"Say yes or no. {chat.words.instruction()}")
     return Side("guard", [*prompt, user(text)], dice.choice([0, chat.tools]), dice.choice([None, chat.stream]))
@@ -193,11 +215,11 @@ def guard(chat: Chat, dice: Random) -> Side | None:
 
 def whole(chat: Chat, dice: Random) -> Side | None:
     """A memory agent, a summary: the chat's list or its beginning, and an instruction behind it."""
-    ends = [n + 1 for n, each in enumerate(chat.list) if each["role"] == "assistant" and not each.get("tool_calls")]
-    if chat.style == "delta" or not ends or not any([is_ours(chat, each) for each in chat.list[: ends[0]]]):
+    ends = [n + 1 for n, each in enumerate(chat.list) if is_ours(chat, each) and not each.get("tool_calls")]
+    if chat.style == "delta" or not ends:
         return None
     stop = dice.choice([ends[-1], dice.choice(ends)])
-    if stop < len(chat.list) and chat.list[stop]["role"] == "user" and dice.random() < 0.3:
+    if stop < len(chat.list) and chat.list[stop]["role"] == "user" and not chat.reminder and dice.random() < 0.3:
         stop += 1  # strands: up to a question
     listed = chat.list[:stop]
     if chat.prompt and dice.random() < 0.3:
@@ -218,7 +240,7 @@ def is_ours(chat: Chat, message: Json) -> bool:
 
 def title(chat: Chat, dice: Random) -> Side | None:
     """What is asked before the chat's first request, about the words it will begin with."""
-    if chat.list or chat.titled or not (chat.tools and chat.prompt):
+    if chat.talk or chat.titled or not (chat.tools and chat.prompt):
         return None
     chat.titled = True  # before there is a chat, a second one looks like the next message of the first
     chat.says = chat.says or chat.words.said_next([], dice)
@@ -279,7 +301,7 @@ class Run:
             return
         self.session.end(pending, answered(message, dice))
         self.chat.hears(message)
-        self.line = self.chat.list
+        self.line = self.chat.line
         self.check()
 
     def beside(self, shape: Callable[[Chat, Random], Side | None], dice: Random) -> Pending | None:
@@ -303,7 +325,7 @@ class Run:
     def compact(self, dice: Random) -> None:
         """A summary, and then a list of the chat's with it."""
         chat = self.chat
-        if chat.style != "compact" or not chat.resent or len(replies_in(chat.list)) < 2:
+        if chat.style != "compact" or not chat.resent or len(replies_in(chat.talk)) < 2:
             return
         side = self.beside(dice.choice([about, whole]), dice)
         if side and (summary := self.over(side, dice)):

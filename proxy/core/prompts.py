@@ -17,7 +17,7 @@ _MARKS = "\"'\u201c\u201d\u201e\u00ab\u00bb`"
 
 def is_alike(one: str, other: str) -> bool:
     """Whether two system prompts are one: equal, one the other with more behind it, or the same but for numbers,
-    as a clock changes them."""
+    as a clock changes them; a long one with a clock may have more behind it, too."""
     if one == other:
         return True
     if not one or not other:
@@ -27,8 +27,10 @@ def is_alike(one: str, other: str) -> bool:
 
 def _differ_by_a_clock(one: str, other: str) -> bool:
     mine, theirs = one.split(), other.split()
-    if len(mine) != len(theirs):
+    size = min(len(mine), len(theirs))
+    if len(mine) != len(theirs) and size < _WORDS:
         return False
+    mine, theirs = mine[:size], theirs[:size]
     changed = [pair for pair in zip(mine, theirs, strict=True) if pair[0] != pair[1]]
     others = [pair for pair in changed if not _is_number(*pair)]
     few = len(others) <= (2 if len(mine) >= _WORDS and len(others) < len(changed) else 0)
@@ -43,6 +45,13 @@ def _is_number(one: str, other: str) -> bool:
 def is_quoted(text: str, within: str, least: int = QUOTE) -> bool:
     """Whether a text stands within another one that says more."""
     return len(text) >= least and len(text) < len(within) and text in within
+
+
+def parts(text: str) -> list[str]:
+    """The paragraphs of a text, where it has more than one, that are long enough to be quoted: a client may put a
+    reminder behind the words of its user."""
+    found = [part.strip() for part in text.split("\n\n")]
+    return [part for part in found if len(part) >= QUOTE] if len(found) > 1 else []
 
 
 def is_framed(text: str, within: str) -> bool:

@@ -212,7 +212,7 @@ class _Reading:
         unknown prompt, or with its prompt at its end. A later list that carries its reply shows that it was not."""
         if found is None or found.told or not has_ours(found.pairs, found.line):
             return False
-        closes, window = self._list[-1].role, found.pairs[0][1] > 0
+        closes, window = self._list[-1].role, found.pairs[0][1] > found.pairs[0][0]
         if window and not self._resends:
             return False  # the end of the history, by a client that shows its last turn
         if not self._beside.is_unknown:

@@ -16,7 +16,7 @@ from proxy.core.history import History
 from proxy.core.members import elements
 from proxy.core.model import CLIENT, FLAGS, STREAM, TOOLS, Ask, Message, Turn
 from proxy.core.plan import Flight
-from proxy.core.prompts import OWN_WORDS, QUOTE, is_alike, is_framed, quoted_in
+from proxy.core.prompts import OWN_WORDS, QUOTE, is_alike, is_framed, parts, quoted_in
 
 RECENT = 8  # replies, and messages of the user's, that a quote is looked for among
 
@@ -112,21 +112,24 @@ class Beside:
         if self.prompt == "" or self.is_under(system) or any([one.role == "assistant" for one in asked]):
             return False
         replies = [self._marks.text(one.raw) for one in self._ask.messages if one.role == "assistant"]
-        if replies:
-            return turn is not None and turn.echo is not None and self._frames(turn.echo.raw, replies)
+        said = self._marks.text(turn.echo.raw) if turn and turn.echo else ""
+        if said in replies:
+            return False  # it is in the list: a turn of this chat
+        if quoted_in([said], replies):
+            return True
         told = [self._marks.text(one.raw) for one in asked if one.role == "user"]
-        own = [self._marks.text(one.raw) for one in self._ask.messages if one.role == "user"]
+        asked = [self._marks.text(one.raw) for one in self._ask.messages if one.role == "user"]
+        own = [*asked, *[part for text in asked for part in parts(text)]]
         among = [text for text in own if text and len(told) > 1 and text in told]
         return bool(among) or any([is_framed(text, message) for text in own for message in told])
-
-    def _frames(self, reply: bytes, within: Iterable[str]) -> bool:
-        return quoted_in([self._marks.text(reply)], within) is not None
 
     # Compaction
 
     @property
     def is_compacted(self) -> bool:
         """Whether the list holds the reply of a side request, told by anyone: a summary in the place of messages."""
+        if self.is_summed_up:
+            return True
         last = self._history.last
         if last is None or not self._history.sides or bool(last.traits & TOOLS) is not self.has_tools:
             return False
@@ -192,7 +195,11 @@ class Beside:
     @cached_property
     def _prompts(self) -> set[str]:
         """The system prompts that the turns of the session's branch were asked under."""
-        return {self._first(turn.system) for turn in self._history.ancestors(self._history.tip) if turn.system}
+        turns = [turn for turn in self._history.ancestors(self._history.tip) if turn.system]
+        if any([turn.is_side for turn in turns]):  # one that a later list followed may have been said beside the chat
+            ours = {entry.turn.id for entry in self._history.line if entry.ours}
+            turns = [turn for turn in turns if not turn.is_side or turn.id in ours]
+        return {self._first(turn.system) for turn in turns}
 
     @property
     def _is_a_known_speaker(self) -> bool:
@@ -202,12 +209,12 @@ class Beside:
         """
         history = self._history
         heads = {turn.client[CLIENT:] for turn in history.turns if turn.carries}
-        system: bytes | None = None
-        for turn in reversed(history.ancestors(history.tip)):
-            system = turn.system if turn.system is not None else system
-            if turn.carries or self.is_of_another(turn) or not turn.asked:
+        for turn in history.ancestors(history.tip):
+            if turn.carries and turn.resends and not turn.is_spliced:
+                return False  # what precedes it was shown in its list
+            if turn.resends or self.is_of_another(turn) or not turn.asked or len(turn.client) > CLIENT:
                 continue
-            if bool(turn.traits & TOOLS) is not self.has_tools or turn.resends:
+            if bool(turn.traits & TOOLS) is not self.has_tools:
                 continue
             own = self._first(turn.system) if turn.system else ""  # what it sent itself, not what it was given
             if is_alike(own, self.prompt) and self._marks.mark(turn.asked[0].raw)[:CLIENT] not in heads:
