@@ -218,6 +218,8 @@ class _Reading:
         if not self._beside.is_unknown:
             alone = found.pairs[-1][0] + 2 == len(self._list)  # behind what it repeats, as an instruction is
             return closes == "system" and alone and self._ask.system is None and self._history.system is not None
+        if self._beside.is_summed_up and not self._beside.has_another_shape:
+            return False
         if window and not (self._flights or self._beside.has_another_shape):
             return False  # cut under a prompt with a summary in it; or the chat's own window is in flight
         branch = self._history.by_id.get(found.tip or "")

@@ -140,7 +140,7 @@ class Beside:
         told = any([text in replies for text in self._texts]) or quoted_in(replies, self._texts) is not None
         return told and not self.is_unknown
 
-    @property
+    @cached_property
     def is_summed_up(self) -> bool:
         """Whether its system block holds the reply of a side request, in the place of messages, where the chat had
         another block or none: asked as the chat is, with nothing else of ours in it, by a client that resends."""
