@@ -4,15 +4,13 @@ Such clients change their system prompt (one for each task, one with a clock, on
 along, paste earlier answers, send one message under another prompt, name their tools in the first request only, switch
 the stream on and off. The upstream always receives the whole history and what is new. Only two marks at once make a
 side request of a message (no tools where the latest turn had some, and either a quote of a reply beside the user's own
-words, or a quote and no stream where that turn was streamed), and these programs leave those two out.
+words, or a quote of either and no stream where that turn was streamed), and these programs leave those two out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from random import Random
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -89,7 +87,8 @@ class Script:
     def is_marked(self, texts: list[str], unstreamed: bool) -> bool:
         """Whether texts without the chat's tools show another mark of a side request."""
         quotes = [text for text in texts if any([one in text and one != text for one in replies_in(self.said)])]
-        return bool(quotes) and (unstreamed or any([one in text for one in questions_in(self.said) for text in quotes]))
+        own = any([one in text and one != text for one in questions_in(self.said) for text in texts])
+        return (bool(quotes) and (unstreamed or own)) or (unstreamed and own)
 
     def _new(self, dice: Random) -> list[str]:
         if self.examples and not self.said:
@@ -162,7 +161,6 @@ class Agent:
             self.list = [*self.list, *news, reply]
             script.said = [*script.said, *news, reply]
             script.in_force = self._prompt if self._prompt or not posted.plan.injected else script.in_force
-            script.had_tools, script.was_streamed = self._tools > 0, True
             if "tool_calls" not in reply:
                 return
 

@@ -1,4 +1,4 @@
-"""Several clients in one session: some carry lists of their own, some send what is new, in any order and beside each other.
+"""Several clients in one session: some carry lists of their own, some send what is new, in any order and overlap.
 
 Nothing that anyone said is lost from the history, nothing stands there twice, and all of it is in the order in which
 it was kept. For a client that carries its list, that list goes up, alone or behind what was said before it came; for

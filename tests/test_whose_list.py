@@ -137,9 +137,7 @@ class Chat:
     def compacted(self, summary: str, dice: Random) -> None:
         """It goes on from a summary, and from the last messages that it keeps."""
         starts = [n for n, each in enumerate(self.list) if each["role"] != "tool" and n >= len(self.head)][-4:]
-        kept = self.list[dice.choice([*starts, len(self.list)]) :]
-        if self.waits:  # the call that waits is kept
-            kept = self.list[dice.choice([n for n in starts if n < len(self.list)]) :]
+        kept = self.list[dice.choice(starts if self.waits else [*starts, len(self.list)]) :]  # a call that waits stays
         note, told = self.words.instruction(), f"{self.words.instruction()}\n\n{summary}"
         forms: list[list[Json]] = [
             [user(told)],
@@ -150,13 +148,13 @@ class Chat:
             [user(note), assistant(told)],
         ]
         self.summary = []
-        head = dice.choice([*forms, "system", "prompt"])
-        if head == "prompt" and self.prompt:
+        form, head = dice.randrange(len(forms) + 2), []
+        if form < len(forms):
+            head = forms[form]
+        elif form == len(forms) and self.prompt:
             self.prompt = f"{self.prompt.splitlines()[0]}\n\n{told}"
-            head = []
-        elif isinstance(head, str):
+        else:
             self.summary = system(dice.choice([summary, told]))
-            head = []
         self.brought = [*self.brought, *head]
         self.list = [*self.head, *head, *kept]
 
@@ -229,9 +227,7 @@ def whole(chat: Chat, dice: Random) -> Side | None:
     alike = tools == chat.tools and not (chat.stream is True and stream is not True)
     if alike and (stop >= len(chat.list) or chat.failed):
         return None  # asked as the chat is but for the prompt: the chat itself, all of it or edited within a window
-    return Side(
-        "whole", [*system(chat.words.instruction()), *listed, user(chat.words.instruction())], tools, stream
-    )
+    return Side("whole", [*system(chat.words.instruction()), *listed, user(chat.words.instruction())], tools, stream)
 
 
 def is_ours(chat: Chat, message: Json) -> bool:

@@ -135,7 +135,7 @@ class Alignment:
         return self._behind_questions(rising([anchor for anchor in anchors if _fits(anchor, ours)]), line, n, at)
 
     def _behind_questions(self, anchors: Pairs, line: Line, n: int, at: int) -> Pairs:
-        """With the messages that a reply of ours answered, where the list has them before it: they may be said twice."""
+        """With what a reply of ours answered, where the list has it before the reply: it may be said twice."""
         found: Pairs = []
         for anchor in anchors:
             before = [anchor]

@@ -5,11 +5,13 @@ Pure. Wording is no evidence: texts are held against each other, never against a
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 
 QUOTE = 13  # characters from which on a text inside another is a quote: shorter ones are said twice by chance
 OWN_WORDS = 6  # the same for words of the user's, where there is other evidence
+_HEAD = 80  # characters that a client leaves of a long text, at least
 _WORDS = 8  # of a prompt of so many, two may change beside its numbers: a weekday, AM and PM
 _NUMBER = re.compile(r"\d+")
 _MARKS = "\"'\u201c\u201d\u201e\u00ab\u00bb`"
@@ -43,8 +45,16 @@ def _is_number(one: str, other: str) -> bool:
 
 
 def is_quoted(text: str, within: str, least: int = QUOTE) -> bool:
-    """Whether a text stands within another one that says more."""
-    return len(text) >= least and len(text) < len(within) and text in within
+    """Whether a text stands within another one that says more: as it is, as a JSON string, or, where it is long, its
+    beginning."""
+    if len(text) < least or text == within:
+        return False
+    if len(text) < len(within) and text in within:
+        return True
+    if len(text) >= 2 * _HEAD and text[:_HEAD] in within:
+        return True
+    strings = [json.dumps(text, ensure_ascii=ascii)[1:-1] for ascii in (False, True)]
+    return any([string != text and string in within for string in strings])
 
 
 def parts(text: str) -> list[str]:

@@ -17,7 +17,7 @@ from proxy.core.model import CLIENT, Ask, Seen, Turn
 from proxy.core.plan import Decision, Flight, Mode, Plan
 from proxy.core.plans import Planner
 from proxy.core.repeats import ALL, Found, Repeats
-from proxy.core.sides import Beside
+from proxy.core.sides import Beside, is_marked_twice
 
 FIRST = "the first of its session"
 HEADS = 8  # turns at most that may have come before the chat they were asked for
@@ -36,7 +36,7 @@ def decide(
     client = client[:CLIENT].ljust(CLIENT, b"\0")
     seen = ask.seen
     goes_on = seen and mode is not Mode.APPEND and not flights and seen.client[:CLIENT] == client
-    if seen and goes_on and (plan := _seen_again(ask, seen, history, marks)):
+    if seen and goes_on and not is_marked_twice(ask, history.last) and (plan := _seen_again(ask, seen, history, marks)):
         return plan
     return _Reading(ask, history, marks, flights, client, mode).plan()
 
@@ -162,6 +162,8 @@ class _Reading:
             return self._plans.aside(reason)
         if self._beside.is_compacted:
             return self._compacted()
+        if self._beside.is_begun_anew:
+            return self._compacted()
         if found := self._repeats.silently():
             return structs.replace(self._plans.followed(found), resends=False, alone=False)
         if found := self._repeats.told_by_another() or self._repeats.questions():
@@ -192,7 +194,7 @@ class _Reading:
     def _is_headed(self) -> bool:
         """Whether all that the session holds are side requests that came before their chat."""
         history = self._history
-        if len(history.turns) > HEADS or not self._beside.has_tools:
+        if len(history.turns) > HEADS or not (self._beside.has_tools or not history.turns[0].asked):
             return False
         return self._beside.heads(history.ancestors(history.tip))
 
@@ -217,8 +219,11 @@ class _Reading:
             return False  # the end of the history, by a client that shows its last turn
         if not self._beside.is_unknown:
             alone = found.pairs[-1][0] + 2 == len(self._list)  # behind what it repeats, as an instruction is
-            return closes == "system" and alone and self._ask.system is None and self._history.system is not None
-        if self._beside.is_summed_up and not self._beside.has_another_shape:
+            if closes == "system" and alone and self._ask.system is None and self._history.system is not None:
+                return True
+            if window or not self._beside.is_marked_twice:
+                return False
+        elif self._beside.is_summed_up and not self._beside.has_another_shape:
             return False
         if window and not (self._flights or self._beside.has_another_shape):
             return False  # cut under a prompt with a summary in it; or the chat's own window is in flight

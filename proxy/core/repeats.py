@@ -12,6 +12,7 @@ from proxy.core.alignment import Alignment, Content, Line, Pairs, has_ours
 from proxy.core.history import Entry, History
 from proxy.core.model import Message, TurnState
 from proxy.core.plan import Decision
+from proxy.core.prompts import is_quoted
 from proxy.core.sides import Beside
 
 ALL = "all of the history, and then what is new"
@@ -129,11 +130,12 @@ class Repeats:
         return Found(pairs, "", line, tip) if pairs else Found([], "", history.line, history.tip)
 
     def _is_told(self, message: Message, entry: Entry) -> bool:
-        """Whether another agent's reply stands in a list as a user's message."""
+        """Whether another agent's reply stands in a list as a user's message, or within one."""
         if message.role != "user" or not entry.ours or self._beside.is_under(self._history.system_of(entry.turn.id)):
             return False
         said = self._marks.text(entry.message.raw)
-        return said != "" and said == self._marks.text(message.raw)
+        told = self._marks.text(message.raw)
+        return said != "" and (said == told or is_quoted(said, told))
 
     def _window(self, end: Pairs) -> Found:
         """The end of the history. What precedes it is put in front, unless it was cut on purpose, or was never of
