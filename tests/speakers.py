@@ -56,11 +56,11 @@ class Words:
     def reply(self, dice: Random, tools: int) -> Json:
         message: Json = {"role": "assistant", "content": self.statement()}
         if tools and dice.random() < 0.3:
-            calls = [self._call() for _ in range(dice.randint(1, 2))]
+            calls = [self.call() for _ in range(dice.randint(1, 2))]
             message |= {"tool_calls": calls, "content": dice.choice([None, message["content"]])}
         return message
 
-    def _call(self) -> Json:
+    def call(self) -> Json:
         number = next(self._numbers)
         return {
             "id": f"call_{number}",

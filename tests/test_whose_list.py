@@ -259,6 +259,7 @@ class Run:
     def __init__(self, dice: Random, style: str) -> None:
         self.session, self.chat = Session(), Chat(dice, style)
         self.line: list[Json] = []  # what was said in the chat
+        self.sides: dict[Pending, Side] = {}  # in flight
 
     def step(self, kind: str, dice: Random) -> None:
         """One request, or a request of the chat with one beside it."""
@@ -308,15 +309,30 @@ class Run:
         assert pending, "a side request waits"
         assert plainly(sent_to(pending)) == plainly(side.messages), pending.plan.reason
         assert pending.plan.side or side.what == "title", pending.plan.reason
+        self.sides[pending] = side
         return pending
 
     def over(self, pending: Pending, dice: Random) -> str | None:
         """The end of a side request, and what it said."""
+        side = self.sides.pop(pending)
+        if side.tools and side.what == "whole" and dice.random() < 0.3:
+            return self.loop(side, pending, dice)
         text: str = self.chat.words.statement()
         failed = dice.random() < 0.1
         self.session.end(pending, Answer(None) if failed else answered(assistant(text), dice))
         self.check()
         return None if failed else text
+
+    def loop(self, side: Side, pending: Pending, dice: Random) -> str | None:
+        """A side request that calls a tool, and goes on with what the tool found."""
+        call = self.chat.words.call()
+        calls: Json = {"role": "assistant", "content": None, "tool_calls": [call]}
+        self.session.end(pending, answered(calls, dice))
+        self.check()
+        found = {"role": "tool", "tool_call_id": call["id"], "content": self.chat.words.statement()}
+        more = Side("loop", [*side.messages, calls, found], side.tools, side.stream)
+        again = self.beside(lambda chat, dice: more, dice)
+        return self.over(again, dice) if again else None
 
     def compact(self, dice: Random) -> None:
         """A summary, and then a list of the chat's with it."""

@@ -215,6 +215,9 @@ class _Reading:
         if found is None or found.told or not has_ours(found.pairs, found.line):
             return False
         closes, window = self._list[-1].role, found.pairs[0][1] > found.pairs[0][0]
+        branch = self._history.by_id.get(found.tip or "")
+        if branch and branch.is_side and found.pairs[-1][1] + 1 == len(found.line):
+            return closes != "user"  # a tool loop of its own; who goes on with a question is a client
         if window and not self._resends:
             return False  # the end of the history, by a client that shows its last turn
         if not self._beside.is_unknown:
@@ -227,9 +230,6 @@ class _Reading:
             return False
         if window and not (self._flights or self._beside.has_another_shape):
             return False  # cut under a prompt with a summary in it; or the chat's own window is in flight
-        branch = self._history.by_id.get(found.tip or "")
-        if branch and branch.is_side and found.pairs[-1][1] + 1 == len(found.line):
-            return closes != "user"  # a tool loop of its own; who goes on with a question is a client
         reaches = branch is self._history.last and found.pairs[-1][1] + 1 == len(found.line)
         return closes == "user" and (not reaches or self._beside.has_another_shape)
 

@@ -205,7 +205,20 @@ class Repeats:
                 further = self._found.run(branch)
                 if len(further) > len(pairs) and len(self._on(further, branch)) > held:
                     line, tip, pairs, held = branch, other, further, len(self._on(further, branch))
+        elif reached < len(self._list) and pairs:
+            line, tip, pairs = self._beside_it(reached) or (line, tip, pairs)
         return line, tip, pairs if has_ours(pairs, line) or self._is_silent_to(pairs, line) else []
+
+    def _beside_it(self, reached: int) -> tuple[Line, str | None, Pairs] | None:
+        """What was said beside the line, where the list repeats the line and goes on with that."""
+        history = self._history
+        for turn in reversed(history.sides):
+            if turn.parent and turn.asked and self._found.same(reached, Entry(turn.asked[0], turn, False)):
+                line = history.line_of(turn.id)
+                pairs = self._found.run(line)
+                if len(pairs) == len(line):
+                    return line, turn.id, pairs
+        return None
 
     def _is_silent_to(self, pairs: Pairs, line: Line) -> bool:
         """Whether a list repeats all of a line whose replies, since the last that can be seen, said nothing."""
