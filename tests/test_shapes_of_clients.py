@@ -127,6 +127,65 @@ STORIES: dict[str, list[Step]] = {
     ],
 }
 
+HINT = "\n\nKeep to the rules of this folder."  # behind the newest message, and gone with the next list
+BROUGHT = [user("An example of a question."), assistant("An example of a reply.")]
+CLOCK = "You help with plans of all kinds. It is day {} of May."
+
+
+def hinted(number: int) -> Json:
+    return user(f"{u(number)['content']}{HINT}")
+
+
+def sums(*messages: Json) -> Step:
+    return ("side", [*OTHER, user(told(*messages))], 0, None, assistant(SUMMARY))
+
+
+STORIES |= {
+    "a chat that brought a history along, and a title without a prompt": [
+        ("chat", [*S, *BROUGHT, u(1)], 0, True, a(1)),
+        ("chat", [*S, *BROUGHT, u(1), a(1), u(2)], 0, True, a(2)),
+        ("side", [user(f"Name it:\n{t(2)}")], 0, False, assistant("A name")),
+    ],
+    "a chat whose first message loses its hint, and a title": [
+        ("chat", [hinted(1)], 0, True, a(1)),
+        ("chat", [u(1), a(1), hinted(2)], 0, True, a(2)),
+        ("side", [user(f"Name it:\n{t(2)}")], 0, None, assistant("A name")),
+    ],
+    "a memory agent, after a list that followed the agent's branch": [
+        ("chat", [*S, hinted(1)], 5, True, a(1)),
+        ("side", [*OTHER, u(1), a(1), user("Remember it.")], 3, True, assistant("Done so far.")),
+        ("chat", [*S, u(1), a(1), hinted(2)], 5, True, a(2)),
+        ("side", [*OTHER, u(1), a(1), u(2), a(2), user("Remember it.")], 3, True, assistant("Done again.")),
+    ],
+    "a summary as the first prompt of all, behind examples": [
+        ("chat", [*BROUGHT, u(1)], 0, True, a(1)),
+        ("chat", [*BROUGHT, u(1), a(1), u(2)], 0, True, a(2)),
+        sums(u(1), a(1), u(2), a(2)),
+        ("chat", [*system(SUMMARY), *BROUGHT, u(3)], 0, True, a(3)),
+    ],
+    "a summary as the first prompt of all, before the whole list and its newest message without a hint": [
+        ("chat", [hinted(1)], 3, None, a(1)),
+        ("chat", [u(1), a(1), hinted(2)], 3, None, a(2)),
+        sums(u(1), a(1), u(2), a(2)),
+        ("chat", [*system(SUMMARY), u(1), a(1), u(2), a(2), hinted(3)], 3, None, a(3)),
+    ],
+    "a summary behind a prompt with a clock, and nothing else": [
+        ("chat", [*system(CLOCK.format(1)), u(1)], 0, True, a(1)),
+        ("chat", [*system(CLOCK.format(2)), u(1), a(1), u(2)], 0, True, a(2)),
+        sums(u(1), a(1), u(2), a(2)),
+        ("chat", [*system(CLOCK.format(3) + "\n\n" + SUMMARY), u(3)], 0, True, a(3)),
+    ],
+    "a tool loop, and a summary in the place of all of it": [
+        ("chat", [u(1)], 5, None, a(1)),
+        ("chat", [u(1), a(1), u(2)], 5, None, a(2)),
+        sums(u(1), a(1), u(2), a(2)),
+        ("chat", [*system(SUMMARY), u(1), u(3)], 5, None, call("c1")),
+        ("chat", [*system(SUMMARY), u(1), u(3), call("c1"), result("c1")], 5, None, a(3)),
+        ("side", [user(told(u(3), a(3)))], 0, None, assistant("Another summary of what was said.")),
+        ("chat", [u(1), assistant("So far:\nAnother summary of what was said."), u(4)], 5, None, a(4)),
+    ],
+}
+
 FIRST_IS_SIDE = ("autogen: a selector whose request is a system message alone",)  # not known until the chat comes
 
 
@@ -140,8 +199,11 @@ def test_each_request_is_what_it_is(story: str) -> None:
         assert posted.plan.side == (what == "side") or unknown, (n, posted.plan.reason)
     sides = [step[-1]["content"] for step in STORIES[story] if step[0] == "side"]
     assert not [each for each in line_of(session) if each["role"] == "assistant" and each["content"] in sides]
-    replies = [step[-1] for step in STORIES[story] if step[0] == "chat"]
-    assert plainly(line_of(session))[-1:] == plainly(replies[-1:])
+    latest, reply = [(step[1], step[-1]) for step in STORIES[story] if step[0] == "chat"][-1]
+    said = [*[each for each in latest if each["role"] != "system"], reply]
+    if "google-adk" not in story and "autogen" not in story:  # whose lists tell some replies in other words
+        assert plainly(line_of(session)) == plainly(said)
+    assert plainly(line_of(session))[-1:] == plainly([reply])
 
 
 def test_a_new_message_that_tells_the_latest_reply_is_no_summary() -> None:
@@ -152,6 +214,13 @@ def test_a_new_message_that_tells_the_latest_reply_is_no_summary() -> None:
     posted = session.post(body_of([*S, user(f"You said: {SUMMARY}\nWhy?")], 5, True), Answer(a(3)), client=chat)
     assert posted.plan.reason == "no reply of ours in it"
     assert len(sent_to(posted)) == 8
+
+
+def test_a_new_message_that_quotes_the_user_is_none_beside_the_chat_while_the_stream_stays() -> None:
+    session, script = Session(), software("script")
+    session.post(body_of([*S, u(1)], 5, True), Answer(a(1)), client=script)
+    posted = session.post(body_of([user(f"Again: {told(u(1))}")], 0, True), Answer(a(2)), client=script)
+    assert plainly(sent_to(posted))[:3] == plainly([*S, u(1), a(1)])
 
 
 def test_a_client_without_tools_is_not_held_against_an_agent_that_has_some() -> None:

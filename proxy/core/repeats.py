@@ -196,7 +196,8 @@ class Repeats:
         """The branch that the list follows longest, and how far; no pairs without a reply of ours. One that the
         tip has left is taken where it holds more of the list than the tip's, all in all."""
         history = self._history
-        line, tip = history.line, history.tip
+        line: Line = history.line
+        tip = history.tip
         pairs = self._found.run(line)
         reached = pairs[-1][0] + 1 if pairs else 0  # a message of the list may repeat two of the line
         if len(pairs) < len(line) and reached < len(self._list):
