@@ -166,7 +166,7 @@ STORIES |= {
     "a summary as the first prompt of all, before the whole list and its newest message without a hint": [
         ("chat", [hinted(1)], 3, None, a(1)),
         ("chat", [u(1), a(1), hinted(2)], 3, None, a(2)),
-        sums(u(1), a(1), u(2), a(2)),
+        ("side", [*OTHER, u(1), a(1), u(2), a(2), user("Sum it up.")], 1, None, assistant(SUMMARY)),
         ("chat", [*system(SUMMARY), u(1), a(1), u(2), a(2), hinted(3)], 3, None, a(3)),
     ],
     "a summary behind a prompt with a clock, and nothing else": [
@@ -221,6 +221,15 @@ def test_a_new_message_that_quotes_the_user_is_none_beside_the_chat_while_the_st
     session.post(body_of([*S, u(1)], 5, True), Answer(a(1)), client=script)
     posted = session.post(body_of([user(f"Again: {told(u(1))}")], 0, True), Answer(a(2)), client=script)
     assert plainly(sent_to(posted))[:3] == plainly([*S, u(1), a(1)])
+
+
+def test_a_chat_that_brought_a_history_along_is_not_known_for_new_messages_where_others_spoke() -> None:
+    session, chat = Session(), software("it/1.0")
+    session.post(body_of([*S, *BROUGHT, u(1)], 0, True), Answer(a(1)), client=chat)
+    session.post(body_of([u(2)], 0, True), Answer(a(2)), client=software("script"))
+    session.post(body_of([*S, *BROUGHT, u(1), a(1), u(3)], 0, True), Answer(a(3)), client=chat)
+    posted = session.post(body_of([user(f"Name it:\n{t(3)}")], 0, None), Answer(a(4)), client=chat)
+    assert posted.plan.side, posted.plan.reason
 
 
 def test_a_client_without_tools_is_not_held_against_an_agent_that_has_some() -> None:
