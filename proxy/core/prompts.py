@@ -10,8 +10,8 @@ from collections.abc import Iterable
 
 QUOTE = 13  # characters from which on a text inside another is a quote: shorter ones are said twice by chance
 OWN_WORDS = 6  # the same for words of the user's, where there is other evidence
-LONG = 256  # characters of a text of which a part is a quote, too
-PART = 64  # characters of that part
+LONG = 160  # characters of a text of which a part is a quote, too
+PART = 80  # characters of that part
 _XML = (("&lt;", "<"), ("&gt;", ">"), ("&quot;", '"'), ("&#39;", "'"), ("&#x27;", "'"), ("&amp;", "&"))
 _JSON = (("\\n", "\n"), ("\\t", "\t"), ("\\r", "\r"), ('\\"', '"'), ("\\/", "/"), ("\0", "\\"))
 _CODE = re.compile(r"\\u([0-9a-fA-F]{4})")
@@ -22,7 +22,7 @@ _MARKS = "\"'\u201c\u201d\u201e\u00ab\u00bb`"
 
 def is_alike(one: str, other: str) -> bool:
     """Whether two system prompts are one: equal, one the other with more behind it, or the same but for numbers,
-    as a clock changes them."""
+    as a clock changes them; a long one with a clock may have more behind it, too."""
     if one == other:
         return True
     if not one or not other:
@@ -32,8 +32,10 @@ def is_alike(one: str, other: str) -> bool:
 
 def _differ_by_a_clock(one: str, other: str) -> bool:
     mine, theirs = one.split(), other.split()
-    if len(mine) != len(theirs):
+    size = min(len(mine), len(theirs))
+    if len(mine) != len(theirs) and size < _WORDS:
         return False
+    mine, theirs = mine[:size], theirs[:size]
     changed = [pair for pair in zip(mine, theirs, strict=True) if pair[0] != pair[1]]
     others = [pair for pair in changed if not _is_number(*pair)]
     few = len(others) <= (2 if len(mine) >= _WORDS and len(others) < len(changed) else 0)
@@ -51,6 +53,13 @@ def is_quoted(text: str, within: str, least: int = QUOTE) -> bool:
     if len(text) < least or text == within:
         return False
     return text in within or (len(text) >= LONG and (text[:PART] in within or text[-PART:] in within))
+
+
+def parts(text: str) -> list[str]:
+    """The paragraphs of a text, where it has more than one, that are long enough to be quoted: a client may put a
+    reminder behind the words of its user."""
+    found = [part.strip() for part in text.split("\n\n")]
+    return [part for part in found if len(part) >= QUOTE] if len(found) > 1 else []
 
 
 def is_framed(text: str, within: str) -> bool:

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from proxy.core import prompts as quotes
-from proxy.core.prompts import QUOTE, is_alike, is_framed, is_quoted, quoted_in
+from proxy.core.prompts import QUOTE, is_alike, is_framed, is_quoted, parts, quoted_in
 
 PLAIN = st.characters(codec="utf-8", max_codepoint=0xFFFF)
 TEXTS = st.text(PLAIN, min_size=QUOTE).filter(str.isprintable)
@@ -81,8 +81,17 @@ def test_a_quote_is_found_however_its_client_escapes_it(text: str, before: str, 
 
 
 def test_of_a_long_text_a_part_is_a_quote() -> None:
-    text = "".join(map(str, range(quotes.LONG)))[: quotes.LONG]
+    text = "".join(map(str, range(quotes.LONG)))[: 4 * quotes.PART]
     assert is_quoted(text, f"Sum up: {text[: quotes.PART]} ...")
     assert is_quoted(text, f"Sum up: ... {text[-quotes.PART :]}")
     assert not is_quoted(text, f"Sum up: ... {text[quotes.PART : 2 * quotes.PART]} ...")
-    assert not is_quoted(text[1:], f"Sum up: {text[1 : quotes.PART + 1]}")
+    short = text[: quotes.LONG - 1]
+    assert not is_quoted(short, f"Sum up: {short[: quotes.PART]}")
+
+
+def test_the_paragraphs_that_may_be_quoted() -> None:
+    assert parts("Where should I stay?") == []
+    assert parts("Where should I stay?\n\nBe brief.\n\nKeep to the rules.") == [
+        "Where should I stay?",
+        "Keep to the rules.",
+    ]
