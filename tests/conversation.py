@@ -17,7 +17,8 @@ from proxy.core.history import History
 from proxy.core.members import dumps, elements
 from proxy.core.model import Ask, Cut, Turn, TurnState
 from proxy.core.plan import Flight, Mode, Plan
-from proxy.core.reconcile import decide, is_retry, retried
+from proxy.core.reconcile import decide
+from proxy.core.retries import is_retry, retried
 from proxy.core.window import Bound, Window, begin, in_force, is_trimmed, places, reaching
 from proxy.dialects import chat, groups, marks, sending
 from proxy.dialects.turns import turns_of

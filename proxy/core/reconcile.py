@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from msgspec import structs
 
 from proxy.core.alignment import Alignment, Content, Pairs, has_ours
-from proxy.core.history import Entry, History, laid_out
+from proxy.core.clients import is_of_another
+from proxy.core.history import History
 from proxy.core.model import CLIENT, TOOLS, Ask, Seen, Turn
 from proxy.core.plan import Decision, Flight, Mode, Plan
 from proxy.core.plans import Planner
@@ -35,7 +36,7 @@ def decide(
     that sent it, of 8 bytes or none."""
     client = client[:CLIENT].ljust(CLIENT, b"\0")
     seen = ask.seen
-    if mode is Mode.AUTO and _is_one_new_message(ask, history, flights):
+    if mode is Mode.AUTO and _is_one_new_message(ask, history, flights, client):
         return Planner(ask, ask.messages, history, marks, flights, client).append(0, NEW)
     goes_on = seen and mode is not Mode.APPEND and not flights and seen.client[:CLIENT] == client
     if seen and goes_on and not is_marked_twice(ask, history.last) and (plan := _seen_again(ask, seen, history, marks)):
@@ -43,55 +44,16 @@ def decide(
     return _Reading(ask, history, marks, flights, client, mode).plan()
 
 
-def _is_one_new_message(ask: Ask, history: History, flights: Sequence[Flight]) -> bool:
+def _is_one_new_message(ask: Ask, history: History, flights: Sequence[Flight], client: bytes) -> bool:
     """Whether a request is one message behind a history in which nobody has shown more than that: as most are, and no
     reading needs to be tried."""
     last = history.last
-    if last is None or last.echo is None or last.resends or ask.count != 1 or ask.messages[0].role == "assistant":
+    if last is None or last.echo is None or last.resends or not last.asked or is_of_another(last, client):
         return False
-    if flights or history.sides or history.carriers:
+    if flights or history.sides or history.carriers or ask.count != 1 or ask.messages[0].role == "assistant":
         return False
     tools = has_tools(ask.tools) if ask.tools else False
     return bool(last.traits & TOOLS) is tools and (not tools or len(history.turns) > HEADS)
-
-
-def is_retry(request: bytes, last: Turn | None, counted: bool, delivered: bool | None) -> bool:
-    """Whether a request that no turn in flight answers is the last turn tried again.
-
-    `request` is its body's digest, `counted` whether it says that it is a retry, `delivered` whether a
-    client has seen the end of the last turn; after a restart nobody knows (None). A delivered turn is
-    never tried again by an equal body alone: "continue" twice is two turns.
-    """
-    if last is None or last.request != request:
-        return False
-    return counted if delivered is None else not delivered
-
-
-def retried(history: History, turn: Turn, ask: Ask) -> Plan:
-    """The plan of a recorded turn, to be run again beside it: what it was read against, not what stands there now.
-    `ask` is the request that came again."""
-    line = history.line_of(turn.parent)
-    if turn.layout is not None:
-        line = tuple(laid_out(line, turn.layout, [Entry(message, turn, False) for message in turn.asked]))
-    messages = turn.asked if turn.layout is None else ()
-    spliced = turn.is_side or (turn.resends and turn.is_spliced)  # its client's list went as it was
-    return Plan(
-        Decision.RETRY,
-        "the last turn, tried again",
-        parent=turn.parent,
-        messages=ask.messages if spliced else messages,
-        asked=turn.asked,
-        system=history.system_of(turn.id),
-        line=() if spliced else line,
-        injected=0 if spliced else len(line),
-        layout=turn.layout,
-        resends=turn.resends,
-        alone=turn.resends,
-        side=turn.is_side,
-        spliced=spliced,
-        client=turn.client,
-        carries=turn.carries,
-    )
 
 
 def _seen_again(ask: Ask, seen: Seen, history: History, marks: Content) -> Plan | None:

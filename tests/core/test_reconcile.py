@@ -19,7 +19,8 @@ from proxy.core.members import elements
 from proxy.core.model import CLIENT, Ask, Turn
 from proxy.core.plan import Decision, Mode, Plan
 from proxy.core.plans import as_turns
-from proxy.core.reconcile import decide, is_retry, retried
+from proxy.core.reconcile import decide
+from proxy.core.retries import is_retry, retried
 from proxy.dialects import chat, marks, sending
 from tests.core.notation import (
     ask,
