@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -39,12 +39,11 @@ from proxy.shapes import (
     Tenant,
     Text,
     doubtful,
-    rows,
 )
 from proxy.source import Place, Source
+from proxy.workable import clashes, too_small, unsummarized
 
 _MOUNTS = ["/v1", "/api/publicLLM"]
-_UNIQUE = (("upstreams", "mount", _MOUNTS), ("clients", "name", None), ("clients", "key_hashes", None))
 _SAY = {
     "bool": "must be true or false",
     "int": "must be a whole number, such as 16",
@@ -105,6 +104,8 @@ class Summary(Section):
         " decisions, preferences and open questions. Write the summary alone."
     )
     max_tokens: Count = 1024
+    timeout: Duration = _is("120s")
+    heading: Text | None = "Summary of the earlier messages of this conversation (not written by the user):"
 
 
 class History(Section):
@@ -236,19 +237,6 @@ def _explain(source: Source, error: ErrorDetails) -> None:
         source.problem(place, what)
 
 
-def _clashes(source: Source, data: dict[str, Any]) -> None:
-    first: dict[tuple[str, str], Place] = {}
-    for section, key, default in _UNIQUE:
-        for index, entry in enumerate(rows(data.get(section))):
-            texts = entry.get(key, default) if isinstance(entry, dict) else None
-            for at, text in enumerate(rows(texts)):
-                place = source.find((section, index, key, at))
-                claim = str(text).lower().removeprefix("sha256:") if key == "key_hashes" else str(text)
-                if text and place != (other := first.setdefault((key, claim), place)):
-                    there = f"{'.'.join(map(str, other))} on line {source.places[other].line + 1}"
-                    source.problem(place, f"{key} is the same as at {there}; each must be unique")
-
-
 def _unknown(place: Place, keys: list[str]) -> str:
     if not keys:
         model: Any = Config
@@ -278,6 +266,10 @@ def examine(path: str | Path, environ: Mapping[str, str]) -> tuple[Config, list[
             source.problem(source.find(("listen",)), why)
         if why := _unguarded(config):
             source.problem(source.find(("admin", "listen")), why)
+        if (history := config.history).overflow == "summarize":
+            limits, words = (history.max_tokens, history.max_messages, history.max_bytes), history.summary
+            for key, why in too_small(*limits, f"{words.prompt}{words.heading or ''}", words.max_tokens):
+                source.problem(source.find(("history", key)), why)
         if any([path for _, path in config.tls]):
             from proxy.tls import unproven
 
@@ -287,9 +279,17 @@ def examine(path: str | Path, environ: Mapping[str, str]) -> tuple[Config, list[
         for error in wrong.errors(include_url=False):
             _explain(source, error)
     if isinstance(data, dict):
-        _clashes(source, data)
+        clashes(source, data, _MOUNTS)
     if config is None or source.problems:
         raise ConfigError([f"{path}:{line}:{at}: {what}" for line, at, what in sorted(source.problems)])
+    doubts = [source.told(source.find(place), why) for place, why in _doubts(config)]
+    return config, [f"{path}:{line}:{at}: warning: {what}" for line, at, what in sorted(doubts)]
+
+
+def _doubts(config: Config) -> Iterator[tuple[Place, str]]:
     urls = [(("upstreams", index, "base_url"), each.base_url) for index, each in enumerate(config.upstreams)]
-    doubts = [source.told(source.find(place), why) for place, url in urls if (why := doubtful(url))]
-    return config, [f"{path}:{line}:{at}: warning: {what}" for line, at, what in doubts]
+    yield from [(place, why) for place, url in urls if (why := doubtful(url))]
+    history = config.history
+    if history.overflow == "summarize":
+        most = history.summary.max_tokens if "max_tokens" in history.summary.model_fields_set else None
+        yield from unsummarized([bool(each.api_key) for each in config.upstreams], history.max_tokens, most)

@@ -28,13 +28,14 @@ from proxy.status import Status
 from proxy.stores.base import Standing, Store
 from proxy.stores.memory import MemoryStore
 from proxy.stores.remedy import remedy
-from proxy.stores.secret import SIZE, load_secret
+from proxy.stores.secret import SIZE, load_secret, refuse_foreign, seal_of
 from proxy.stores.sqlite import SQLiteStore
 from proxy.stores.warm import WarmStore
 from proxy.web import admin, operator
 from proxy.web.app import build_app, build_runner
 from proxy.web.runtime import Runtime
 from proxy.web.upstream import Client
+from proxy.workable import renamed
 
 log = logging.getLogger("proxy.daemon")
 SWEEP_EVERY = 60.0  # seconds
@@ -66,6 +67,7 @@ async def open_store(config: Config, environ: Mapping[str, str]) -> tuple[Store,
     store = await SQLiteStore.open(path, ttl)
     try:
         secret = load_secret(path, None if store.holds_turns else fresh)
+        refuse_foreign(path, secret, await store.seal(seal_of(secret)))
     except BaseException as error:
         await store.close()
         if isinstance(error, OSError):
@@ -145,10 +147,10 @@ async def _administered(runtime: Runtime, listening: Listening | None) -> AsyncI
         return
     from proxy import metrics  # nobody else needs prometheus-client
 
-    rendered = metrics.Metrics(runtime.numbers)
+    rendered, limit = metrics.Metrics(runtime.numbers), runtime.config.limits.cache  # a reload does not change it
 
     def render(runtime: Runtime, store: Standing | None) -> tuple[bytes, str]:
-        live, limit = runtime.live, runtime.config.limits.cache
+        live = runtime.live
         present = metrics.Present(live.in_flight, live.waiting, limit, live.draining, store)
         return rendered.render(present), metrics.CONTENT_TYPE
 
@@ -164,10 +166,10 @@ async def _administered(runtime: Runtime, listening: Listening | None) -> AsyncI
 
 async def _live(runtime: Runtime, listening: Listening, load: Callable[[], Config], status: Status) -> None:
     loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
+    stop, fixed = asyncio.Event(), _fixed(runtime.config)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, lambda: _reload(runtime, load, status))
+    loop.add_signal_handler(signal.SIGHUP, lambda: _reload(runtime, load, status, fixed))
     tasks = [asyncio.create_task(_sweep(runtime)), asyncio.create_task(status.keep())]
     status.ready()
     await stop.wait()
@@ -189,8 +191,8 @@ async def _live(runtime: Runtime, listening: Listening, load: Callable[[], Confi
         task.cancel()
 
 
-def _reload(runtime: Runtime, load: Callable[[], Config], status: Status) -> None:
-    """Swap the configuration for the file's, if it is one."""
+def _reload(runtime: Runtime, load: Callable[[], Config], status: Status, fixed: Mapping[str, str]) -> None:
+    """Swap the configuration for the file's, if it is one; what is `fixed` stays as it was at the start."""
     status.reloading()
     try:
         before, runtime.config = runtime.config, load()
@@ -204,21 +206,32 @@ def _reload(runtime: Runtime, load: Callable[[], Config], status: Status) -> Non
             runtime.lines.adjust(runtime.config.log.level, runtime.config.log.format)
         log.info("configuration reloaded")
         for key, value in _fixed(runtime.config).items():
-            if value != _fixed(before)[key]:
-                log.warning("%s: %s takes effect with a restart", key, value)
+            if value != fixed[key]:
+                log.warning("%s: %s takes effect with a restart; %s is in force", key, value, fixed[key])
+        for was, name in renamed(_clients(before), _clients(runtime.config)):
+            log.warning(
+                "clients: %s was called %s, and its sessions are those of that name; call it so again to have them",
+                name,
+                was,
+            )
     status.ready()
 
 
-def _fixed(config: Config) -> dict[str, object]:
-    """What holds until a restart."""
+def _clients(config: Config) -> list[tuple[str, tuple[str, ...]]]:
+    return [(client.name, client.key_hashes) for client in config.clients]
+
+
+def _fixed(config: Config) -> dict[str, str]:
+    """What holds until a restart, as a file would have it."""
+    limits = config.limits
     return {
         "listen": config.listen,
-        "admin.listen": config.admin.listen,
+        "admin.listen": config.admin.listen or "null",
         "tls": "off" if config.tls.certificate is None else "on",
         "store.path": config.store.path,
-        "sessions.ttl": config.sessions.ttl,
-        "limits.cache": config.limits.cache,
-        "limits.header_timeout": config.limits.header_timeout,
+        "sessions.ttl": f"{config.sessions.ttl:g}s",
+        "limits.cache": f"{limits.cache >> 20}MiB" if limits.cache % (1 << 20) == 0 else f"{limits.cache}B",
+        "limits.header_timeout": f"{limits.header_timeout:g}s",
     }
 
 

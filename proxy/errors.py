@@ -118,6 +118,10 @@ class Stopped(ProxyError):
     status, code, type, should_retry = 409, "turn_stopped", "conflict_error", False
 
 
+class Interrupted(Stopped):
+    """Another request of the session interrupted the turn."""
+
+
 class IdempotencyKeyReused(BadRequest):
     status, code, should_retry = 422, "idempotency_key_reused", False
 

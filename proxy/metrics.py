@@ -24,7 +24,7 @@ from proxy.stores.base import Standing
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _NAME = "session_proxy_"
-KINDS = ("prompt", "cached", "completion", "reasoning")  # of tokens
+KINDS = ("prompt", "cached", "completion", "reasoning", "summary_prompt", "summary_completion")  # of tokens
 
 
 @dataclass
@@ -99,9 +99,12 @@ def _counted(numbers: Numbers) -> Iterable[Metric]:
     )
     rejected = {(reason,): count for reason, count in numbers.rejected.items()}
     yield _counter("rejected", "Errors of the proxy's own, by code.", ["reason"], rejected)
+    summaries = {(outcome,): numbers.summaries[outcome] for outcome in ("made", "failed")}
+    yield _counter("summaries", "Requests for summaries, by outcome: made, failed.", ["outcome"], summaries)
     yield _counter(
         "tokens",
-        "Tokens of recorded turns as the upstreams counted them; cached are among prompt, reasoning among completion.",
+        "Tokens of recorded turns as the upstreams counted them; cached are among prompt, reasoning among completion."
+        " Those of requests for summaries are kinds of their own.",
         ["kind"],
         {(kind,): getattr(numbers, kind) for kind in KINDS},
     )

@@ -40,6 +40,8 @@ class Numbers:
         self.turns: Counter[tuple[str, str]] = Counter()  # by decision, outcome
         self.unrecorded: Counter[str] = Counter()  # by why the upstream's whole answer is not in the history
         self.rejected: Counter[str] = Counter()  # by the code of the error
+        self.summaries: Counter[str] = Counter()  # requests for them, by outcome: made, failed
+        self.summary_prompt = self.summary_completion = 0  # tokens of those that were made
         self.prompt = self.cached = self.completion = self.reasoning = 0  # tokens
         self.total: defaultdict[str, Spread] = defaultdict(lambda: Spread(LONG))  # by route, as the next two
         self.first: defaultdict[str, Spread] = defaultdict(lambda: Spread(LONG))
@@ -57,6 +59,12 @@ class Numbers:
             self.first[route].add(first)
         if overhead is not None:
             self.overhead[route].add(overhead)
+
+    def summarized(self, told: Counts | None) -> None:
+        """A part of a history is in a summary."""
+        self.summaries["made"] += 1
+        self.summary_prompt += told.prompt if told else 0
+        self.summary_completion += told.reply if told else 0
 
     def used(self, told: Counts) -> None:
         """Tokens of a turn: those `cached` are among the prompt's, those of `reasoning` among the completion's."""

@@ -51,12 +51,14 @@ class Answer:
 
 @dataclass(frozen=True)
 class Posted:
-    """What became of a request: how it was read, the body that went upstream, the turns that were kept."""
+    """What became of a request: how it was read, the body that went upstream, the turns that were kept. `bare`: the
+    body as it had been without a summary."""
 
     plan: Plan
     body: bytes
     turns: list[Turn]
     dropped: int = 0
+    bare: bytes = b""
 
     @property
     def messages(self) -> list[bytes]:
@@ -79,6 +81,7 @@ class Pending:
     sent: bytes
     start: int
     moved: Cut | None
+    bare: bytes
     overtaken: bool = False
     deserted: bool = False
 
@@ -89,9 +92,11 @@ class Pending:
 
 
 class Session:
-    """One session, one request after another. `limit`: the messages that may go with a history of ours."""
+    """One session, one request after another. `limit`: the messages that may go with a history of ours; `summary`: the
+    message that stands for what is left out."""
 
-    def __init__(self, limit: int | None = None) -> None:
+    def __init__(self, limit: int | None = None, summary: bytes | None = None) -> None:
+        self.summary = summary
         self.history = History()
         self.limit = limit
         self.heard: dict[str, bool] = {}  # by turn: whether the client has seen its end
@@ -133,9 +138,11 @@ class Session:
         form = sending.form_of(profile, f"{profile}.test", ask.model)
         cut, start = self._window(plan)
         window = Window(start, start + 3 if start else 0)  # with a few images left out behind it
-        sent = b"".join(sending.compose(ask, plan, self.history, form, window)[0])
+        bare = b"".join(sending.compose(ask, plan, self.history, form, window)[0])
+        told = window._replace(summary=self.summary if start else None)
+        sent = b"".join(sending.compose(ask, plan, self.history, form, told)[0]) if told != window else bare
         moved = Cut(start) if start > cut.at else None
-        pending = Pending(ask, request, plan, self._new_id(), self.history, form, client, sent, start, moved)
+        pending = Pending(ask, request, plan, self._new_id(), self.history, form, client, sent, start, moved, bare)
         self.pending.append(pending)
         return pending
 
@@ -150,7 +157,7 @@ class Session:
             self.heard[pending.id] = outcome.verdict is Verdict.COMPLETE and answer.heard
             for turn in self.pending:
                 turn.overtaken = True
-        return Posted(pending.plan, pending.sent, turns, pending.start)
+        return Posted(pending.plan, pending.sent, turns, pending.start, pending.bare)
 
     def _window(self, plan: Plan) -> tuple[Cut, int]:
         """Where the window begins so far, and from this request on."""

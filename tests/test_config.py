@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from proxy import config, source
 from proxy.errors import ConfigError
+from proxy.workable import too_small
 
 SHIPPED = Path(__file__).parent.parent / "config"
 HASH = hashlib.sha256(b"kitchen-key").hexdigest()
@@ -120,6 +121,51 @@ def test_a_base_url_that_ends_in_an_endpoint_is_doubted_at_its_place(written: Pa
 def test_other_base_urls_are_not_doubted(written: Path, end: str) -> None:
     written.write_text(upstream(base_url=f"https://completions.example{end}"))
     assert config.examine(written, {})[1] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("upstreams: [{api_key: k}]\nhistory: {overflow: summarize}", []),
+        ("history: {overflow: trim, max_messages: 1, summary: {max_tokens: 9000}}", []),
+        (
+            "history: {overflow: summarize}",
+            ["1:11: warning: history.overflow: summarize: no upstream has an api_key of yours, so that what is left"],
+        ),
+        (
+            "upstreams: [{mount: /a, api_key: k}, {mount: /b}]\nhistory: {overflow: summarize}",
+            ["1:38: warning: upstreams.1: has no api_key, so that what is left out of its sessions is trimmed"],
+        ),
+        (
+            "upstreams: [{api_key: k}]\nhistory: {overflow: summarize, max_tokens: 800, summary: {max_tokens: 101}}",
+            ["2:59: warning: history.summary.max_tokens: a summary gets at most one part in 8 of", "which is 100"],
+        ),
+    ],
+)
+def test_summaries_that_will_not_do_what_they_say_are_doubted(written: Path, text: str, wanted: list[str]) -> None:
+    written.write_text(text)
+    told = "\n".join(config.examine(written, {})[1])
+    assert all(each in told for each in wanted)
+    assert bool(told) is bool(wanted)
+
+
+@given(st.integers(1, 1500), st.integers(1, 4000), st.sampled_from([3, 200, 9000]))
+def test_the_least_limit_that_is_named_is_the_least(tokens: int, most: int, words: int) -> None:
+    prompt = "x" * words
+    told = [why for _, why in too_small(tokens, None, None, prompt, most)]
+    if told:
+        least = int(re.findall(r"at least (\d+)", told[0])[0])
+        assert tokens < least
+        assert list(too_small(least, None, None, prompt, most)) == []
+        assert list(too_small(max(tokens, least - 10), None, None, prompt, most))
+
+
+@given(st.integers(1, 20_000), st.sampled_from([3, 200, 9000]))
+def test_the_least_bytes_that_are_named_are_enough(size: int, words: int) -> None:
+    if told := [why for _, why in too_small(None, None, size, "x" * words, 1024)]:
+        least = int(re.findall(r"at least (\d+)B", told[0])[0])
+        assert size < least
+        assert list(too_small(None, None, least, "x" * words, 1024)) == []
 
 
 # Values
@@ -316,6 +362,24 @@ MISTAKES = [
     ("history:\n  image_turns: 0", "2:3: history.image_turns: must be at least 1"),
     ("history: {overflow: fail}", "1:11: history.overflow: must be 'trim', 'error' or 'summarize'"),
     ("history: {summary: {max_tokens: 0}}", "1:21: history.summary.max_tokens: must be at least 1"),
+    ("history: {summary: {timeout: 0s}}", "1:21: history.summary.timeout: must be a duration above zero"),
+    ("history: {summary: {heading: ' '}}", "1:21: history.summary.heading: must be a text that says something"),
+    (
+        "history: {overflow: summarize, max_tokens: 150}",
+        "1:32: history.max_tokens: cannot hold a summary, the prompt that asks for it and a message; write at least",
+    ),
+    (
+        "history:\n  overflow: summarize\n  max_tokens: 4000\n  summary: {prompt: '" + "Be brief. " * 1600 + "'}",
+        "3:3: history.max_tokens: cannot hold a summary, the prompt that asks for it and a message; write at least",
+    ),
+    (
+        "history: {max_messages: 2, overflow: summarize}",
+        "1:11: history.max_messages: cannot hold a summary and a message; write at least 3, or let overflow be trim",
+    ),
+    (
+        "history: {max_bytes: 1KiB, overflow: summarize}",
+        "1:11: history.max_bytes: cannot hold a summary, the prompt that asks for it and a message; write at least",
+    ),
     ("history: {summary: {prompt: ' '}}", "1:21: history.summary.prompt: must be a text that says something"),
     ("history: {summary: {model: 'a b'}}", "1:21: history.summary.model: must be the name of a model"),
     ("history: {summary: {modell: m}}", "1:21: history.summary.modell: unknown key 'modell'; did you mean 'model'?"),

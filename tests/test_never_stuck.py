@@ -7,6 +7,8 @@ it does not send: no result of a call that it left out itself, no member that it
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from random import Random
 from typing import Any
 
@@ -14,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.core.members import dumps
+from proxy.core.members import dumps, loads
 from proxy.core.plan import Decision
 from proxy.dialects.profiles import PROFILES
 from proxy.errors import BadRequest
@@ -254,13 +256,13 @@ def marked(message: Json) -> Json:
     return message | {"cache_control": MARK}
 
 
-def run(program: list[int], limit: int | None = None) -> None:
+def run(program: list[int], limit: int | None = None, summary: bytes | None = None) -> None:
     first = Random(program[0])
     reasons = first.random() < 0.15
     profile = first.choice(["deepseek", "moonshot"] if reasons else sorted(PROFILES))
     model = first.choice(MODELS)
     styles = first.choice([["append"], ["list"], ["append", "list"]])
-    session, client, upstream = Session(limit), Client(reasons), Upstream(reasons)
+    session, client, upstream = Session(limit, summary), Client(reasons), Upstream(reasons)
     for seed in program:
         dice = Random(seed)
         if not reasons and dice.random() < 0.25:
@@ -292,10 +294,56 @@ def test_every_request_is_accepted(program: list[int]) -> None:
     run(program)
 
 
+SUMMARY = b'{"role":"user","content":"Summary of earlier messages:\\n\\nAnn lives in Rome."}'
+TEMPLATE = "llamacpp"  # roles alternate, a user's comes first, one system block
+
+
 @settings(max_examples=EXAMPLES // 4)
-@given(st.lists(st.integers(0, 2**32), min_size=6, max_size=16), st.integers(1, 12))
-def test_every_request_of_a_window_is_accepted(program: list[int], limit: int) -> None:
-    run(program, limit)
+@given(st.lists(st.integers(0, 2**32), min_size=6, max_size=16), st.integers(1, 12), st.sampled_from([None, SUMMARY]))
+def test_every_request_of_a_window_is_accepted(program: list[int], limit: int, summary: bytes | None) -> None:
+    run(program, limit, summary)
+
+
+def test_every_request_with_a_summary_is_accepted_where_it_was_without(capsys: pytest.CaptureFixture[str]) -> None:
+    """By an upstream that nobody told us how strict it is."""
+    summarized = []
+
+    @settings(max_examples=EXAMPLES // 4)
+    @given(st.lists(st.integers(0, 2**32), min_size=5, max_size=10), st.integers(1, 12))
+    def told(program: list[int], limit: int) -> None:
+        summarized.append(run_strictly(program, limit))
+
+    told()
+    with capsys.disabled():
+        print(f"\n{len(summarized)} programs, {sum(summarized)} requests with a summary", end="")
+    assert len(summarized) >= EXAMPLES // 4
+    assert sum(summarized) > EXAMPLES // 4
+
+
+def run_strictly(program: list[int], limit: int) -> int:
+    """How many requests had a summary in front."""
+    session, client, upstream = Session(limit, SUMMARY), Client(False), Upstream(False)
+    summarized = 0
+    for seed in program:
+        dice = Random(seed)
+        body = dumps({"model": "m", "messages": client.next(dice, dice.choice(["append", "append", "list"]), "auto")})
+        answer = upstream.answer(dice)
+        try:
+            posted = session.post(body, answer, profile="auto")
+        except BadRequest:
+            return summarized
+        if posted.body != posted.bare:
+            summarized += 1
+            messages = loads(posted.body)["messages"]
+            assert next(each["role"] for each in messages if each["role"] not in ("system", "developer")) == "user"
+            assert faults(posted.body) <= faults(posted.bare), (faults(posted.body) - faults(posted.bare), posted)
+        client.hears(answer, dice)
+    return summarized
+
+
+def faults(body: bytes) -> Counter[str]:
+    """What the strictest upstream would say, wherever it says it of."""
+    return Counter([re.sub(r"^(\[[\d, ]*\]|\d+): ", "", each) for each in strict.problems(body, TEMPLATE)])
 
 
 def call(*ids: str, arguments: str = "{}") -> Json:

@@ -33,6 +33,7 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"{options.key} is not set. Put a client's key into it, or leave --key out.")
     found = [*machine.config_file(options.config, config), *machine.sqlite(), *machine.open_files(database)]
     found += machine.state(database) if database else []
+    found += machine.listener(config, database)
     for finding in found:
         _show(finding)
     found += asyncio.run(_network(config, options.through, key))

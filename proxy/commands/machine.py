@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import resource
 import shutil
+import socket
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
+from proxy import control
 from proxy.commands.finding import Finding
-from proxy.config import Config, examine
+from proxy.config import Config, address, examine
 from proxy.errors import StoreUnavailable
-from proxy.stores.inspection import refuse_older, stats
+from proxy.stores.inspection import refuse_older, seal, stats
 from proxy.stores.reading import snapshot
-from proxy.stores.secret import load_secret, secret_path
+from proxy.stores.secret import load_secret, refuse_foreign, secret_path
 
 LITTLE, ENOUGH = 64 << 20, 1 << 30  # bytes of free disk
 FILES = 4096  # open files: a streamed answer holds two
@@ -51,6 +54,16 @@ def state(database: Path) -> Iterator[Finding]:
         yield from _database(database)
     else:
         yield Finding("warn", f"state: there is no {database} yet; the first start makes it")
+    if not database.is_file() and secret_path(database).exists():
+        yield from _secret(database)
+
+
+def _secret(database: Path) -> Iterator[Finding]:
+    """A secret without a database: the first start takes it, or is refused for it."""
+    try:
+        load_secret(database, None)
+    except (ValueError, OSError) as error:
+        yield Finding("fail", f"secret: {error}")
 
 
 def _rights(database: Path) -> Iterator[Finding]:
@@ -70,15 +83,49 @@ def _database(database: Path) -> Iterator[Finding]:
         with snapshot(database) as connection:
             refuse_older(connection)
             ((said, *_), *_) = connection.execute("PRAGMA quick_check(1)").fetchall()
-            holds = stats(connection, database)
+            holds, known = stats(connection, database), seal(connection)
         if said != "ok":
             raise StoreUnavailable(f"The database is damaged: {said}. Restore a backup.")
         yield Finding("ok", f"database: whole, {holds.sessions} sessions with {holds.turns} turns")
         if holds.turns:
-            load_secret(database, None)
+            refuse_foreign(database, load_secret(database, None), known)
             yield Finding("ok", "secret: it is there")
     except (StoreUnavailable, ValueError, OSError) as error:
         yield Finding("fail", f"database: {error}")
+
+
+def listener(config: Config, database: Path | None) -> Iterator[Finding]:
+    """Whether `serve` could listen where the configuration says; a proxy of this database is there already."""
+    place = address(config.listen)
+    if database and _runs(database):
+        return
+    if isinstance(place, str):
+        with socket.socket(socket.AF_UNIX) as probe:
+            used = probe.connect_ex(place) == 0
+    else:
+        used = _is_used(*place)
+    if used:
+        yield Finding(
+            "fail",
+            f"listen: another process listens on {config.listen}; stop it, or choose another address (a socket that"
+            " systemd holds for this proxy is right)",
+        )
+
+
+def _runs(database: Path) -> bool:
+    try:
+        control.connected(database, 1.0).close()
+    except OSError:
+        return False
+    return True
+
+
+def _is_used(host: str, port: int) -> bool:
+    try:
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+            return False
+    except OSError as error:  # another one, such as a right that is missing, `serve` tells as well
+        return error.errno == errno.EADDRINUSE
 
 
 def sqlite() -> Iterator[Finding]:

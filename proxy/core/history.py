@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from msgspec import Struct
 
+from proxy.core.cuts import Made, joined, made
 from proxy.core.model import CLIENT, Cut, Layout, Message, SessionState, Turn, TurnState
 
 # What stays of branches that the tip has left, until the session expires.
@@ -53,6 +54,11 @@ class History(Struct, frozen=True, dict=True):
     def cut(self) -> Cut:
         """Where the window begins at the tip."""
         return self.cut_of(self.tip)
+
+    @cached_property
+    def cuts(self) -> tuple[Made, ...]:
+        """All cuts at the tip: which of them is in force depends on who asks."""
+        return self.cuts_of(self.tip)
 
     @cached_property
     def size(self) -> int:
@@ -104,6 +110,16 @@ class History(Struct, frozen=True, dict=True):
         for turn in reversed(self.ancestors(tip)):
             cut = turn.cut or moved(cut, turn.layout)
         return cut
+
+    def cuts_of(self, tip: str | None) -> tuple[Made, ...]:
+        """The cuts in the line of the turn `tip`."""
+        found: tuple[Made, ...] = ()
+        for turn in reversed(self.ancestors(tip)):
+            if found and turn.layout is not None:
+                found = tuple([each._replace(cut=moved(each.cut, turn.layout)) for each in found])
+            if turn.cut is not None:
+                found = joined(found, made(turn.cut, turn.cut_for))
+        return found
 
     @cached_property
     def carriers(self) -> frozenset[bytes]:
@@ -164,12 +180,15 @@ class History(Struct, frozen=True, dict=True):
         if "sides" in known:
             news["sides"] = (*self.sides, turn) if side else self.sides
         if side:
-            news.update({name: known[name] for name in ("line", "system", "cut", "forms", "preamble") if name in known})
+            news.update(
+                {name: known[name] for name in ("line", "system", "cut", "cuts", "forms", "preamble") if name in known}
+            )
         elif turn.parent == self.tip and turn.layout is None:
             if "line" in known:
                 news["line"] = (*self.line, *own_entries(turn))
             news["system"] = self.system if turn.system is None else turn.system or None
             news["cut"] = turn.cut or self.cut
+            news["cuts"] = joined(self.cuts, made(turn.cut, turn.cut_for)) if turn.cut else self.cuts
             news["forms"] = self.forms
         return added
 
@@ -247,12 +266,20 @@ def moved(cut: Cut, layout: Layout | None) -> Cut:
     window holds went back to before the cut."""
     if not cut.at or layout is None:
         return cut
+    at = _placed(cut.at, layout)
+    if at is None:
+        return Cut()
+    return Cut(at, cut.summary, None if cut.told is None else _placed(cut.told, layout))
+
+
+def _placed(at: int, layout: Layout) -> int | None:
+    """Where the first message that is kept of those from `at` on stands; None where none is."""
     place = 0
     for part in layout:
         if isinstance(part, int):
             place += part
-        elif part[1] <= cut.at:
+        elif part[1] <= at:
             place += part[1] - part[0]
         else:
-            return Cut(place + max(0, cut.at - part[0]), cut.summary)
-    return Cut()
+            return place + max(0, at - part[0])
+    return None

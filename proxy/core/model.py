@@ -64,10 +64,18 @@ CLIENT = 8  # bytes of a client's fingerprint, and of the fingerprint of its lis
 
 class Cut(NamedTuple):
     """Where the window begins: how many messages at the front of a line are left out, and the message that is
-    sent in their place (a summary), if one is."""
+    sent in their place (a summary), if one is. `told`: how many of them the summary tells of; None: all."""
 
     at: int = 0
     summary: bytes | None = None
+    told: int | None = None
+
+    @property
+    def covered(self) -> int:
+        """How many messages at the front of the line a summary stands for."""
+        if self.summary is None:
+            return 0
+        return self.at if self.told is None else self.told
 
 
 class Turn(Struct, frozen=True, gc=False):
@@ -80,8 +88,9 @@ class Turn(Struct, frozen=True, gc=False):
     (whose habits and which model family), None where the reply says nothing: only what was asked
     is sent on then. `request` is the digest of the request's body; `resends` tells that its
     client is one that resends its list. `usage` is the upstream's JSON. `cut` is where the window begins from
-    this turn on, in its own line; None where it is the parent's. `client` is the fingerprint of the software that
-    asked and, where its list carried a history, of that list's first message; `traits` are flags.
+    this turn on, in its own line; None where it is the parent's; `cut_for` is what it was made for (see `cuts`).
+    `client` is the fingerprint of the software that asked and, where its list carried a history, of that list's first
+    message; `traits` are flags.
     """
 
     id: str
@@ -104,6 +113,7 @@ class Turn(Struct, frozen=True, gc=False):
     ended: int = 0
     client: bytes = b""
     traits: int = 0
+    cut_for: str = ""
 
     @property
     def is_side(self) -> bool:

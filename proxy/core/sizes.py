@@ -80,10 +80,19 @@ class Sizes:
         return self
 
     def blank(self, keep: int) -> int:
-        """Before which message images are left out, where those of the newest `keep` turns stay: it moves on by
-        whole steps of the grid, and only to what is there."""
-        old = (len(self.turns) - keep) // GRID * GRID
+        """Before which message images are left out, where those of the newest `keep` turns stay: it moves on only to
+        what is there."""
+        old = len(self.turns) - keep
         return bisect_left(self.images, self.images[self.turns[old]]) if old > 0 else 0
+
+    def spared(self, most: int, end: int, own: int) -> int:
+        """Before which message images are left out, where a request with so many of its `own` may have `most`: several
+        leave at a time, so that what comes before them stays the same for a while."""
+        over = self.images[end] + own - most
+        if over <= 0:
+            return 0
+        step = max(1, most // 2)
+        return bisect_left(self.images, min(-(-over // step) * step, self.images[end]))
 
     def tokens(self, ratio: float, start: int, stop: int, blank: int) -> float:
         """What a stretch of the line weighs, at so many tokens a byte, where images before `blank` are left out."""
@@ -113,6 +122,10 @@ class Tokens:
     def of(self, start: int) -> float:
         """The tokens of the prompt where its window begins at `start`."""
         return max(0.0, self.base - self.sizes.tokens(self.ratio, self.at, start, self.blank))
+
+    def grown(self, size: int) -> Tokens:
+        """With so many bytes more in the prompt; less than none where it has less."""
+        return Tokens(self.sizes, self.blank, self.at, self.base + self.ratio * size, self.ratio)
 
     def corrected(self, start: int, counted: int) -> Tokens:
         """With what an upstream counted for a window that begins at `start`."""
@@ -150,6 +163,6 @@ def _counted(line: Line, start: int, end: int, same: Callable[[Turn], bool]) -> 
             prompt, said, thoughts = counts(turn.usage)[:3]
             if prompt:
                 return place, 0 if turn.resends else start, prompt, max(0, said - thoughts)
-        if turn.cut:  # before it the window was another
+        if turn.cut and (same(turn) or not turn.cut_for):  # before it the window was another
             break
     return None

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from proxy.core.alignment import Line
+from proxy.core.cuts import Made, holding, newest
 from proxy.core.history import History, moved
 from proxy.core.model import Cut, Message
 from proxy.core.plan import Decision, Plan
@@ -132,15 +133,30 @@ def is_trimmed(plan: Plan) -> bool:
     return bool(plan.injected) and not plan.resends and plan.decision is not Decision.ASIDE
 
 
-def in_force(history: History, plan: Plan) -> Cut:
-    """Where the window of a plan begins, as far as that was decided before: never within what its client carries
-    itself."""
-    cut = history.cut if plan.line is history.line else history.cut_of(plan.parent)
+def in_force(history: History, plan: Plan, limit: float | None = None, model: str = "") -> Cut:
+    """Where the window of a plan begins, as far as that was decided before for a prompt of that model that may have so
+    many tokens: never within what its client carries itself."""
+    return _on_branch(holding(_cuts(history, plan), limit, model), plan)
+
+
+def last(history: History, plan: Plan, model: str) -> Cut:
+    """Where the window began that a model had last: what its turns were counted with."""
+    return _on_branch(newest(_cuts(history, plan), model), plan)
+
+
+def _cuts(history: History, plan: Plan) -> Sequence[Made]:
+    return history.cuts if plan.line is history.line else history.cuts_of(plan.parent)
+
+
+def _on_branch(cut: Cut, plan: Plan) -> Cut:
     if not cut.at:
         return cut
-    if plan.decision is Decision.RETRY:
-        cut = moved(cut, plan.layout)
+    return settled(moved(cut, plan.layout) if plan.decision is Decision.RETRY else cut, plan)
+
+
+def settled(cut: Cut, plan: Plan) -> Cut:
+    """A cut where the window of this plan may begin: its branch may have lost the message that stood there."""
     at = min(cut.at, plan.injected)
-    while 0 < at < plan.injected and plan.line[at].message.role != "user":  # the branch has lost that message
+    while 0 < at < plan.injected and plan.line[at].message.role != "user":
         at += 1
-    return Cut(at, cut.summary)
+    return Cut(at, cut.summary, cut.covered if cut.summary and cut.covered < at else None)

@@ -76,6 +76,7 @@ class Repair:
         self._gaps: dict[tuple[str, str], _Gap] = {}
         self._nameless: list[tuple[str, str]] = []  # gaps of calls that came without an id
         self._made: set[tuple[str, str]] = set()  # every call: role of its result, id
+        self._told = False  # what was added last is a summary
 
     @property
     def ends_with_reply(self) -> bool:
@@ -94,7 +95,7 @@ class Repair:
             self._join()
         twin = Repair(self._rules)
         twin._parts, twin._run, twin._count = self._parts[:], self._run, self._count
-        twin._tail, twin._role = self._tail[:], self._role
+        twin._tail, twin._role, twin._told = self._tail[:], self._role, self._told
         twin._open = self._open.copy() if self._open else None
         twin._gaps, twin._made, twin._nameless = self._gaps.copy(), self._made.copy(), self._nameless[:]
         return twin
@@ -110,6 +111,12 @@ class Repair:
             if self._open:
                 self._close(self._open)
             self._say(role, raw)
+
+    def summarized(self, raw: bytes) -> None:
+        """A summary, in the place of what precedes the list: a user's message, for no list may begin with another's,
+        but one that is never followed by a user's nor joined with it. Whether an upstream minds is not always known."""
+        self._say("user", raw)
+        self._told = True
 
     def orphan(self, messages: Iterable[tuple[str, bytes]], torn: Torn | None = None) -> str | None:
         """The id that the first result of no call names, were these (role, raw) added; else None."""
@@ -186,6 +193,10 @@ class Repair:
     def _say(self, role: str, raw: bytes) -> None:
         if not self._tail and self._count and role == "user" and self._rules.bridge:  # a result is last
             self._emit([BRIDGE])
+        if self._told and role == "user":
+            self._emit([*self._tail, BRIDGE])
+            self._tail = []
+        self._told = False
         if self._tail and not (role == self._role and self._joins(role)):
             self._emit(self._joined_tail())
             self._tail = []

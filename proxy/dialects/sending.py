@@ -180,7 +180,7 @@ def _torn(line: Sequence[Entry], form: Form, role: str, id: str) -> bytes | None
 def _begun(form: Form, window: Window) -> Repair:
     repair = Repair(form.profile)
     if window.summary is not None:
-        repair.add("user", window.summary, stored=True)
+        repair.summarized(window.summary)
     return repair
 
 

@@ -24,14 +24,15 @@ def turns_of(
     idempotency_key: str | None = None,
     state: TurnState = TurnState.COMPLETE,
     cut: Cut | None = None,
+    cut_for: str = "",
     started: int = 0,
     ended: int = 0,
 ) -> list[Turn]:
     """The turn `id`, behind those that its list brought along (they get IDs by `new_id`).
 
     `remembered` is the system block in force at the parent, `request` the digest of the body, `cut` where its window
-    begins if that is new, the times are in ms since the epoch. Marks are taken where the list carried a history: of
-    another client's messages nobody may ever need them.
+    begins if that is new and `cut_for` what that was made for, the times are in ms since the epoch. Marks are taken
+    where the list carried a history: of another client's messages nobody may ever need them.
     """
     turns: list[Turn] = []
     for messages in plan.adopted:
@@ -74,6 +75,7 @@ def turns_of(
         finish_reason=reply.finish_reason,
         usage=reply.usage,
         cut=cut,
+        cut_for=cut_for if cut else "",
         started=started,
         ended=ended,
         client=plan.client,

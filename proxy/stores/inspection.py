@@ -114,6 +114,12 @@ def stats(connection: sqlite3.Connection, database: Path) -> Stats:
     )
 
 
+def seal(connection: sqlite3.Connection) -> bytes | None:
+    """By which the database knows its secret; None where it has none yet."""
+    found = connection.execute(sql.SEAL).fetchone()
+    return bytes(found[0]) if found else None
+
+
 def refuse_older(connection: sqlite3.Connection) -> int:
     """The schema of a database; StoreUnavailable where an earlier version of this program wrote it last."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()

@@ -44,8 +44,10 @@ def row_of(id: int, key: SessionKey, turn: Turn, now: int, answer: Answer | None
         text(turn.idempotency_key),
         turn.cut and turn.cut.at,
         turn.cut and turn.cut.summary,
+        turn.cut and turn.cut.told,
         turn.client,
         turn.traits,
+        text(turn.cut_for),
         *((answer.status, text(answer.content_type), answer.body) if answer else (None, None, None)),
     )
 
@@ -61,14 +63,14 @@ def history_of(tip: int | None, rows: Iterable[Any]) -> History:
 
 def _turn(parent: str | None, row: Any) -> Turn:
     name, state, system, asked, roles, reply, echo, model, finish_reason, usage, started, ended, *tree = row
-    layout, marks, form, request, resends, idempotency_key, cut, summary, client, traits = tree
+    layout, marks, form, request, resends, idempotency_key, cut, summary, told, client, traits, cut_for = tree
     raws = [bytes(raw) for raw in elements(asked)]
     each = [marks[at : at + MARK] for at in range(0, len(marks), MARK)] if marks else [b""] * (len(raws) + 1)
-    told = zip(loads(roles.encode()), raws, each, strict=False)
+    named = zip(loads(roles.encode()), raws, each, strict=False)
     return Turn(
         id=name,
         system=system,
-        asked=tuple([Message(role, raw, mark) for role, raw, mark in told]),
+        asked=tuple([Message(role, raw, mark) for role, raw, mark in named]),
         reply=reply,
         echo=Message("assistant", echo, each[-1]) if echo is not None else None,
         parent=parent,
@@ -81,11 +83,12 @@ def _turn(parent: str | None, row: Any) -> Turn:
         model=model,
         finish_reason=finish_reason,
         usage=usage,
-        cut=None if cut is None else Cut(cut, summary),
+        cut=None if cut is None else Cut(cut, summary, told),
         started=started,
         ended=ended,
         client=client,
         traits=traits,
+        cut_for=cut_for,
     )
 
 

@@ -3,6 +3,7 @@ without it no stored session can be found again."""
 
 from __future__ import annotations
 
+import hmac
 import os
 from pathlib import Path
 
@@ -30,6 +31,20 @@ def load_secret(database: Path, fresh: bytes | None) -> bytes:
     if len(secret) != SIZE:
         raise ValueError(f"{path} is damaged: it must hold {SIZE} bytes. Restore it from a backup.")
     return secret
+
+
+def seal_of(secret: bytes) -> bytes:
+    """By which a database knows its secret: a keyed hash, which tells nothing of it."""
+    return hmac.digest(secret, b"the secret of this database", "sha256")
+
+
+def refuse_foreign(database: Path, secret: bytes, seal: bytes | None) -> None:
+    """Raise ValueError for the secret of another database than the one that has this seal, None for none yet."""
+    if seal is not None and not hmac.compare_digest(seal, seal_of(secret)):
+        raise ValueError(
+            f"{secret_path(database)} belongs to another database: with it no session in {database.name} would be"
+            " found. Put the secret back that came with this database, or restore a backup, which has both."
+        )
 
 
 def secret_path(database: Path) -> Path:

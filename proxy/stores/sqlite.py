@@ -103,6 +103,11 @@ class SQLiteStore:
     def holds_turns(self) -> bool:
         return self._turn_id > 0
 
+    async def seal(self, seal: bytes) -> bytes:
+        """The seal of this database: this one, where it has none, or nothing that would be lost under it."""
+        await self._write([(sql.SEALED if self.holds_turns else sql.RESEAL, [(seal,)])])
+        return bytes((await self._read(sql.SEAL, ()))[0][0])
+
     def warm(self, key: SessionKey) -> Session | None:
         return None
 

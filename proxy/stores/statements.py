@@ -5,15 +5,15 @@ from proxy.core.model import SIDE
 SESSION = "SELECT id, tip, touched, emptied FROM sessions WHERE tenant = ? AND session = ?"
 TURNS = """
 SELECT id, parent, name, state, system, asked, roles, reply, echo, model, finish_reason, usage, started, ended,
-       layout, marks, form, request, resends, idempotency_key, cut, summary, client, traits
+       layout, marks, form, request, resends, idempotency_key, cut, summary, told, client, traits, cut_for
 FROM turns WHERE session = ? ORDER BY id
 """
 # A turn as it arrives: all that is to be done for it in one statement, and for many turns in one step. Each step of a
 # statement gives up Python's lock, and gets it back when it can.
 COLUMNS = (
     "turn, tenant, session, touched, parent, name, state, system, asked, roles, reply, echo, model, finish_reason, "
-    "usage, started, ended, layout, marks, form, request, resends, idempotency_key, cut, summary, client, traits, "
-    "status, content_type, body"
+    "usage, started, ended, layout, marks, form, request, resends, idempotency_key, cut, summary, told, client, "
+    "traits, cut_for, status, content_type, body"
 )
 ARRIVE = f"INSERT INTO arriving ({COLUMNS}) VALUES "  # noqa: S608
 _BESIDE = f"(NEW.traits & {SIDE})"  # a side request: neither the tip nor the last answer
@@ -33,11 +33,11 @@ CREATE TEMP TRIGGER arrival INSTEAD OF INSERT ON arriving BEGIN
     SET tip = iif({_BESIDE}, tip, excluded.tip), touched = excluded.touched, emptied = 0;
     INSERT INTO turns (id, session, parent, name, state, system, asked, roles, reply, echo, model, finish_reason, usage,
                        started, ended, layout, marks, form, request, resends, idempotency_key, cut, summary,
-                       client, traits)
+                       told, client, traits, cut_for)
     SELECT NEW.turn, s.id, (SELECT id FROM turns WHERE session = s.id AND name = NEW.parent), NEW.name, NEW.state,
            NEW.system, NEW.asked, NEW.roles, NEW.reply, NEW.echo, NEW.model, NEW.finish_reason, NEW.usage, NEW.started,
            NEW.ended, NEW.layout, NEW.marks, NEW.form, NEW.request, NEW.resends, NEW.idempotency_key,
-           NEW.cut, NEW.summary, NEW.client, NEW.traits
+           NEW.cut, NEW.summary, NEW.told, NEW.client, NEW.traits, NEW.cut_for
     FROM sessions s WHERE s.tenant = NEW.tenant AND s.session = NEW.session;
     DELETE FROM answers WHERE slot = 0 AND NEW.status IS NULL AND NOT {_BESIDE} AND session = {_SESSION};
     {_ANSWER.format(slot="0", wanted=f"NEW.status IS NOT NULL AND NOT {_BESIDE}")}
@@ -71,5 +71,8 @@ WIPE = "DELETE FROM turns WHERE session IN (SELECT id FROM sessions WHERE id = ?
 WIPE_ANSWERS = WIPE.replace("turns", "answers", 1)
 STALE = "SELECT id, touched, tenant, session FROM sessions WHERE touched < ? AND emptied = 0 ORDER BY touched LIMIT ?"
 FORGET = "DELETE FROM sessions WHERE emptied = 1 AND touched < ?"
+SEAL = "SELECT seal FROM seal"
+SEALED = "INSERT OR IGNORE INTO seal (id, seal) VALUES (1, ?)"
+RESEAL = "INSERT OR REPLACE INTO seal (id, seal) VALUES (1, ?)"
 BEAT = "UPDATE pulse SET beat = beat + 1"
 ALIVE = "SELECT count(*) FROM sessions WHERE touched >= ?"  # the index on `touched` answers it alone

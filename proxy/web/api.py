@@ -70,6 +70,7 @@ async def _show(request: web.BaseRequest, runtime: Runtime, key: SessionKey) -> 
         "limit": limit_of(runtime, key.tenant, last) if last else None,
         "cut": history.cut.at,
         "summary": loads(history.cut.summary) if history.cut.summary else None,
+        "summarized": history.cut.covered,
         "in_flight": [{"turn": turn.id, "decision": turn.plan.decision} for turn in turns],
     }
     return _json(dumps(shown))

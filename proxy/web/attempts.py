@@ -7,12 +7,15 @@ from __future__ import annotations
 from proxy.core.history import History
 from proxy.core.plan import Plan
 from proxy.dialects import profiles, sending
+from proxy.dialects.overflow import begins
 from proxy.dialects.sending import Form
+from proxy.errors import ProxyError
 from proxy.web.call import Call
+from proxy.web.connection import Take
+from proxy.web.narrowing import ERROR_SIZE, Narrowing
 from proxy.web.pieces import Body
 from proxy.web.runtime import Runtime
 from proxy.web.upstream import Response
-from proxy.web.window import ERROR_SIZE, Fit
 
 _REFUSALS = 3  # members that a request is stripped of, one after another
 
@@ -21,10 +24,10 @@ class Attempts:
     """`body` is what to send, in pieces, `injected` how many messages in it the client did not send. Raises BadRequest
     and ContextTooLong."""
 
-    def __init__(self, runtime: Runtime, call: Call, plan: Plan, history: History) -> None:
+    def __init__(self, runtime: Runtime, call: Call, plan: Plan, history: History, probes: bool = True) -> None:
         self._runtime, self._call = runtime, call
         self.form = self._form(self._known)
-        self.fit = Fit(runtime, call, plan, history, self.form)
+        self.fit = Narrowing(runtime, call, plan, history, self.form, probes)
         self.body, self.injected = self.fit.body(self.form)
 
     async def refused(self, answer: Response, body: Body) -> bool:
@@ -38,6 +41,19 @@ class Attempts:
             for member in self.form.refused - self._known:
                 await self._runtime.store.learn(self._call.target.host, member)
         return False
+
+    async def refused_within(self, answer: Response, body: Body, take: Take) -> bool:
+        """Whether the first event of a stream refuses what was sent, and something else is to be sent now. What comes
+        before it keeps the connection alive, and goes to `take`."""
+        try:
+            while (piece := await body.peek()) and not begins(piece):
+                await body.flow(lambda comment, chunks: take(comment, chunks) and False)
+        except ProxyError:
+            return False  # it breaks off, and does so again for who reads on
+        if not await self.fit.refused_within(piece):
+            return False
+        self.body, self.injected = self.fit.body(self.form)
+        return True
 
     def _strip(self, member: str | None) -> bool:
         """Leave a refused member out of the body; whether that changed it."""

@@ -25,6 +25,7 @@ class Broadcast:
     def __init__(self, first: Listener, limit: int) -> None:
         self.status, self.headers = 0, Pairs()
         self.fault: ProxyError | None = None
+        self.why = "upstream"  # whose doing it is where it ends before its end
         self.ended = self.whole = False
         self.delivered = False  # some client has been given the end
         self._first: Listener | None = first
@@ -107,7 +108,7 @@ class Broadcast:
             if fault and self._first.take_back():
                 self.status = 0
             else:
-                self._first.break_off(broke)
+                self._first.break_off(broke, self.why)
         self._tell()
         self._release()
 
@@ -123,7 +124,7 @@ class Broadcast:
         """For the handler of one who comes later: give it all, with the headers `instead` of ours of that
         name. Raises the fault before a head."""
         if self._pieces is None:
-            listener.reset()
+            listener.reset("limit")
             return
         if self._first and not self.ended:  # from now on nobody waits for anybody
             first, self._first = self._first, None
@@ -148,7 +149,7 @@ class Broadcast:
         at = self._piece_at(taken)
         while not listener.gone:
             if self._pieces is None:
-                listener.break_off()
+                listener.break_off(why="limit")
             elif at < len(self._pieces):
                 piece = self._pieces[at]
                 await listener.write(piece)
@@ -156,7 +157,7 @@ class Broadcast:
                 self._followers[listener] += len(piece)
                 self._tell()
             elif self.ended:
-                await listener.end() if self.whole else listener.break_off()
+                await listener.end() if self.whole else listener.break_off(why=self.why)
                 self.delivered = self.delivered or (self.whole and not listener.gone)
                 return
             else:

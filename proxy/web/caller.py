@@ -14,15 +14,18 @@ from proxy.errors import ConflictingSessionId, InvalidApiKey
 
 def tenant(config: Config, pairs: headers.Pairs, secret: bytes) -> bytes:
     """The opaque tenant of a request, by the configured rule."""
-    credential = headers.credential(pairs)
+    credential, rule = headers.credential(pairs), config.tenant_rule
+    value = None
+    if not isinstance(rule, str):
+        value = next((value for key, value in pairs if key.lower() == rule["header"].lower()), None)
     if config.clients and (name := headers.client_name(credential, _clients(config))):
-        return headers.tenant("client", name, secret)
-    rule = config.tenant_rule
+        # A front is one client, and says by the header for which of its users it asks.
+        whose = headers.tenant("client", name, secret)
+        return whose if value is None else headers.tenant(f"client {whose.hex()}", value, secret)
     if rule == "one":
         return headers.tenant("one", None, secret)
     if rule == "credential":
         return headers.tenant("credential", credential, secret)
-    value = next((value for key, value in pairs if key.lower() == rule["header"].lower()), None)
     return headers.tenant("header", value, secret)
 
 

@@ -87,9 +87,9 @@ def over(request: web.BaseRequest, runtime: Runtime, line: Line, answer: Answere
     now = time.monotonic()
     first: float | None = None
     status = size = 0
-    gone = answer is None
+    gone, reset = answer is None, ""
     if isinstance(answer, Listener):
-        status, size, gone = answer.status, answer.size, answer.gone
+        status, size, gone, reset = answer.status, answer.size, answer.gone and not answer.why, answer.why
         first = answer.first - line.begun if answer.first else None
     elif answer is not None:
         status, body = answer.status, getattr(answer, "body", None)
@@ -103,13 +103,15 @@ def over(request: web.BaseRequest, runtime: Runtime, line: Line, answer: Answere
     if lines := runtime.lines:
         level = _level(line, status)
         if level >= lines.level:
-            lines.request(level, _told(request, line, status, size, gone, total, first, overhead, runtime.secret))
+            lines.request(
+                level, _told(request, line, status, size, gone, reset, total, first, overhead, runtime.secret)
+            )
 
 
 def _level(line: Line, status: int) -> int:
     if line.route == "health" and status < 400:
         return logging.DEBUG  # somebody asks every few seconds
-    return logging.WARNING if line.outcome in _WRONG or (line.fault and status >= 500) else logging.INFO
+    return logging.WARNING if line.outcome in _WRONG or status >= 500 else logging.INFO
 
 
 def _told(
@@ -118,6 +120,7 @@ def _told(
     status: int,
     size: int,
     gone: bool,
+    reset: str,
     total: float,
     first: float | None,
     overhead: float | None,
@@ -139,6 +142,8 @@ def _told(
         told["error"] = line.fault
     if gone:
         told["client"] = "gone"
+    if reset:
+        told["reset"] = reset
     told["in"], told["out"] = line.size, size
     if line.queue:
         told["queue_ms"] = _ms(line.queue)

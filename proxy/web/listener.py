@@ -30,6 +30,9 @@ class Listener:
 
     def __init__(self, request: web.BaseRequest, config: Config, watch: Watch) -> None:
         self.gone = False
+        self.why = (
+            ""  # where it was ended before its end, and not by the client: upstream, stop, interrupt, store, limit
+        )
         self.status = 0  # of the head that was written
         self.size, self.first = 0, 0.0  # bytes of the body that were given, and when the head went (monotonic)
         self.keep_alive = False
@@ -124,17 +127,20 @@ class Listener:
         self._write(LAST if self._chunked else b"")
         await self.room()
 
-    def break_off(self, broke: float | None = None) -> None:
+    def break_off(self, broke: float | None = None, why: str = "upstream") -> None:
         """End what is not whole: with a reset, once the client had a moment to read what it was given. Nobody need wait
         for that: to whoever writes the client is gone at once. `broke`: when that was (monotonic), where not now."""
         transport = self._protocol.transport
-        if not self.gone and transport is not None:
+        if not self.left and transport is not None:
+            self.why = why
             self._parting = Parting(transport, broke or time.monotonic(), self._watch.hurries)
         self.gone = True
 
-    def reset(self) -> None:
+    def reset(self, why: str = "") -> None:
         """End with a TCP reset at once. A mere close would look like success to an HTTP/1.0 client, such
         as stock nginx, for which the end of the connection is the end of the body."""
+        if not self.left:
+            self.why = self.why or why
         self.gone = True
         transport = self._protocol.transport
         if transport is not None:

@@ -61,7 +61,7 @@ async def _hand_on(request: web.BaseRequest, runtime: Runtime, target: Target, l
         except ProxyError:
             listener.break_off()
         except BaseException:  # a stop of ours, or a fault, for which an error would be written behind what is out
-            listener.reset()
+            listener.reset("stop")
             raise
         finally:
             answer.close()

@@ -30,6 +30,12 @@ class Body:
         self._is_here = size == whole
         return b"".join(self._looked_at)
 
+    async def peek(self) -> bytes:
+        """The next piece as it came; it comes again. Empty at the end."""
+        if not self._looked_at and (piece := self._answer.here() or await self._answer.piece()):
+            self._looked_at.append(piece)
+        return self._looked_at[0] if self._looked_at else b""
+
     def undo(self) -> bool:
         """Undo the answer's encoding, where it has one: we asked for none, and cannot record what we cannot read."""
         named = self._answer.get("content-encoding")

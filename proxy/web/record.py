@@ -53,6 +53,7 @@ class Record:
             idempotency_key=call.idempotency_key,
             state=TurnState.CUT if cut else TurnState.COMPLETE,
             cut=self._attempts.fit.cut,
+            cut_for=self._attempts.fit.cut_for,
             started=started,
             ended=runtime.now(),
         )

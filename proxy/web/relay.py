@@ -20,7 +20,7 @@ from proxy.core.plan import Decision, Mode, Plan
 from proxy.core.reconcile import decide
 from proxy.core.retries import is_retry, retried
 from proxy.dialects import marks
-from proxy.errors import IdempotencyKeyReused, SessionBusy, SessionNotFound, Stopped
+from proxy.errors import IdempotencyKeyReused, Interrupted, SessionBusy, SessionNotFound, SessionQueueFull
 from proxy.web import line as lines
 from proxy.web.attempts import Attempts
 from proxy.web.broadcast import replay
@@ -198,27 +198,36 @@ async def _place(request: web.BaseRequest, runtime: Runtime, call: Call, on_busy
         for turn in live.turns(call.key):
             orphaned = turn.broadcast.deserted and turn.call.request != call.request
             if turn.follows and (interrupts or orphaned):
-                turn.stop(Stopped("Another request of the session interrupted this one. Nothing was recorded."))
+                turn.stop(Interrupted("Another request of the session interrupted this one. Nothing was recorded."))
 
     look(on_busy is Busy.INTERRUPT)
-    waits = time.monotonic()
+    waits: float | None = time.monotonic()
     try:
         async with WhileThere(request, runtime.watch, look):
             place: Place = await live.place(call.key, sessions.queue_limit, sessions.queue_timeout)
+    except SessionQueueFull:
+        waits = None  # it was not let in
+        raise
     finally:
-        call.line.queue = time.monotonic() - waits
+        call.line.queue = 0.0 if waits is None else time.monotonic() - waits
     return place
 
 
 def _dry_run(runtime: Runtime, call: Call, reading: Reading) -> web.Response:
     """What `x-session-dry-run` answers: the exact body, and where each of its messages came from."""
     plan = reading.plan
-    first = Attempts(runtime, call, plan, reading.session.history)
+    first = Attempts(runtime, call, plan, reading.session.history, probes=False)
     dropped = first.fit.dropped
     sources: list[dict[str, str]] = []
     if plan.system is not None:
         sources.append({"from": "request" if call.ask.system is not None else "history", "role": "system"})
-    for entry, theirs in plan.sent[dropped:]:
+    rest = plan.sent[dropped:]
+    if first.fit.window.summary is not None:
+        sources.append({"from": "summary", "role": "user"})
+        behind = [entry.message if entry else theirs for entry, theirs in rest[:1]]
+        if any([message and message.role == "user" for message in behind]):  # which never follows another
+            sources.append({"from": "proxy", "role": "assistant"})
+    for entry, theirs in rest:
         if entry:
             sources.append({"from": "history", "turn": entry.turn.id, "role": entry.message.role})
         elif theirs:

@@ -11,6 +11,7 @@ from proxy.config import Config
 from proxy.lines import Lines
 from proxy.numbers import Numbers
 from proxy.stores.base import Store
+from proxy.web.failures import Failures
 from proxy.web.live import Live
 from proxy.web.summaries import Summaries
 from proxy.web.target import Target, find
@@ -52,6 +53,7 @@ class Runtime:
     numbers: Numbers = field(default_factory=Numbers)
     lines: Lines | None = None
     noted: Noted = field(default_factory=Noted)
+    failures: Failures = field(default_factory=Failures)
     _routes: dict[tuple[str, str], Target | None] = field(default_factory=dict)
     _routed: Config | None = None
 

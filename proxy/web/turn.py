@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import ExitStack
 from typing import cast
 
 from msgspec import structs
@@ -21,7 +22,7 @@ from proxy.core.model import Answer
 from proxy.core.plan import Flight, Plan
 from proxy.core.usage import counts
 from proxy.dialects import chat
-from proxy.errors import ProxyError, Stopped, StoreUnavailable
+from proxy.errors import Interrupted, ProxyError, Stopped, StoreUnavailable
 from proxy.web.attempts import Attempts
 from proxy.web.broadcast import Broadcast
 from proxy.web.call import Call, client_headers, not_recorded, of_turn, upstream_headers
@@ -139,6 +140,7 @@ class RecordedTurn:
 
     def _end(self, fault: ProxyError | None = None) -> None:
         if self._stopped is None:
+            self.broadcast.why = "interrupt" if isinstance(fault, Interrupted) else "stop"
             self._stopped = fault or Stopped("The turn was stopped before its answer began. Nothing was recorded.")
             if self._cuttable and self.task:
                 self.task.cancel()
@@ -168,20 +170,21 @@ class RecordedTurn:
         sent = upstream_headers(self.call, runtime)
         self.call.line.asked = self.call.line.asked or time.monotonic()
         answer = await runtime.client.ask("POST", target.url, sent, self._attempts.body, target.upstream)
-        try:
+        with ExitStack() as asked:
+            asked.callback(answer.close)
             body = Body(answer)
             if await self._attempts.refused(answer, body):
                 return True
-            await self._relay(answer, body)
-        finally:
-            answer.close()
+            await self._relay(answer, body, asked)
         return False
 
-    async def _relay(self, answer: Response, body: Body) -> None:
+    async def _relay(self, answer: Response, body: Body, asked: ExitStack) -> None:
         inflated = 200 <= answer.status < 300 and body.undo()
         self._said = status, kind = answer.status, answer.get("content-type")
         self._exchange.begin(status, kind, None if inflated else answer.length, body.unknown)
         self.broadcast.begin(answer.status, self._client_headers(answer, inflated), not answer.is_here)
+        if self._attempts.fit.looks_within and self._streams(answer):
+            body = await self._opened(answer, body, asked)
         clean = await self._pieces(body) and body.is_whole
         if not self._settling:
             await self._settle(clean)
@@ -190,6 +193,26 @@ class RecordedTurn:
             self.note_delivery()
         else:
             self.broadcast.fail()
+
+    def _streams(self, answer: Response) -> bool:
+        streams = self.call.ask.stream and answer.status == 200 and answer.length is None
+        return streams and answer.get("content-encoding") is None
+
+    async def _opened(self, answer: Response, body: Body, asked: ExitStack) -> Body:
+        """The body of a stream, or of the one that comes in its place: where its first event says that the prompt is
+        too long, less of it is sent. The client has the head, and sees nothing of that."""
+        runtime, target = self._runtime, self.call.target
+        while await self._attempts.refused_within(answer, body, self._hand_on):
+            sent = upstream_headers(self.call, runtime)
+            try:
+                again = await runtime.client.ask("POST", target.url, sent, self._attempts.body, target.upstream)
+            except ProxyError:
+                break  # the first answer's error stands
+            asked.callback(again.close)
+            if not self._streams(again):
+                break
+            answer, body = again, Body(again)
+        return body
 
     async def _pieces(self, body: Body) -> bool:
         """Hand pieces on until the end of the transfer; whether it ended as HTTP says."""
@@ -234,7 +257,7 @@ class RecordedTurn:
         except StoreUnavailable as error:
             log.error("turn %s is not kept, its end is not released: %s", self.id, error)
             released, fault = False, error
-            line.outcome = "unkept"
+            line.outcome, self.broadcast.why = "unkept", "store"
         self._committing = False
         self._leave()
         line.released = time.monotonic()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import os
 import signal
+import socket
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -192,3 +194,40 @@ async def test_an_interruption_is_a_word_and_exit_1(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         _, errors = await process.communicate()
     assert (process.returncode, errors.decode()) == (1, "session-proxy: interrupted\n")
+
+
+async def test_a_used_port_is_named_and_that_of_the_proxy_itself_is_not(tmp_path: Path) -> None:
+    async with upstream_of() as upstream:
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            port = other.getsockname()[1]
+            proxy = Proxy(upstream.base_url, tmp_path, {"listen": f"127.0.0.1:{port}"})
+            os.chmod(proxy.config, 0o600)
+            code, found = await doctor(proxy)
+            assert code == 1
+            assert [
+                line for line in found if line.startswith(f"fail  listen: another process listens on 127.0.0.1:{port};")
+            ]
+        async with Proxy(upstream.base_url, tmp_path) as proxy:
+            proxy.config.write_text(
+                json.dumps(json.loads(proxy.config.read_text()) | {"listen": f"127.0.0.1:{proxy.port}"})
+            )
+            code, found = await doctor(proxy)
+            assert (code, [line for line in found if "listen:" in line]) == (0, [])
+
+
+async def test_a_secret_that_is_damaged_or_of_another_database_fails(tmp_path: Path) -> None:
+    async with upstream_of() as upstream, Proxy(upstream.base_url, tmp_path) as proxy:
+        os.chmod(proxy.config, 0o600)
+        await say(proxy.port, "s")
+        await proxy.stop()
+        secret = proxy.database.with_name("sessions.db.secret")
+        secret.write_bytes(bytes(32))
+        code, found = await doctor(proxy)
+        assert code == 1 and any([f"fail  database: {secret} belongs to another database" in line for line in found])
+        code, _, errors = await run("serve", "--config", str(proxy.config), "--listen", "127.0.0.1:0", folder=tmp_path)
+        assert code == 1 and "belongs to another database" in errors and "restore a backup" in errors
+        for file in proxy.database.parent.glob("sessions.db*"):
+            file.unlink()
+        secret.write_bytes(b"short")
+        code, found = await doctor(proxy)
+        assert code == 1 and any([line.startswith(f"fail  secret: {secret} is damaged") for line in found])

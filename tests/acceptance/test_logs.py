@@ -108,7 +108,31 @@ async def test_a_reload_changes_level_and_form(tmp_path: Path) -> None:
         assert json.loads(proxy.log.splitlines()[-1])["logger"] == "daemon"
         proxy.config.write_text(json.dumps({**kept, "log": {"level": "warning"}, "sessions": {"ttl": "1h"}}))
         os.kill(proxy.pid, signal.SIGHUP)
-        await eventually(lambda: "takes effect with a restart" in proxy.log)
+        await eventually(lambda: "sessions.ttl: 3600s takes effect with a restart; 86400s is in force" in proxy.log)
         await call(proxy.port, "GET", "/second")
         await proxy.stop()
     assert "second" not in proxy.log and proxy.log.splitlines()[-1].startswith("time=")
+
+
+async def test_a_reload_tells_what_is_in_force(tmp_path: Path) -> None:
+    """What waits for a restart is told at each reload, and no more once it is taken back; a renamed client is told."""
+    async with ScriptedUpstream() as upstream, Proxy(upstream.base_url, tmp_path) as proxy:
+        kept = json.loads(proxy.config.read_text())
+
+        async def reload(number: int, **sections: Any) -> str:
+            before = len(proxy.log)
+            proxy.config.write_text(json.dumps({**kept, **sections}))
+            os.kill(proxy.pid, signal.SIGHUP)
+            await eventually(lambda: proxy.log.count("configuration reloaded") == number)
+            await call(proxy.port, "GET", f"/reload{number}")
+            await eventually(lambda: f"/reload{number}" in proxy.log)
+            return proxy.log[before:]
+
+        wanted = "limits.cache: 1MiB takes effect with a restart; 64MiB is in force"
+        for number in (1, 2):
+            assert wanted in await reload(number, limits={"cache": "1MiB"})
+        assert "takes effect" not in await reload(3)
+        hashes = ["ab" * 32]
+        assert "was called" not in await reload(4, clients=[{"name": "kitchen", "key_hashes": hashes}])
+        said = await reload(5, clients=[{"name": "hall", "key_hashes": hashes}])
+        assert "clients: hall was called kitchen, and its sessions are those of that name" in said

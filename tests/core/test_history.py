@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.core.cuts import Made
 from proxy.core.history import (
     SPARE_BYTES,
     SPARE_TURNS,
@@ -20,7 +21,7 @@ from proxy.core.history import (
     moved,
     own_entries,
 )
-from proxy.core.model import Cut, Layout, Message, SessionState, Turn, TurnState
+from proxy.core.model import SIDE, Cut, Layout, Message, SessionState, Turn, TurnState
 
 ROLES = {"u": "user", "a": "assistant", "t": "tool", "p": "assistant"}
 
@@ -373,6 +374,18 @@ def test_a_cut_is_kept_with_its_turn_and_holds_on_the_branches_that_contain_it()
     assert told.plus(turn("b", "4", "u5 -", ((0, 1),))).cut == Cut()
 
 
+def test_each_model_has_cuts_of_its_own() -> None:
+    small = turn("4", "3", "u4 a4", cut=Cut(4), cut_for="700 h small")
+    large = turn("5", "4", "u5 a5", cut=Cut(2), cut_for="3000 h large")
+    told = History(TREE, "3").plus(small, large, turn("6", "5", "u6 a6"))
+    both = (Made(Cut(4), 700, "h small"), Made(Cut(2), 3000, "h large"))
+    assert told.cuts == told.cuts_of("6") == History(told.turns, "6").cuts == both
+    assert told.cuts_of("4") == both[:1] and told.cuts_of("3") == ()
+    assert [each.cut for each in told.plus(turn("b", "6", "u5 a5", ((1, 12), 1))).cuts] == [Cut(3), Cut(1)]
+    beside = turn("s", "6", "u5 a5", traits=SIDE)
+    assert told.plus(beside).cuts == both
+
+
 @pytest.mark.parametrize(
     ("layout", "wanted"),
     [
@@ -385,6 +398,11 @@ def test_a_cut_is_kept_with_its_turn_and_holds_on_the_branches_that_contain_it()
         ((1,), Cut()),
     ],
 )
-def test_a_cut_moves_with_the_messages_behind_it(layout: Layout | None, wanted: Cut) -> None:
+def test_a_cut_and_what_its_summary_tells_of_move_with_the_messages_behind_them(
+    layout: Layout | None, wanted: Cut
+) -> None:
     assert moved(Cut(4, b"s"), layout) == wanted
+    partly = moved(Cut(4, b"s", 2), layout)
+    assert (partly.at, partly.summary) == (wanted.at, wanted.summary)
+    assert partly.covered <= wanted.covered
     assert moved(Cut(), layout) == Cut()

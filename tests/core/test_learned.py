@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from proxy.core.learned import LIMIT_KEPT, Learned, is_old
+from proxy.core.learned import IMAGES, LIMIT_KEPT, PROBED, Learned, is_old
 from proxy.core.model import ModelKey
 
 MINE, THEIRS = ModelKey(b"me", "host", "model"), ModelKey(b"them", "host", "model")
@@ -21,6 +21,26 @@ def test_a_limit_is_of_one_model_and_the_last_one_counts() -> None:
     assert (learned.limit(MINE, 5), learned.limit(THEIRS, 5)) == (4096, None)
     learned.limited(MINE, 2048, 5)
     assert learned.limit(MINE, 5) == 2048
+
+
+def test_every_so_often_a_turn_asks_for_more() -> None:
+    learned = Learned(limits=[(*MINE, 4096, 0)])
+    assert [learned.is_probed(MINE) for _ in range(PROBED + 1)] == [False] * (PROBED - 1) + [True] * 2
+    assert not learned.is_probed(THEIRS)
+    learned.probed(MINE, taken=False)
+    assert not learned.is_probed(MINE)
+    learned.probed(MINE, taken=True)
+    assert learned.is_probed(MINE)
+    learned.limited(THEIRS, 512, LIMIT_KEPT + 1)  # what is forgotten waits no more
+    assert not learned.is_probed(MINE)
+
+
+def test_how_many_images_a_model_takes_is_remembered_of_so_many_models() -> None:
+    learned = Learned()
+    for n in range(IMAGES + 1):
+        learned.pictured(ModelKey(b"me", "host", str(n)), n)
+    assert len(learned.images) == IMAGES
+    assert ModelKey(b"me", "host", "0") not in learned.images and learned.images[ModelKey(b"me", "host", "9")] == 9
 
 
 def test_a_limit_is_forgotten_after_a_day_and_never_before_it() -> None:

@@ -29,6 +29,12 @@ def test_the_size_of_a_turn_grows_with_every_part() -> None:
     assert larger[3].size > larger[2].size < larger[4].size
 
 
+def test_a_summary_tells_of_all_that_is_left_out_unless_it_says_of_how_much() -> None:
+    assert Cut(4, b"s").covered == 4
+    assert Cut(4, b"s", 2).covered == 2
+    assert Cut(4).covered == Cut().covered == 0
+
+
 def test_many_small_messages_are_not_taken_for_nothing() -> None:
     """The objects around a message take more memory than a short text does."""
     assert turn(*[Message("user", b"1")] * 1000).size > 1000 * 200

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import accumulate
 from statistics import median
 from typing import Any
 
@@ -14,7 +15,6 @@ from proxy.core.exchange import Exchange
 from proxy.core.history import History
 from proxy.core.model import Cut, Message, Turn, TurnState
 from proxy.core.sizes import (
-    GRID,
     IMAGE,
     LOOK_BACK,
     RATIO,
@@ -102,16 +102,30 @@ def test_a_line_of_many_turns_is_the_sum_of_its_messages() -> None:
     assert whole.whole[-1] == sum([size.whole for size in sized])
 
 
-def test_old_images_leave_by_steps_of_the_grid() -> None:
-    told = history(*[turn(n, 10, IMAGE_URL % (b"A" * 2000)) for n in range(4 * GRID)])
-    places = []
+@pytest.mark.parametrize("keep", [1, 2, 5])
+def test_images_of_so_many_turns_stay_and_no_more(keep: int) -> None:
+    told = history(*[turn(n, 10, IMAGE_URL % (b"A" * 2000)) for n in range(12)])
     for size in range(len(told.turns) + 1):
         part = Sizes().follow(told.line[: 2 * size])
-        places.append(part.blank(2))
-    assert places[: GRID + 2] == [0] * (GRID + 2)
-    # The image before which nothing is left stands two messages before the first turn that keeps its own.
-    assert sorted(set(places)) == [0, *[2 * GRID * n - 1 for n in (1, 2, 3)]]
-    assert places == sorted(places)
+        assert part.images[-1] - part.images[part.blank(keep)] == min(size, keep)
+
+
+@given(st.lists(st.integers(0, 2), max_size=30), st.integers(0, 9), st.integers(0, 3))
+def test_no_more_images_are_sent_than_are_taken(each: list[int], most: int, own: int) -> None:
+    sums = [0, *accumulate(each)]
+    sizes = Sizes(images=sums)
+    place = sizes.spared(most, len(each), own)
+    left = sums[-1] - sums[place] + own
+    assert left <= max(most, own)
+    if sums[-1] + own <= most:
+        assert place == 0
+    elif own <= most:
+        assert left >= most - 2 * max(1, most // 2)  # not many more leave than have to
+
+
+def test_what_is_spared_stays_the_same_for_a_while() -> None:
+    places = [Sizes(images=list(range(n + 1))).spared(10, n, 1) for n in range(40)]
+    assert len(set(places)) == 1 + 6 and places == sorted(places)
 
 
 def test_what_has_no_images_never_moves() -> None:
@@ -152,6 +166,12 @@ def test_thoughts_do_not_come_back() -> None:
 def test_a_hidden_prompt_does_not_spoil_the_measure(prompt: int, ratio: float) -> None:
     found = estimate(history(turn(0, usage=usage(prompt))))
     assert (found.of(0), found.ratio) == (prompt + ratio * 40, ratio)
+
+
+def test_a_prompt_grows_by_what_is_put_into_it() -> None:
+    found = estimate(history(turn(0, usage=usage(60, 20))))
+    assert found.grown(100).of(0) == found.of(0) + 100 * found.ratio
+    assert found.grown(-100).of(0) == found.of(0) - 100 * found.ratio
 
 
 def test_a_prompt_is_never_less_than_nothing() -> None:

@@ -14,7 +14,7 @@ from proxy.core.history import History
 from proxy.core.model import Cut, Layout, Message, Turn
 from proxy.core.plan import Decision, Plan
 from proxy.core.sizes import GRID
-from proxy.core.window import DEPTH, Bound, begin, in_force, is_trimmed, places, reaching
+from proxy.core.window import DEPTH, Bound, begin, in_force, is_trimmed, places, reaching, settled
 
 ROLES = {"u": "user", "a": "assistant", "c": "assistant", "r": "tool", "s": "system"}
 
@@ -199,6 +199,16 @@ def test_a_client_that_carries_the_end_itself_moves_the_cut_before_it() -> None:
     told = history("u a", "u a", "u a", cut=Cut(4))
     assert in_force(told, append(told, injected=3)) == Cut(3)
     assert in_force(told, append(told, injected=0)) == Cut(0)
+    told = history("u a", "u a", "u a", cut=Cut(4, b"s", 2))
+    assert in_force(told, append(told, injected=4)) == Cut(4, b"s", 2)
+    assert in_force(told, append(told, injected=2)) == Cut(2, b"s")
+
+
+def test_what_a_branch_has_lost_behind_a_cut_no_summary_tells_of() -> None:
+    told = history("u a", "u a", "u a")
+    assert settled(Cut(2, b"s"), append(told)) == Cut(2, b"s")
+    assert settled(Cut(3, b"s"), append(told)) == Cut(4, b"s", 3)
+    assert settled(Cut(3), append(told)) == Cut(4)
 
 
 @pytest.mark.parametrize(

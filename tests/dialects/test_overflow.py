@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.dialects import chat
-from proxy.dialects.overflow import STATUSES, Overflow, overflow, room
+from proxy.dialects.overflow import STATUSES, Kind, Overflow, begins, is_own, overflow, room, within
 from tests.fakes import recordings
 
 OPENAI = "This model's maximum context length is 8192 tokens. However, your messages resulted in 8545 tokens. Please"
@@ -209,14 +209,210 @@ SAYS: list[tuple[Any, int | None, int | None]] = [
     (openai("prompt token count of 55059 exceeds the limit of 12288"), 12288, 55059),
     (openai("The prompt is too long: 9000, model maximum context length: 8192"), 8192, 9000),
     (openai("Prompt exceeds max length", code="1261"), None, None),
+    # GitHub Models, status 413 (cline/cline 995 and 2115, evalstate/fast-agent 346)
+    (
+        openai("Request body too large for gpt-4o model. Max size: 8000 tokens.", code="tokens_limit_reached"),
+        8000,
+        None,
+    ),
+    (openai("Request body too large for o1-mini model. Max size: 4000 tokens."), 4000, None),
+    # SiliconFlow (langgenius/dify 19394, BerriAI/litellm 10188)
+    (
+        {
+            "code": 20015,
+            "message": "length of prompt_tokens (57535) must be less than max_seq_len (32768).",
+            "data": None,
+        },
+        32768,
+        57535,
+    ),
+    # Cohere (ragna 351, sandbox-topically 4); openclaw/openclaw 58839
+    (
+        {"message": "too many tokens: total number of tokens in the prompt cannot exceed 2048 - received 6354."},
+        2048,
+        6354,
+    ),
+    (
+        {"message": "too many tokens: size limit exceeded by 1502 tokens. Try using shorter or fewer inputs."},
+        None,
+        None,
+    ),
+    ({"message": "total tokens exceeds the model's max of 4096"}, 4096, None),
+    # Bedrock (openclaw/openclaw 58839)
+    ({"message": "ValidationException: Input exceeds the max input token limit"}, None, None),
+    # Vertex and Gemini, with one number and none (warpdotdev/warp 15662, arkavo-org/arkavo-edge 371)
+    (
+        openai("Unable to submit request because the input token count is 33000 but model only supports up to 32768."),
+        32768,
+        33000,
+    ),
+    (openai("The input token count exceeds the maximum number of tokens allowed 1048576."), 1048576, None),
+    (openai("The input token count exceeds the maximum number of tokens allowed (1048576)."), 1048576, None),
+    # LMDeploy, TensorRT-LLM (NVIDIA/TensorRT-LLM 9277), TGI (huggingface/text-generation-inference 695)
+    (openai("Input token length 9000 exceeds the session length 8192"), 8192, 9000),
+    (
+        openai("The sum of prompt length (9351.0), query length (0) should not exceed max_num_tokens (8192)"),
+        8192,
+        9351,
+    ),
+    (openai("Input validation error: `inputs` must have less than 1024 tokens. Given: 1168"), 1024, 1168),
+    # LM Studio and MLX (lmstudio-ai/lmstudio-bug-tracker 2339)
+    (
+        {"error": "Reached context length of 4096 tokens with this model, which does not support context shifts."},
+        4096,
+        None,
+    ),
+    ({"error": "Context size has been exceeded."}, None, None),
+    # Volcengine, Moonshot (MoonshotAI/kimi-cli 2011, MoonshotAI-Cookbook 18), SambaNova (OpenHands/OpenHands 9252)
+    (openai("Total tokens of image and text exceed max message tokens. Request id: 0217"), None, None),
+    (openai("Invalid request: Your request exceeded model token limit: 262144 (requested: 269030)"), 262144, 269030),
+    (openai("model max length exceeded, max length:8192"), 8192, None),
+    (
+        openai(
+            "The maximum context length of DeepSeek-V3-0324 is 32768. However, answering your request will take 39732"
+            " tokens. Please reduce the length of the messages or the specified max_completion_tokens value."
+        ),
+        32768,
+        None,
+    ),
+    # a count in front of the limit
+    (openai("Input length (5000) exceeds model's maximum context length (4096)."), 4096, 5000),
+    # vLLM of 2026 (earendil-works/pi 5929, 0xku/kon 91)
+    (
+        openai(
+            "This model's maximum context length is 262144 tokens. However, you requested 0 output tokens and your"
+            " prompt contains at least 262145 input tokens, for a total of at least 262145 tokens. Please reduce the"
+            " length of the input prompt or the number of requested output tokens. (parameter=input_tokens,"
+            " value=262145)"
+        ),
+        262144,
+        262145,
+    ),
+    # NVIDIA NIM (Kilo-Org/kilocode 8698, anomalyco/opencode 17748)
+    (
+        openai(
+            "You passed 170753 input tokens and requested 32000 output tokens. However, the model's context length is"
+            " only 202752 tokens, resulting in a maximum input length of 170752 tokens. Please reduce the length of the"
+            " input prompt. (parameter=input_tokens, value=170753)"
+        ),
+        202752,
+        170753,
+    ),
+    # Tenstorrent (tenstorrent/tt-inference-server 4277)
+    (
+        {
+            "message": "Prompt exceeds maximum input sequence length (51200 tokens): prompt_tokens=52113",
+            "type": "Bad Request",
+            "code": 400,
+        },
+        51200,
+        52113,
+    ),
+    # DeepSeek behind a router (anomalyco/opencode 35991)
+    (
+        {
+            "detail": "Invalid request. Please check the parameters and try again. Details: The input (514881 tokens)"
+            " is longer than the model's context length (262144 tokens)."
+        },
+        262144,
+        514881,
+    ),
+    # LiteLLM (anomalyco/opencode 44889)
+    (
+        openai(
+            "litellm.BadRequestError: Context Window exceeded for given call. No models have context window large"
+            " enough for this call."
+        ),
+        None,
+        None,
+    ),
+    # OpenRouter counts tools apart (openclaw/openclaw 85921, MoonshotAI/kimi-code 476)
+    (
+        openai(
+            "This endpoint's maximum context length is 262144 tokens. However, you requested about 284671 tokens (9351"
+            " of text input, 13176 of tool input, 262144 in the output). Please reduce the length of either one, or use"
+            " the context-compression plugin to compress your prompt automatically."
+        ),
+        262144,
+        9351 + 13176,
+    ),
+    # Xinference (xorbitsai/inference 5473)
+    (
+        {
+            "error": "[address=x.x.x.x:55469, pid=20175] request (33430 tokens) exceeds the available context size"
+            " (32768 tokens), try increasing it"
+        },
+        32768,
+        33430,
+    ),
+    # kronk (ardanlabs/kronk 862)
+    (
+        openai(
+            "start-slot: imc decode: imc: failed to decode extension tokens at pos 16384: unable to process request:"
+            " the context window is full. Please reduce the input size or increase the context window",
+            code="server_error",
+        ),
+        None,
+        None,
+    ),
+    # Agentforce (forcedotcom/Einstein-GPT-for-Developers 228), OpenAI's other sentence (ridgesai/ridges-old 75)
+    (openai("Request input tokens exceed model token limit. Reduce the input size."), None, None),
+    (openai("Requested 319487 tokens, max 300000 tokens per request", code="max_tokens_per_request"), 300000, 319487),
 ]
+
+COUNTS: list[tuple[int, Any, Kind, int | None]] = [
+    # OpenAI (obot-platform/obot 1009)
+    (
+        400,
+        openai(
+            "Invalid 'messages': array too long. Expected an array with maximum length 2048, but got an array with"
+            " length 2051 instead.",
+            code="array_above_max_length",
+        ),
+        Kind.MESSAGES,
+        2048,
+    ),
+    (400, openai("Too many messages: at most 100 messages are allowed."), Kind.MESSAGES, 100),
+    (400, openai("too many messages"), Kind.MESSAGES, None),
+    # vLLM (vllm-project/vllm 17092), Azure (the-open-agent/openagent 874), Muse Spark (anomalyco/opencode 48647)
+    (400, openai("At most 5 image(s) may be provided in one request."), Kind.IMAGES, 5),
+    (400, openai("Too many images in request. Max is 10."), Kind.IMAGES, 10),
+    (400, openai("request contains 52 images, exceeding the maximum of 50 allowed per request"), Kind.IMAGES, 50),
+    # Claude (anthropics/claude-code 24541), Copilot (microsoft/vscode 306919)
+    (400, openai("too many images and documents: 120 + 0 > 100"), Kind.IMAGES, 100),
+    (400, openai("Too much media: 0 document pages + 107 images > 100"), Kind.IMAGES, 100),
+    (
+        400,
+        openai("Too many images in request: 11 images provided, but the model supports a maximum of 10 images."),
+        Kind.IMAGES,
+        10,
+    ),
+    # Claude (anthropics/anthropic-sdk-python 938), Gemini and in front of it (google-gemini/gemini-cli 13776), nginx,
+    # Cloudflare
+    (413, {"error": {"type": "request_too_large", "message": "Request exceeds the maximum size"}}, Kind.BYTES, None),
+    (400, openai("Request payload size exceeds the limit: 20971520 bytes."), Kind.BYTES, 20971520),
+    (413, openai("Maximum request body size 1048576 exceeded, actual body size 1056562"), Kind.BYTES, 1048576),
+    (413, b"<html>\r\n<head><title>413 Request Entity Too Large</title></head>\r\n<body>", Kind.BYTES, None),
+    (413, b"<html><head><title>413 Payload Too Large</title></head><body>cloudflare</body></html>", Kind.BYTES, None),
+    (413, b"", Kind.BYTES, None),
+    (413, openai("failed to parse request"), Kind.BYTES, None),
+    # Moonshot (MoonshotAI/kimi-code 476)
+    (400, openai("total message size 10176584 exceeds limit 2097152"), Kind.BYTES, 2097152),
+]
+
+
+@pytest.mark.parametrize(("status", "said", "kind", "limit"), COUNTS)
+def test_messages_images_and_bytes_may_be_too_many(status: int, said: Any, kind: Kind, limit: int | None) -> None:
+    found = overflow(status, said if isinstance(said, bytes) else json.dumps(said).encode())
+    assert found == Overflow(limit, kind=kind)
 
 
 @pytest.mark.parametrize(("said", "limit", "tokens"), SAYS)
 def test_every_way_to_say_it(said: Any, limit: int | None, tokens: int | None) -> None:
     for status in STATUSES:
         if status != 200 or b'"error"' in json.dumps(said).encode():
-            assert overflow(status, json.dumps(said).encode()) == Overflow(limit, tokens)
+            found = overflow(status, json.dumps(said).encode())
+            assert found is not None and found[:3] == (limit, tokens, Kind.TOKENS)
 
 
 def test_plain_text_says_it_too() -> None:
@@ -231,7 +427,18 @@ OTHER: list[tuple[int, Any]] = [
     (400, openai("max_tokens is too large: 5000. This model supports at most 4096 completion tokens.")),
     (400, openai("The response was filtered due to the prompt triggering content management policy.")),
     (400, openai("Invalid value for 'max_tokens': the maximum value is 4096.")),
-    (413, openai("Request Entity Too Large")),
+    (400, openai("The maximum tokens you requested exceeds the model limit of 32768")),  # charmbracelet/crush 946
+    # RooCodeInc/Roo-Code 5729
+    (
+        400,
+        openai(
+            "`max_tokens` must be less than or equal to `16384`, the maximum value for `max_tokens` is less than the"
+            " `context_window` for this model"
+        ),
+    ),
+    (400, openai("Too many tokens, please wait before trying again.")),  # jin-bo/agentao 88
+    (413, openai("Request too large for model `kimi-k2` on tokens per minute (TPM): Limit 10000, Requested 15088")),
+    (400, openai("At least one of the image dimensions exceed max allowed size for many-image requests: 2000 pixels")),
     (429, openai("You exceeded your current quota, please check your plan and billing details.")),
     (
         429,
@@ -273,10 +480,45 @@ def test_anything_may_come(status: int, body: bytes) -> None:
         ("", 256),
         (',"max_tokens":100', 100),
         (',"max_completion_tokens" : 300', 300),
-        (',"max_tokens":5000', 1024),
+        (',"max_tokens":1536', 1536),
+        (',"max_tokens":1537', 256),
+        (',"max_tokens":5000', 256),
         (',"max_tokens":null', 256),
     ],
 )
 def test_an_answer_needs_room_too(more: str, wanted: int) -> None:
     body = '{"model":"m","messages":[{"role":"user","content":"\\"max_tokens\\":7"}]' + more + "}"
     assert room(chat.read(body.encode()), 2048) == wanted
+
+
+VLLM = (
+    "'max_tokens' or 'max_completion_tokens' is too large: {0}. This model's maximum context length is 4096 tokens and"
+)
+VLLM += " your request has {1} input tokens ({0} > 4096 - {1})."
+
+
+@pytest.mark.parametrize(
+    ("asked", "tokens", "own"), [(4050, 150, True), (4050, 3584, True), (4050, 3585, False), (2000, 2500, False)]
+)
+def test_an_answer_that_no_prompt_leaves_room_for_is_the_requests_own_fault(asked: int, tokens: int, own: bool) -> None:
+    ask = chat.read(b'{"messages":[],"max_tokens":%d}' % asked)
+    named = overflow(400, json.dumps(openai(VLLM.format(asked, tokens))).encode())
+    assert named == Overflow(4096, tokens, answer=asked)
+    assert is_own(ask, named, 0) is own
+    assert is_own(ask, Overflow(4096), tokens) is own  # told by the estimate
+    assert is_own(chat.read(b'{"messages":[]}'), named, 0) is own  # told by the error
+    assert not is_own(ask, Overflow(None, tokens), 0)
+    assert not is_own(ask, Overflow(100, kind=Kind.IMAGES), 0)
+    assert not is_own(chat.read(b'{"messages":[]}'), Overflow(4096, tokens), 0)
+
+
+@pytest.mark.parametrize("head", [b"", b": PROCESSING\n\n", b"event: error\n", b"\r\n: a\r\nid: 1\r\n"])
+def test_the_first_event_of_a_stream_may_say_it(head: bytes) -> None:
+    said = head + b"data: " + json.dumps(openai(OPENAI)).encode() + b"\n\n"
+    assert begins(said) and not (head and begins(head))
+    assert within(said) == Overflow(8192, 8545)
+    assert within(head + b'data: {"choices":[{"delta":{"content":"maximum context length"}}]}\n\n') is None
+    assert within(head + b"{}") is None
+    # vLLM behind a gateway (NousResearch/hermes-agent 68451)
+    venice = {"error_type": "context_length_exceeded", "error_message": "maximum context length is 163840 tokens"}
+    assert within(head + b"data: " + json.dumps(venice).encode() + b"\n\n") == Overflow(163840)

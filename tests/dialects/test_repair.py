@@ -90,6 +90,32 @@ def split(joined: bytes) -> list[bytes]:
     return [dumps(one) for one in json.loads(b"[" + joined + b"]")]
 
 
+# A summary in front
+
+
+@pytest.mark.parametrize("rules", ALL)
+@pytest.mark.parametrize(
+    ("raws", "wanted"),
+    [
+        ([], [u("s")]),
+        ([u()], [u("s"), BRIDGE, u()]),
+        ([a(), u()], [u("s"), a(), u()]),
+        ([message("system", "x"), u()], [u("s"), message("system", "x"), u()]),
+    ],
+)
+def test_a_summary_is_followed_by_no_users_message_and_joined_with_none(
+    rules: Habits, raws: list[bytes], wanted: list[bytes]
+) -> None:
+    repaired = Repair(rules)
+    repaired.summarized(u("s"))
+    twin = repaired.fork()  # as each turn has it
+    for raw in raws:
+        twin.add(role(raw), raw)
+    assert split(twin.finish()) == wanted
+    assert twin.count == len(wanted)
+    assert split(repaired.finish()) == [u("s")]
+
+
 # Calls and results
 
 SAME = [

@@ -19,6 +19,7 @@ from proxy.core.reconcile import decide
 from proxy.core.window import Window
 from proxy.dialects import chat, marks, profiles, sending
 from proxy.dialects.groups import NO_RESULT
+from proxy.dialects.repair import BRIDGE
 from proxy.dialects.sending import GO_ON, Form, echo, form_of, sent_members
 from proxy.errors import BadRequest
 
@@ -683,10 +684,10 @@ def test_a_window_is_the_end_of_a_history_behind_its_system_block() -> None:
 
 def test_a_summary_stands_for_what_is_left_out() -> None:
     past = numbered([OLD], [OLD])
-    assert windowed(past, Window(2, 0, SUMMARY), USER) == (loaded(SUMMARY, OLD, reply(1), USER), 3)
-    merged = windowed(past, Window(2, 0, SUMMARY), USER, under=form("vllm"))[0]
-    assert [each["role"] for each in merged] == ["user", "assistant", "user"]
-    assert merged[0]["content"] == "in short\n\nbefore"
+    for under in (ECHO, form("vllm"), form("openai")):
+        sent = windowed(past, Window(2, 0, SUMMARY), USER, under=under)
+        assert sent == (loaded(SUMMARY, BRIDGE, OLD, reply(1), USER), 4)
+    assert windowed(past, Window(4, 0, SUMMARY), USER) == (loaded(SUMMARY, BRIDGE, USER), 2)
 
 
 def test_a_window_is_rendered_once_and_then_only_grows_until_it_moves() -> None:
@@ -713,7 +714,7 @@ def test_a_line_beside_the_tip_has_its_window_too() -> None:
     ask = chat.read(request(USER))
     plan = replace(decide(ask, past, marks, Mode.APPEND), line=past.line_of("1"), injected=4)
     body, _ = compose(ask, plan, past, ECHO, Window(2, 3, SUMMARY))
-    assert json.loads(body)["messages"] == loaded(SUMMARY, NO_PICTURE, reply(1), USER)
+    assert json.loads(body)["messages"] == loaded(SUMMARY, BRIDGE, NO_PICTURE, reply(1), USER)
 
 
 def test_the_end_that_a_client_carries_itself_stays_whole() -> None:

@@ -365,16 +365,18 @@ async def test_what_models_take_is_learned_per_tenant_and_forgotten_in_a_day(she
 async def test_a_cut_is_kept_with_its_turn(shelf: Shelf) -> None:
     summary = b'{"role":"user","content":"in short"}'
     one = turn("1")
-    line = [one, turn("2", one, cut=Cut(2)), turn("3", turn("2"), cut=Cut(4, summary)), turn("4", turn("3"))]
+    two = turn("2", one, cut=Cut(2), cut_for="700 h m")
+    line = [one, two, turn("3", two, cut=Cut(4, summary)), turn("4", turn("3"))]
+    line.append(turn("5", line[-1], cut=Cut(6, summary, 4)))
     for each in line:
         await shelf.store.append(A, [each], 0)
         await shelf.store.load(A, 0)
     await shelf.store.append(A, [turn("other", line[1])], 0)
     for _ in range(2):
         history = (await shelf.store.load(A, 0)).history
-        assert history.turns[:4] == tuple(line)
-        cuts = [history.cut_of(f"turn_{name}") for name in ("1", "2", "3", "4", "other")]
-        assert cuts == [Cut(), Cut(2), Cut(4, summary), Cut(4, summary), Cut(2)]
+        assert history.turns[:5] == tuple(line)
+        cuts = [history.cut_of(f"turn_{name}") for name in ("1", "2", "3", "4", "5", "other")]
+        assert cuts == [Cut(), Cut(2), Cut(4, summary), Cut(4, summary), Cut(6, summary, 4), Cut(2)]
         assert history.cut == Cut(2)
         await shelf.reopen()
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from proxy.stores.secret import load_secret
-from tests.stores.conftest import full_disk
+from proxy.stores.secret import load_secret, refuse_foreign, seal_of
+from proxy.stores.sqlite import SQLiteStore
+from tests.stores.conftest import TTL, A, full_disk, turn
 
 FIRST, SECOND = bytes(range(32)), bytes(range(32, 64))
 
@@ -54,3 +55,22 @@ def test_a_full_disk_leaves_no_half_secret(database: Path) -> None:
     with full_disk(0), pytest.raises(OSError, match="File too large"):
         load_secret(database, SECOND)
     assert load_secret(database, FIRST) == FIRST
+
+
+async def test_a_database_knows_its_secret_once_it_holds_sessions(database: Path) -> None:
+    for secret in (FIRST, SECOND):  # nothing is lost with either
+        store = await SQLiteStore.open(database, TTL)
+        assert await store.seal(seal_of(secret)) == seal_of(secret)
+        await store.close()
+    store = await SQLiteStore.open(database, TTL)
+    await store.append(A, [turn()], 1)
+    assert await store.seal(seal_of(FIRST)) == seal_of(SECOND)
+    await store.close()
+    assert SECOND not in b"".join([file.read_bytes() for file in database.parent.iterdir()])
+
+
+def test_the_secret_of_another_database_is_refused_with_what_to_do(database: Path) -> None:
+    refuse_foreign(database, FIRST, seal_of(FIRST))
+    refuse_foreign(database, FIRST, None)
+    with pytest.raises(ValueError, match=r"sessions\.db\.secret belongs to another database.* restore a backup"):
+        refuse_foreign(database, FIRST, seal_of(SECOND))

@@ -101,6 +101,7 @@ async def test_a_session_shows_where_it_stands(serve: Serve) -> None:
         "limit": None,
         "cut": 0,
         "summary": None,
+        "summarized": 0,
         "in_flight": [],
     }
 

@@ -70,12 +70,12 @@ class Ear(Listener):
             assert not self.ended
             self.ended = "end"
 
-    def break_off(self, broke: float | None = None) -> None:
+    def break_off(self, broke: float | None = None, why: str = "upstream") -> None:
         assert not self.ended
         self.gone, self.ended = True, "broken off"
         self.let_go()
 
-    def reset(self) -> None:
+    def reset(self, why: str = "") -> None:
         assert not self.ended
         self.gone, self.ended = True, "reset"
         self.let_go()

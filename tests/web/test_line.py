@@ -8,6 +8,7 @@ import logging
 import os
 import re
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from proxy.errors import StoreUnavailable
 from proxy.lines import Lines
 from proxy.stores.memory import MemoryStore
-from tests.fakes import RawClient, Received, Reply, ScriptedUpstream, completion, error, eventually, sse
+from tests.fakes import RawClient, Received, Reply, ScriptedUpstream, completion, error, eventually, raw_request, sse
 from tests.web.conftest import RunningProxy, Serve
 from tests.web.talk import ask, tell, user
 
@@ -165,6 +166,7 @@ async def test_what_became_of_a_turn(serve: Serve, reply: Reply, outcome: str, s
         line = await logged.line()
         await eventually(lambda: proxy.runtime.numbers.turns)
     assert (line["outcome"], line["status"]) == (outcome, status)
+    assert line.get("reset") == (None if outcome == "nothing" else "upstream") and "client" not in line
     assert line["level"] == ("warning" if outcome == "broken" else "info")
     assert proxy.runtime.numbers.turns == {("append", outcome): 1}
 
@@ -182,6 +184,69 @@ async def test_a_turn_that_is_not_kept_and_one_that_never_began(serve: Serve) ->
     numbers = proxy.runtime.numbers
     assert numbers.turns == {("append", "unkept"): 1, ("append", "failed"): 1}
     assert numbers.rejected["upstream_unreachable"] == 1
+
+
+@pytest.mark.parametrize("body", [b"{", b"data: {}"])
+async def test_a_pass_through_that_the_upstream_breaks_off_is_no_clients_doing(serve: Serve, body: bytes) -> None:
+    async with ScriptedUpstream([Reply(pieces=[body], end="rst")]) as upstream:
+        proxy = await serve(upstream.base_url)
+        logged = Logged(proxy)
+        async with RawClient(proxy.port) as client:
+            await client.request("GET", "/v1/models")
+            await client.head()
+            await client.body()
+        line = await logged.line()
+    assert line["reset"] == "upstream" and "client" not in line
+
+
+@pytest.mark.parametrize("why", ["stop", "interrupt"])
+async def test_a_turn_that_is_cut_tells_by_whom(serve: Serve, why: str) -> None:
+    said = sse("well", end="hang")
+    said.pieces = said.pieces[:2]
+    async with ScriptedUpstream([said, completion("2")]) as upstream:
+        proxy = await serve(upstream.base_url)
+        logged = Logged(proxy)
+        async with RawClient(proxy.port) as client:
+            body = b'{"model":"m","messages":[{"role":"user","content":"1"}],"stream":true}'
+            await client.request("POST", "/v1/chat/completions", [("sessionId", "s1")], body)
+            assert (await client.head()).status == 200
+            if why == "interrupt":
+                await ask(proxy.port, [user("2")], headers=[("x-session-on-busy", "interrupt")])
+            else:
+                await raw_request(
+                    proxy.port, b"POST /sessions/s1/stop HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+                )
+            await client.body()
+        lines = {line.get("turn"): line for line in await logged.lines(2)}
+    assert lines["turn_1"]["reset"] == why and "client" not in lines["turn_1"]
+
+
+async def test_an_upstreams_own_error_is_a_warning(serve: Serve) -> None:
+    async with ScriptedUpstream([error(500, {"error": "x"}), error(499, {"error": "x"})]) as upstream:
+        proxy = await serve(upstream.base_url)
+        logged = Logged(proxy)
+        for level in ("warning", "info"):
+            await ask(proxy.port, [user("1")])
+            assert (await logged.line())["level"] == level
+
+
+async def test_who_is_not_let_into_the_line_did_not_wait(serve: Serve) -> None:
+    async with ScriptedUpstream([completion("1", end="hang", pieces=[])]) as upstream:
+        proxy = await serve(upstream.base_url, sessions={"queue_limit": 1})
+        logged = Logged(proxy)
+
+        def waits(number: int) -> bool:
+            return proxy.runtime.live.waiting == number and len(upstream.requests) == 1
+
+        async with RawClient(proxy.port) as first, RawClient(proxy.port) as second:
+            for number, client in enumerate((first, second)):
+                body = b'{"model":"m","messages":[{"role":"user","content":"%d"}]}' % number
+                await client.request("POST", "/v1/chat/completions", [("sessionId", "s1")], body)
+                await eventually(partial(waits, number))
+            refused = await ask(proxy.port, [user("3")])
+            line = await logged.line()
+            assert (refused.status, refused.error["code"]) == (429, "session_queue_full")
+            assert "queue_ms" not in line and sum(proxy.runtime.numbers.queue.counts) == 0
 
 
 async def test_a_client_that_goes_is_told_with_a_line(serve: Serve) -> None:

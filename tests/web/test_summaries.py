@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from proxy.config import Config
 from tests.fakes import Received, Reply, ScriptedUpstream, completion, error, eventually
 from tests.web.conftest import RunningProxy, Serve
 from tests.web.talk import Json, ask, history, old_part, user, warm_store
@@ -18,6 +19,7 @@ from tests.web.test_long_sessions import TOKENS, WORDS, counted, dropped, talked
 
 OURS = {"api_key": "ours"}
 PROMPT = "Sum it up."
+HEADING = Config().history.summary.heading
 LIMIT: Json = {"max_tokens": 20 * TOKENS, "overflow": "summarize", "summary": {"prompt": PROMPT}}
 
 
@@ -46,7 +48,15 @@ class Writing:
 
 
 def first(request: Received) -> str:
-    return str(request.messages[0]["content"])
+    """The first message that goes upstream; of a summary what follows its first line."""
+    said = str(request.messages[0]["content"])
+    heading, gap, rest = said.partition("\n\n")
+    return rest if gap and heading == HEADING else said
+
+
+async def idle(proxy: RunningProxy) -> None:
+    """Until no summary is being written."""
+    await eventually(lambda: proxy.runtime.summaries.is_free(KEY(proxy)))
 
 
 async def slowly(proxy: RunningProxy, writing: Writing, turns: int, start: int = 0) -> list[Any]:
@@ -54,7 +64,7 @@ async def slowly(proxy: RunningProxy, writing: Writing, turns: int, start: int =
     told = []
     for n in range(start, start + turns):
         told += await talked(proxy, 1, n)
-        await eventually(lambda: proxy.runtime.summaries.is_free(KEY(proxy)))
+        await idle(proxy)
     return told
 
 
@@ -76,7 +86,7 @@ async def test_what_leaves_is_replaced_by_a_summary(serve: Serve, tmp_path: Path
     assert all(len(request.messages) <= 20 for request in writing.turns)
     assert first(writing.turns[-1]).startswith("summary ")
     assert shown["summary"] == writing.turns[-1].messages[0]
-    assert shown["cut"] == dropped(told[-1]) > 30
+    assert shown["cut"] == shown["summarized"] == dropped(told[-1]) > 30
     # The originals stay, and the summaries are no messages of the session.
     assert [each["message"]["content"][:10] for each in kept["data"][::2]] == [f"question {n}"[:10] for n in range(30)]
     assert "summary" not in json.dumps(kept)
@@ -88,7 +98,7 @@ async def test_what_leaves_is_replaced_by_a_summary(serve: Serve, tmp_path: Path
     assert writing.summaries[0].json["max_tokens"] == 20 * TOKENS // 8
     # Between two cuts the prefix stays.
     pairs = list(pairwise(writing.turns))
-    assert sum([after.body.startswith(old_part(before)) for before, after in pairs]) >= 0.8 * len(pairs)
+    assert sum([after.body.startswith(old_part(before)) for before, after in pairs]) >= 0.75 * len(pairs)
     async with warm_store(tmp_path) as store:  # after a restart, and where no more are asked for
         proxy = await serve(upstream.base_url, store=store, upstream=OURS)
         assert (await history(proxy)).cut.summary == json.dumps(shown["summary"], separators=(",", ":")).encode()
@@ -112,7 +122,7 @@ async def test_a_turn_never_waits_for_a_summary(serve: Serve) -> None:
     "said",
     [
         error(500, {"error": {"message": "no"}}),
-        completion("Ann liv", finish="length"),
+        completion("I'm sorry, but I can't help with that."),
         Reply(200, [], [b"x"], end="rst"),
     ],
 )
@@ -123,7 +133,7 @@ async def test_a_summary_that_fails_is_a_trim_and_not_asked_for_at_each_turn(ser
         told = await slowly(proxy, writing, 30)
     assert dropped(told[-1]) > 20
     assert all("question" in first(request) for request in writing.turns)
-    assert 1 <= len(writing.summaries) <= 4
+    assert 2 <= len(writing.summaries) <= 8
 
 
 async def test_what_the_upstreams_error_made_leave_is_summarized_after_the_turn(serve: Serve) -> None:
@@ -137,7 +147,8 @@ async def test_what_the_upstreams_error_made_leave_is_summarized_after_the_turn(
         proxy = await serve(upstream.base_url, upstream=OURS, history=settings)
         told = await slowly(proxy, writing, 10)
         assert dropped(told[-1]) > 0
-        assert first(upstream.requests[-1]) == "summary 1"
+        turns = [request for request in upstream.requests if not asks_for_a_summary(request)]
+        assert first(turns[-1]).startswith("summary ")
         assert (writing.summaries[0].json["model"], writing.summaries[0].json["max_tokens"]) == ("small", 9)
         assert f"question 0{WORDS}" in writing.summaries[0].messages[1]["content"]
 
@@ -178,7 +189,7 @@ async def test_a_deletion_takes_the_summary_along(serve: Serve) -> None:
         while not writing.summaries:
             await slowly(proxy, writing, 1, turns)
             turns += 1
-        assert proxy.runtime.summaries.ready(KEY(proxy), await history(proxy))
+        assert proxy.runtime.summaries.ready(KEY(proxy), (await history(proxy)).line)
         writing.go.clear()
         assert (await call(proxy.port, "DELETE", "/sessions/s1"))[0].status == 200
         assert proxy.runtime.summaries._ready == {}
@@ -202,7 +213,8 @@ async def test_a_deletion_ends_a_summary_that_is_being_written(serve: Serve) -> 
         assert proxy.runtime.summaries._ready == {}
 
 
-async def test_a_summary_is_of_the_branch_it_was_made_on(serve: Serve) -> None:
+@pytest.mark.parametrize("kept", [True, False])
+async def test_a_summary_is_for_every_branch_that_has_what_it_tells_of(serve: Serve, kept: bool) -> None:
     writing = Writing()
     async with ScriptedUpstream(writing) as upstream:
         proxy = await serve(upstream.base_url, upstream=OURS, history=LIMIT)
@@ -211,7 +223,34 @@ async def test_a_summary_is_of_the_branch_it_was_made_on(serve: Serve) -> None:
             await slowly(proxy, writing, 1, turns)
             turns += 1
         line = [json.loads(entry.message.raw) for entry in (await history(proxy)).line]
-        branch = [*line[:-2], user("another question")]
+        branch = [*(line[:-2] if kept else line[:2]), user("another question")]
         assert (await ask(proxy.port, branch)).decision == "rewrite"
         assert (await ask(proxy.port, [user("more")], headers=[("x-session-mode", "append")])).status == 200
-        assert first(writing.turns[-1]).startswith("question 0")
+        assert first(writing.turns[-1]).startswith("summary 1" if kept else "question 0")
+
+
+async def test_a_dry_run_lists_the_summary_and_operators_see_it(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "proxy.summary")
+    writing = Writing()
+    async with ScriptedUpstream(writing) as upstream:
+        proxy = await serve(upstream.base_url, upstream=OURS, history=LIMIT)
+        await slowly(proxy, writing, 20)
+        answer = await ask(proxy.port, [user("more")], headers=[("x-session-dry-run", "yes")])
+        told = json.loads(answer.data)
+    sent = json.loads(told["body"])["messages"]
+    assert [each["role"] for each in told["messages"]] == [each["role"] for each in sent]
+    assert [each["from"] for each in told["messages"]][:2] == ["summary", "proxy"]
+    assert {each["from"] for each in told["messages"][2:]} == {"history", "request"}
+    numbers = proxy.runtime.numbers
+    assert numbers.summaries == {"made": len(writing.summaries)} and writing.summaries
+    used = numbers.summary_prompt, numbers.summary_completion
+    assert used == (3 * len(writing.summaries), 2 * len(writing.summaries))
+    assert "are in a summary of" in caplog.text
+
+
+async def test_a_summary_that_fails_is_counted(serve: Serve) -> None:
+    writing = Writing(error(500, {"error": "no"}))
+    async with ScriptedUpstream(writing) as upstream:
+        proxy = await serve(upstream.base_url, upstream=OURS, history=LIMIT)
+        await slowly(proxy, writing, 12)
+    assert proxy.runtime.numbers.summaries == {"failed": len(writing.summaries)} and writing.summaries

@@ -1,0 +1,67 @@
+"""The cuts of a branch: which of them holds for a request. Pure.
+
+A cut that a small model needed holds for no larger one, and none longer than the limit that it was made for: the
+window is chosen by what a request may have, of what is stored. Each model keeps its own beginning, and with it the
+prefix that its upstream has cached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from proxy.core.model import Cut
+
+GROWN = 1.25  # a limit that is larger by less does not bring back what was left out: the prefix would change for little
+KEPT = 16  # cuts of a branch that are remembered
+
+
+class Made(NamedTuple):
+    """A cut, and what it was made for: the tokens that the prompt might have (0: told by no number), and the model at
+    its upstream (empty: whichever)."""
+
+    cut: Cut
+    limit: int = 0
+    model: str = ""
+
+    def holds(self, limit: float | None, model: str) -> bool:
+        """Whether it is in force for a prompt of that model that may have so many tokens (None: nobody knows)."""
+        if not self.limit:
+            return self.model in ("", model)
+        return limit is not None and limit <= GROWN * self.limit
+
+    def covers(self, other: Made) -> bool:
+        """Whether it holds wherever the other does, and leaves out as much."""
+        if bool(self.limit) is not bool(other.limit) or self.cut.at < other.cut.at:
+            return False
+        return self.limit >= other.limit if self.limit else self.model in ("", other.model)
+
+
+def purpose(limit: float, model: str) -> str:
+    """What a cut was made for, as it is kept with its turn."""
+    return f"{int(limit)} {model}"
+
+
+def made(cut: Cut, purpose: str) -> Made:
+    """A cut as its turn keeps it."""
+    limit, _, model = purpose.partition(" ")
+    return Made(cut, int(limit or 0), model)
+
+
+def joined(cuts: Sequence[Made], new: Made) -> tuple[Made, ...]:
+    """With one more, without those that it makes superfluous."""
+    return (*[each for each in cuts if not new.covers(each)][1 - KEPT :], new)
+
+
+def newest(cuts: Sequence[Made], model: str) -> Cut:
+    """Where the window began that a model had last."""
+    return next((each.cut for each in reversed(cuts) if each.model in ("", model)), Cut())
+
+
+def holding(cuts: Sequence[Made], limit: float | None, model: str) -> Cut:
+    """The deepest cut that holds, of equal ones the newest."""
+    best = Cut()
+    for each in cuts:
+        if each.cut.at >= best.at and each.holds(limit, model):
+            best = each.cut
+    return best
