@@ -36,6 +36,10 @@ coverage:
 soak: .venv/test
 	SOAK=1 $(BIN)/python -m pytest -q --timeout 3600
 
+# Clients of other people, as they come from PyPI and npm, in .venv/clients; `make clean` asks for the newest again.
+clients: .venv/test
+	CLIENTS=1 $(BIN)/python -m pytest -q -s tests/clients
+
 fuzz: .venv/test
 	PROFILE=fuzz $(BIN)/python -m pytest -q --timeout 3600 tests/core tests/dialects tests/stores tests/test_config.py
 
@@ -84,4 +88,4 @@ schema: .venv/run
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-.PHONY: run test check style types imports coverage soak fuzz bench format install uninstall deb schema clean
+.PHONY: run test check style types imports coverage soak clients fuzz bench format install uninstall deb schema clean

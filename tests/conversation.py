@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, cast
 
-from proxy.core.clients import client_of
+from msgspec import structs
+
+from proxy.core.clients import client_of, moved_on
 from proxy.core.exchange import Dialect, Exchange, Outcome, Verdict
 from proxy.core.history import History
 from proxy.core.members import dumps, elements
 from proxy.core.model import Ask, Cut, Turn, TurnState
-from proxy.core.plan import Mode, Plan
-from proxy.core.reconcile import decide, is_retry, retried
+from proxy.core.plan import Flight, Mode, Plan
+from proxy.core.reconcile import decide
+from proxy.core.retries import is_retry, retried
 from proxy.core.window import Bound, Window, begin, in_force, is_trimmed, places, reaching
 from proxy.dialects import chat, groups, marks, sending
 from proxy.dialects.turns import turns_of
@@ -63,6 +66,31 @@ class Posted:
         return elements(self.body[ask.start : ask.end])
 
 
+@dataclass(eq=False)
+class Pending:
+    """A request in flight. `history`: what it was read against; `overtaken`: a turn was kept since; `deserted`: its
+    client has gone."""
+
+    ask: Ask
+    request: bytes
+    plan: Plan
+    id: str
+    history: History
+    form: sending.Form
+    client: bytes
+    sent: bytes
+    start: int
+    moved: Cut | None
+    bare: bytes
+    overtaken: bool = False
+    deserted: bool = False
+
+    @property
+    def flight(self) -> Flight:
+        ask, plan = self.ask, self.plan
+        return Flight(plan.asked, ask.system, ask.tools, plan.resends, self.id, self.client, self.deserted)
+
+
 class Session:
     """One session, one request after another. `limit`: the messages that may go with a history of ours; `summary`: the
     message that stands for what is left out."""
@@ -72,6 +100,7 @@ class Session:
         self.history = History()
         self.limit = limit
         self.heard: dict[str, bool] = {}  # by turn: whether the client has seen its end
+        self.pending: list[Pending] = []  # in flight
         self._ids = 0
 
     def post(
@@ -82,25 +111,53 @@ class Session:
         profile: str = "echo",
         mode: Mode = Mode.AUTO,
         counted: bool = False,
+        client: bytes = b"",
     ) -> Posted:
         """A request and its answer. `counted`: it says that it is a retry. Raises BadRequest."""
+        pending = self.begin(body, profile=profile, mode=mode, counted=counted, client=client)
+        assert pending, "it waits for a turn in flight"
+        return self.end(pending, answer)
+
+    def begin(
+        self,
+        body: bytes,
+        *,
+        profile: str = "echo",
+        mode: Mode = Mode.AUTO,
+        counted: bool = False,
+        client: bytes = b"",
+    ) -> Pending | None:
+        """A request that has gone upstream; None where it has to wait for the turns in flight."""
         ask, request = chat.read(body, self.history.forms.get("seen")), blake2b(body, digest_size=16).digest()
-        plan = self._decide(ask, request, mode, counted)
+        plan = self._decide(ask, request, mode, counted, client)
+        for turn in self.pending:
+            if turn.id in plan.demoted:
+                turn.plan = structs.replace(turn.plan, parent=None, layout=None, side=True)
+        if not plan.alone and any([not turn.plan.side for turn in self.pending]):
+            return None
         form = sending.form_of(profile, f"{profile}.test", ask.model)
         cut, start = self._window(plan)
         window = Window(start, start + 3 if start else 0)  # with a few images left out behind it
         bare = b"".join(sending.compose(ask, plan, self.history, form, window)[0])
         told = window._replace(summary=self.summary if start else None)
         sent = b"".join(sending.compose(ask, plan, self.history, form, told)[0]) if told != window else bare
+        moved = Cut(start) if start > cut.at else None
+        pending = Pending(ask, request, plan, self._new_id(), self.history, form, client, sent, start, moved, bare)
+        self.pending.append(pending)
+        return pending
+
+    def end(self, pending: Pending, answer: Answer) -> Posted:
+        """Its answer, which came after whatever has been kept since it began."""
+        self.pending.remove(pending)
         outcome = _outcome(answer)
         turns: list[Turn] = []
-        id = self._new_id()
         if outcome.verdict in (Verdict.COMPLETE, Verdict.CUT):
-            moved = Cut(start) if start > cut.at else None
-            turns = self._keep(ask, plan, form, id, request, outcome, moved)
-        if turns and not plan.side:
-            self.heard[id] = outcome.verdict is Verdict.COMPLETE and answer.heard
-        return Posted(plan, sent, turns, start, bare)
+            turns = self._keep(pending, outcome)
+        if turns and not pending.plan.side:
+            self.heard[pending.id] = outcome.verdict is Verdict.COMPLETE and answer.heard
+            for turn in self.pending:
+                turn.overtaken = True
+        return Posted(pending.plan, pending.sent, turns, pending.start, pending.bare)
 
     def _window(self, plan: Plan) -> tuple[Cut, int]:
         """Where the window begins so far, and from this request on."""
@@ -111,40 +168,42 @@ class Session:
         bounds = [Bound(self.limit, lambda start: end - start + own)] if self.limit else []
         return cut, begin(bounds, at, end, lambda: places(plan.line, plan.messages, at, end, groups))
 
-    def _decide(self, ask: Ask, request: bytes, mode: Mode, counted: bool) -> Plan:
+    def _decide(self, ask: Ask, request: bytes, mode: Mode, counted: bool, client: bytes) -> Plan:
         history = self.history
         last = history.last
         if last and is_retry(request, last, counted, self.heard.get(last.id)):
             return retried(history, last, ask)
         if last and last.request == request:
             self.heard[last.id] = True  # a turn of its own
-        return decide(ask, history, marks, mode)
+        flights = [turn.flight for turn in self.pending if not turn.plan.side]
+        return decide(ask, history, marks, mode, flights, client)
 
-    def _keep(
-        self, ask: Ask, plan: Plan, form: sending.Form, id: str, request: bytes, outcome: Outcome, moved: Cut | None
-    ) -> list[Turn]:
-        cut = outcome.verdict is Verdict.CUT
+    def _keep(self, pending: Pending, outcome: Outcome) -> list[Turn]:
+        cut, ask, plan, history = outcome.verdict is Verdict.CUT, pending.ask, pending.plan, pending.history
+        if pending.overtaken and (behind := moved_on(plan, ask.system, history, self.history, marks)) is not plan:
+            plan, history = behind, self.history
         turns = turns_of(
             ask,
             plan,
             outcome.reply,
-            form,
-            id=id,
+            pending.form,
+            id=pending.id,
             new_id=self._new_id,
-            remembered=self.history.system_of(plan.parent),
-            request=request,
+            remembered=history.system_of(plan.parent),
+            request=pending.request,
             state=TurnState.CUT if cut else TurnState.COMPLETE,
-            cut=moved,
+            cut=pending.moved,
         )
         if cut and turns[-1].echo is None:
             return []
         grown = self.history.plus(*turns)
-        if not (plan.injected or plan.side) and plan.whole and plan.parent == self.history.tip and turns[-1].echo:
+        if not (plan.injected or plan.side) and plan.whole and plan.parent == history.tip and turns[-1].echo:
             news = sum([len(turn.asked) for turn in turns]) + len(turns) - 1
             client = plan.client if plan.carries else client_of(plan.client, ask.messages, marks)
-            self.history.forms["seen"] = chat.seen_in(ask, len(self.history.line) + news, client)
-        branches = turns[0].layout is not None or turns[0].parent != self.history.tip
-        self.history = grown.without(grown.spare()) if branches else grown
+            history.forms["seen"] = chat.seen_in(ask, len(history.line) + news, client)
+        branches = turns[0].layout is not None or turns[0].parent != history.tip
+        needed = [turn.plan.parent for turn in self.pending if turn.plan.parent]
+        self.history = grown.without(grown.spare(needed)) if branches else grown
         return turns
 
     def _new_id(self) -> str:

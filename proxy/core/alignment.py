@@ -132,7 +132,21 @@ class Alignment:
         anchors.sort(key=lambda anchor: (anchor[0], -anchor[1]))
         # Replies of ours first: what a client puts behind its newest message moves on in each list, and they do not.
         ours = rising([anchor for anchor in anchors if line[anchor[1]].ours])
-        return rising([anchor for anchor in anchors if _fits(anchor, ours)])
+        return self._behind_questions(rising([anchor for anchor in anchors if _fits(anchor, ours)]), line, n, at)
+
+    def _behind_questions(self, anchors: Pairs, line: Line, n: int, at: int) -> Pairs:
+        """With what a reply of ours answered, where the list has it before the reply: it may be said twice."""
+        found: Pairs = []
+        for anchor in anchors:
+            before = [anchor]
+            place, stored = anchor[0] - 1, anchor[1] - 1
+            while place >= n and stored >= at and line[anchor[1]].ours and line[stored].turn is line[anchor[1]].turn:
+                if (found and (place <= found[-1][0] or stored <= found[-1][1])) or not self.same(place, line[stored]):
+                    break
+                before.append((place, stored))
+                place, stored = place - 1, stored - 1
+            found += before[::-1]
+        return found
 
     def _step(self, n: int, line: Line, at: int) -> int:
         """How many messages of the line the list's message `n` repeats: two where a client has joined its

@@ -84,7 +84,7 @@ class Speakers:
         if head == self._head or self._begins <= self._overtaken:
             return False
         # A client that resends appends nothing between its lists.
-        return head in self._heads or (behind and not turn.carries and self._head in self._heads)
+        return head in self._heads or (behind and not (turn.carries or turn.resends) and self._head in self._heads)
 
 
 def moved_on(plan: Plan, own: bytes | None, before: History, latest: History, marks: Marks) -> Plan:

@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from msgspec import structs
 
 from proxy.core.alignment import Alignment, Content, Pairs, has_ours
-from proxy.core.history import Entry, History, laid_out
+from proxy.core.clients import is_of_another
+from proxy.core.history import History
 from proxy.core.model import CLIENT, TOOLS, Ask, Seen, Turn
 from proxy.core.plan import Decision, Flight, Mode, Plan
 from proxy.core.plans import Planner
 from proxy.core.repeats import ALL, Found, Repeats
-from proxy.core.sides import Beside, has_tools
+from proxy.core.sides import Beside, has_tools, is_marked_twice
 
 FIRST, NEW = "the first of its session", "no reply of ours in it"
 HEADS = 8  # turns at most that may have come before the chat they were asked for
@@ -35,63 +36,24 @@ def decide(
     that sent it, of 8 bytes or none."""
     client = client[:CLIENT].ljust(CLIENT, b"\0")
     seen = ask.seen
-    if mode is Mode.AUTO and _is_one_new_message(ask, history, flights):
+    if mode is Mode.AUTO and _is_one_new_message(ask, history, flights, client):
         return Planner(ask, ask.messages, history, marks, flights, client).append(0, NEW)
     goes_on = seen and mode is not Mode.APPEND and not flights and seen.client[:CLIENT] == client
-    if seen and goes_on and (plan := _seen_again(ask, seen, history, marks)):
+    if seen and goes_on and not is_marked_twice(ask, history.last) and (plan := _seen_again(ask, seen, history, marks)):
         return plan
     return _Reading(ask, history, marks, flights, client, mode).plan()
 
 
-def _is_one_new_message(ask: Ask, history: History, flights: Sequence[Flight]) -> bool:
+def _is_one_new_message(ask: Ask, history: History, flights: Sequence[Flight], client: bytes) -> bool:
     """Whether a request is one message behind a history in which nobody has shown more than that: as most are, and no
     reading needs to be tried."""
     last = history.last
-    if last is None or last.echo is None or last.resends or ask.count != 1 or ask.messages[0].role == "assistant":
+    if last is None or last.echo is None or last.resends or not last.asked or is_of_another(last, client):
         return False
-    if flights or history.sides or history.carriers:
+    if flights or history.sides or history.carriers or ask.count != 1 or ask.messages[0].role == "assistant":
         return False
     tools = has_tools(ask.tools) if ask.tools else False
     return bool(last.traits & TOOLS) is tools and (not tools or len(history.turns) > HEADS)
-
-
-def is_retry(request: bytes, last: Turn | None, counted: bool, delivered: bool | None) -> bool:
-    """Whether a request that no turn in flight answers is the last turn tried again.
-
-    `request` is its body's digest, `counted` whether it says that it is a retry, `delivered` whether a
-    client has seen the end of the last turn; after a restart nobody knows (None). A delivered turn is
-    never tried again by an equal body alone: "continue" twice is two turns.
-    """
-    if last is None or last.request != request:
-        return False
-    return counted if delivered is None else not delivered
-
-
-def retried(history: History, turn: Turn, ask: Ask) -> Plan:
-    """The plan of a recorded turn, to be run again beside it: what it was read against, not what stands there now.
-    `ask` is the request that came again."""
-    line = history.line_of(turn.parent)
-    if turn.layout is not None:
-        line = tuple(laid_out(line, turn.layout, [Entry(message, turn, False) for message in turn.asked]))
-    messages = turn.asked if turn.layout is None else ()
-    spliced = turn.is_side or (turn.resends and turn.is_spliced)  # its client's list went as it was
-    return Plan(
-        Decision.RETRY,
-        "the last turn, tried again",
-        parent=turn.parent,
-        messages=ask.messages if spliced else messages,
-        asked=turn.asked,
-        system=history.system_of(turn.id),
-        line=() if spliced else line,
-        injected=0 if spliced else len(line),
-        layout=turn.layout,
-        resends=turn.resends,
-        alone=turn.resends,
-        side=turn.is_side,
-        spliced=spliced,
-        client=turn.client,
-        carries=turn.carries,
-    )
 
 
 def _seen_again(ask: Ask, seen: Seen, history: History, marks: Content) -> Plan | None:
@@ -141,7 +103,9 @@ class _Reading:
         if not self._history.line:
             return self._first()
         if self._is_headed():
-            return self._plans.opening(None, "what came before it was asked for this chat")
+            opening = self._plans.opening(None, "what came before it was asked for this chat")
+            # A list that tells the reply of what came before shows whose it is: its client carries it itself.
+            return structs.replace(opening, resends=self._carries, alone=self._carries, carries=self._carries)
         if self._mode is Mode.RESEND:
             found = self._repeats.of_the_history() or self._as_sent("the mode says so", self._repeats.elsewhere())
             return self._plans.followed(found, stays=False)
@@ -170,9 +134,13 @@ class _Reading:
 
     def _said(self) -> Plan:
         """A list without an assistant's message."""
+        if self._beside.is_summed_up:
+            return self._compacted()
         if reason := self._beside.reason(self._resends):
             return self._plans.aside(reason)
         if self._beside.is_compacted:
+            return self._compacted()
+        if self._beside.is_begun_anew:
             return self._compacted()
         if found := self._repeats.silently():
             return structs.replace(self._plans.followed(found), resends=False, alone=False)
@@ -193,7 +161,9 @@ class _Reading:
 
     def _is_same(self, flight: Flight) -> bool:
         """Whether a turn in flight asks the same way, or asks the same: its client may have given up on it, and try
-        again under a prompt with a clock in it."""
+        again under a prompt with a clock in it. Other software's turn tells nothing of this one: it waits for it."""
+        if flight.client and flight.client[:CLIENT] != self._client:
+            return True
         if (flight.system, flight.tools) == (self._ask.system, self._ask.tools):
             return True
         same = len(flight.asked) == len(self._list) and self._repeats.alignment.begins(0, flight.asked)
@@ -202,7 +172,8 @@ class _Reading:
     def _is_headed(self) -> bool:
         """Whether all that the session holds are side requests that came before their chat."""
         history = self._history
-        if len(history.turns) > HEADS or not self._beside.has_tools:
+        told = self._carries or self._beside.has_tools or not history.turns[0].asked
+        if len(history.turns) > HEADS or not told:
             return False
         return self._beside.heads(history.ancestors(history.tip))
 
@@ -212,21 +183,32 @@ class _Reading:
         """Whether a list that repeats nothing of ours is somebody's beside a chat that is sent whole."""
         if not self._beside.is_unknown:
             return False
+        if self._resends and self._is_of_the_last():
+            return True
         starts_alike = self._repeats.alignment.same(0, self._history.line[0])
-        return (self._resends and self._is_of_the_last()) or (starts_alike and self._beside.lacks_tools)
+        return starts_alike and self._beside.lacks_tools and not self._brings_examples
 
     def _may_be_beside(self, found: Found | None) -> bool:
         """Whether a list that repeats ours from the start is a side request with all of the chat in front: under an
         unknown prompt, or with its prompt at its end. A later list that carries its reply shows that it was not."""
-        if found is None or found.told or not has_ours(found.pairs, found.line) or found.pairs[0][1]:
+        if found is None or found.told or not has_ours(found.pairs, found.line):
             return False
-        closes = self._list[-1].role
-        if not self._beside.is_unknown:
-            alone = found.pairs[-1][0] + 2 == len(self._list)  # behind what it repeats, as an instruction is
-            return closes == "system" and alone and self._ask.system is None and self._history.system is not None
+        closes, window = self._list[-1].role, found.pairs[0][1] > found.pairs[0][0]
         branch = self._history.by_id.get(found.tip or "")
         if branch and branch.is_side and found.pairs[-1][1] + 1 == len(found.line):
             return closes != "user"  # a tool loop of its own; who goes on with a question is a client
+        if window and not self._resends:
+            return False  # the end of the history, by a client that shows its last turn
+        if not self._beside.is_unknown:
+            alone = found.pairs[-1][0] + 2 == len(self._list)  # behind what it repeats, as an instruction is
+            if closes == "system" and alone and self._ask.system is None and self._history.system is not None:
+                return True
+            if window or not self._beside.is_marked_twice:
+                return False
+        elif self._beside.is_summed_up and not self._beside.has_another_shape:
+            return False
+        if window and not (self._flights or self._beside.has_another_shape):
+            return False  # cut under a prompt with a summary in it; or the chat's own window is in flight
         reaches = branch is self._history.last and found.pairs[-1][1] + 1 == len(found.line)
         return closes == "user" and (not reaches or self._beside.has_another_shape)
 
@@ -257,18 +239,21 @@ class _Reading:
         reason = "its own list, with a summary that was asked for beside it"
         return self._plans.followed(best._replace(reason=reason), carries=True)
 
+    @property
+    def _brings_examples(self) -> bool:
+        """Whether it begins with all that the first list carried before its question."""
+        examples = self._history.preamble
+        fits = len(self._list) > 1 and 0 < examples < len(self._list)
+        return fits and len(self._repeats.alignment.run(self._history.line)) >= examples
+
     def _behind_examples(self) -> Plan | None:
-        if not (len(self._list) > 1 and 0 < (examples := self._history.preamble) < len(self._list)):
+        if not self._brings_examples:
             return None
-        same = self._repeats.alignment.run(self._history.line)
-        if len(same) >= examples and self._carries and self._resends:
+        if self._carries and self._resends:
+            same = self._repeats.alignment.run(self._history.line)
             found = Found(same, "it departs from what the session adopted", self._history.line, self._history.tip)
             return self._plans.followed(found)
-        return (
-            self._plans.append(examples, "behind the examples that each request brings")
-            if len(same) >= examples
-            else None
-        )
+        return self._plans.append(self._history.preamble, "behind the examples that each request brings")
 
     def _is_answered(self) -> bool:
         """Whether a reply in the list has a user's message behind it: what a prefill has not."""

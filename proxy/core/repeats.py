@@ -12,6 +12,7 @@ from proxy.core.alignment import Alignment, Content, Line, Pairs, has_ours
 from proxy.core.history import Entry, History
 from proxy.core.model import Message, TurnState
 from proxy.core.plan import Decision
+from proxy.core.prompts import is_quoted
 from proxy.core.sides import Beside
 
 ALL = "all of the history, and then what is new"
@@ -129,11 +130,12 @@ class Repeats:
         return Found(pairs, "", line, tip) if pairs else Found([], "", history.line, history.tip)
 
     def _is_told(self, message: Message, entry: Entry) -> bool:
-        """Whether another agent's reply stands in a list as a user's message."""
+        """Whether another agent's reply stands in a list as a user's message, or within one."""
         if message.role != "user" or not entry.ours or self._beside.is_under(self._history.system_of(entry.turn.id)):
             return False
         said = self._marks.text(entry.message.raw)
-        return said != "" and said == self._marks.text(message.raw)
+        told = self._marks.text(message.raw)
+        return said != "" and (said == told or is_quoted(said, told))
 
     def _window(self, end: Pairs) -> Found:
         """The end of the history. What precedes it is put in front, unless it was cut on purpose, or was never of
@@ -197,7 +199,8 @@ class Repeats:
         """The branch that the list follows longest, and how far; no pairs without a reply of ours. One that the
         tip has left is taken where it holds more of the list than the tip's, all in all."""
         history = self._history
-        line, tip = history.line, history.tip
+        line: Line = history.line
+        tip = history.tip
         pairs = self._found.run(line)
         reached = pairs[-1][0] + 1 if pairs else 0  # a message of the list may repeat two of the line
         beside = any([turn.carries for turn in history.sides])  # one of them may turn out to be the chat's
@@ -207,7 +210,20 @@ class Repeats:
                 further = self._found.run(branch)
                 if len(further) > len(pairs) and len(self._on(further, branch)) > held:
                     line, tip, pairs, held = branch, other, further, len(self._on(further, branch))
+        elif reached < len(self._list) and pairs:
+            line, tip, pairs = self._beside_it(reached) or (line, tip, pairs)
         return line, tip, pairs if has_ours(pairs, line) or self._is_silent_to(pairs, line) else []
+
+    def _beside_it(self, reached: int) -> tuple[Line, str | None, Pairs] | None:
+        """What was said beside the line, where the list repeats the line and goes on with that."""
+        history = self._history
+        for turn in reversed(history.sides):
+            if turn.parent and turn.asked and self._found.same(reached, Entry(turn.asked[0], turn, False)):
+                line = history.line_of(turn.id)
+                pairs = self._found.run(line)
+                if len(pairs) == len(line):
+                    return line, turn.id, pairs
+        return None
 
     def _is_silent_to(self, pairs: Pairs, line: Line) -> bool:
         """Whether a list repeats all of a line whose replies, since the last that can be seen, said nothing."""

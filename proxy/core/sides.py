@@ -7,18 +7,20 @@ clock in it. The rules and their rows stand in docs/reconcile.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 
 from proxy.core.alignment import Content
 from proxy.core.clients import is_of_another
-from proxy.core.history import History
+from proxy.core.history import Entry, History
 from proxy.core.members import elements
 from proxy.core.model import CLIENT, FLAGS, STREAM, TOOLS, Ask, Message, Turn
 from proxy.core.plan import Flight
-from proxy.core.prompts import OWN_WORDS, QUOTE, is_alike, is_framed, quoted_in
+from proxy.core.prompts import OWN_WORDS, QUOTE, is_alike, is_framed, is_quoted, parts, quoted_in
 
-RECENT = 8  # replies, and messages of the user's, that a quote is looked for among
+NEAR = 64  # turns among which the latest of a client's is looked for
+RECENT = 8  # replies, and messages of the user's, that a quote is looked for among in any case
+WORK = 1 << 24  # characters searched for quotes, where there are more: of all the history as long as that is cheap
 
 
 class Beside:
@@ -34,15 +36,21 @@ class Beside:
         turn, or one in flight, is of a client that resends."""
         history = self._history
         last, carriers = history.last, history.carriers
+        if not self._ask.count and self._quote:
+            return "it says nothing new, and its prompt quotes a reply"
         if last is None or not (carriers or resends or self.lacks_tools):
             return None  # as most: new messages only
         if carriers and self._is_a_known_speaker:
             return None
         if self._client in carriers and self._is_asked_otherwise and self._quote:
             return "it quotes a reply, and is asked otherwise than the chat"
-        quote = self._quote if self.lacks_tools and not self.is_of_another(last) else None
-        if quote and (self._is_not_streamed or quoted_in(self._words, [quote], OWN_WORDS)):
+        if resends and self._client in carriers and self._quotes_both:
+            return "it quotes what was asked and what was replied, from a client that resends"
+        shaped = self.lacks_tools and not self.is_of_another(last)
+        if shaped and self._quote and (self._is_not_streamed or self._quotes_both):
             return "it quotes a reply, without the chat's tools"
+        if self.lacks_tools and self._is_not_streamed and quoted_in(self._said_by("user"), self._texts):
+            return "it quotes the user, without the chat's tools and stream"
         if resends and self.is_unknown and not self.is_of_another(last):
             return "another system prompt than the session's, and no reply of ours"
         return None
@@ -56,14 +64,33 @@ class Beside:
     @property
     def has_another_shape(self) -> bool:
         """Whether it has other tools than the latest turn, or no stream where that had one."""
-        last = self._history.last
-        tools = len(self._ask.tools) if self.has_tools else 0
-        return last is not None and (tools != last.traits >> FLAGS or self._is_not_streamed)
+        return self._has_other_tools or self._is_not_streamed
+
+    @property
+    def is_marked_twice(self) -> bool:
+        """Whether two things tell it from the chat at once: its tools, its stream, a system prompt that is gone."""
+        gone = self._ask.system is None and self._history.system is not None
+        return self._has_other_tools + self._is_not_streamed + gone > 1
+
+    @property
+    def _has_other_tools(self) -> bool:
+        last = self._latest
+        return last is not None and (len(self._ask.tools) if self.has_tools else 0) != last.traits >> FLAGS
 
     @property
     def _is_not_streamed(self) -> bool:
-        last = self._history.last
+        last = self._latest
         return last is not None and bool(last.traits & STREAM) and not self._ask.stream
+
+    @cached_property
+    def _latest(self) -> Turn | None:
+        """The latest turn of the chat that the same software asked for: how others ask tells nothing of it."""
+        history = self._history
+        last = history.last
+        if last is None or not self.is_of_another(last):
+            return last
+        recent = reversed(history.turns[-NEAR:])
+        return next((turn for turn in recent if not (turn.is_side or self.is_of_another(turn))), None)
 
     @property
     def has_tools(self) -> bool:
@@ -82,7 +109,7 @@ class Beside:
     @property
     def lacks_tools(self) -> bool:
         """Whether the latest turn was asked for with tools, and this one is not."""
-        last = self._history.last
+        last = self._latest
         return last is not None and bool(last.traits & TOOLS) and not self.has_tools
 
     def is_of_another(self, turn: Turn) -> bool:
@@ -107,27 +134,40 @@ class Beside:
 
     def _led_here(self, asked: Sequence[Message], system: bytes | None, turn: Turn | None, client: bytes) -> bool:
         """A request without tools, that asks about the words this chat begins with, or whose reply this chat frames."""
-        if not self.has_tools or (turn and turn.traits & TOOLS) or client[:CLIENT] != self._client:
+        if not asked:
+            return self._is_told_of(system)
+        if (turn and turn.traits & TOOLS) or client[:CLIENT] != self._client:
             return False
         if self.prompt == "" or self.is_under(system) or any([one.role == "assistant" for one in asked]):
             return False
         replies = [self._marks.text(one.raw) for one in self._ask.messages if one.role == "assistant"]
-        if replies:
-            return turn is not None and turn.echo is not None and self._frames(turn.echo.raw, replies)
+        said = self._marks.text(turn.echo.raw) if turn and turn.echo else ""
+        if said in replies:
+            return False  # it is in the list: a turn of this chat
+        if quoted_in([said], replies):
+            return True
+        if not self.has_tools:
+            return False
         told = [self._marks.text(one.raw) for one in asked if one.role == "user"]
-        own = [self._marks.text(one.raw) for one in self._ask.messages if one.role == "user"]
+        begins = [self._marks.text(one.raw) for one in self._ask.messages if one.role == "user"]
+        own = [*begins, *[part for text in begins for part in parts(text)]]
         among = [text for text in own if text and len(told) > 1 and text in told]
         return bool(among) or any([is_framed(text, message) for text in own for message in told])
 
-    def _frames(self, reply: bytes, within: Iterable[str]) -> bool:
-        return quoted_in([self._marks.text(reply)], within) is not None
+    def _is_told_of(self, system: bytes | None) -> bool:
+        """Whether a system block, that was all of a request, quotes the words this chat begins with."""
+        own = [self._marks.text(one.raw) for one in self._ask.messages if one.role == "user"]
+        prompts = [self._marks.text(raw) for raw in _blocks(system)]
+        return not self.is_under(system) and quoted_in(own, prompts) is not None
 
     # Compaction
 
     @property
     def is_compacted(self) -> bool:
         """Whether the list holds the reply of a side request, told by anyone: a summary in the place of messages."""
-        last = self._history.last
+        if self.is_summed_up:
+            return True
+        last = self._latest
         if last is None or not self._history.sides or bool(last.traits & TOOLS) is not self.has_tools:
             return False
         resent = self._client in self._history.carriers
@@ -136,6 +176,40 @@ class Beside:
         replies = [text for text in self._side_replies if len(text) >= QUOTE]
         told = any([text in replies for text in self._texts]) or quoted_in(replies, self._texts) is not None
         return told and not self.is_unknown
+
+    @property
+    def is_begun_anew(self) -> bool:
+        """Whether the list begins with messages that tell the latest reply, by a client that resends: a summary that
+        was asked for in the chat itself, in the place of what it sums up."""
+        last, messages = self._history.last, self._ask.messages
+        if last is None or last.echo is None or not last.resends or self.is_of_another(last) or len(messages) < 2:
+            return False
+        if self._client not in self._history.carriers or self.is_unknown or not self._is_asked_alike:
+            return False
+        said, texts = self._marks.text(last.echo.raw), [self._marks.text(one.raw) for one in messages]
+        told = [len(said) >= QUOTE and (said == text or is_quoted(said, text)) for text in texts]
+        first = self._history.line[0].message
+        return any(told[:-1]) or (told[-1] and self._marks.mark(first.raw) == self._marks.mark(messages[0].raw))
+
+    @cached_property
+    def is_summed_up(self) -> bool:
+        """Whether its system block holds the reply of a side request, in the place of messages, where the chat had
+        another block or none: asked as the chat is, with nothing else of ours in it, by a client that resends."""
+        history = self._history
+        if not (history.sides and self.is_unknown and self._client in history.carriers and self._is_asked_alike):
+            return False
+        prompts = [self._marks.text(raw) for raw in self._system]
+        held = [text for text in self._side_replies if len(text) >= QUOTE and any([text in one for one in prompts])]
+        rest = self._texts
+        for text in held:
+            rest = [one.replace(text, "") for one in rest]
+        return bool(held) and quoted_in(self._said_by("assistant"), rest) is None
+
+    @property
+    def _is_asked_alike(self) -> bool:
+        """With tools or without and streamed or not, as the chat is."""
+        last = self._latest
+        return last is not None and bool(last.traits & TOOLS) is self.has_tools and not self._is_not_streamed
 
     # What it is held against
 
@@ -151,28 +225,38 @@ class Beside:
 
     @cached_property
     def _quote(self) -> str | None:
-        """The message that quotes a reply, of the line or of a side request."""
-        replies = [self._marks.text(raw) for raw in self._recent_replies]
-        return quoted_in([*replies, *self._side_replies], self._texts)
+        """The message that quotes a reply or the result of a tool, of the line or of a side request."""
+        return quoted_in([*self._said_by("assistant", "tool"), *self._side_replies], self._texts)
 
     @property
-    def _recent_replies(self) -> list[bytes]:
-        line = self._history.line
-        return [entry.message.raw for entry in line[-4 * RECENT :] if entry.ours][-RECENT:]
+    def _quotes_both(self) -> bool:
+        """Whether the message that quotes a reply quotes the user's words, too."""
+        return self._quote is not None and quoted_in(self._said_by("user"), [self._quote], OWN_WORDS) is not None
 
     @cached_property
     def _side_replies(self) -> list[str]:
         return [self._marks.text(turn.echo.raw) for turn in self._history.sides[-RECENT:] if turn.echo]
 
-    @property
-    def _words(self) -> list[str]:
-        line = self._history.line
-        return [self._marks.text(entry.message.raw) for entry in line[-4 * RECENT :] if entry.message.role == "user"]
+    def _said_by(self, *roles: str) -> list[str]:
+        """What those said in the line, the latest first. A summary quotes what is oldest: all of the line is looked
+        at, unless what may quote it is very long."""
+        most = max(RECENT, WORK // (1 + sum(map(len, self._texts))))
+        line = [entry for entry in self._history.line if entry.message.role in roles and self._is_said(entry)]
+        return [self._marks.text(entry.message.raw) for entry in line[: -most - 1 : -1]]
+
+    @staticmethod
+    def _is_said(entry: Entry) -> bool:
+        """Whether a message counts: examples of replies that a client brought are none of ours."""
+        return entry.ours or entry.message.role != "assistant"
 
     @cached_property
     def _prompts(self) -> set[str]:
         """The system prompts that the turns of the session's branch were asked under."""
-        return {self._first(turn.system) for turn in self._history.ancestors(self._history.tip) if turn.system}
+        turns = [turn for turn in self._history.ancestors(self._history.tip) if turn.system]
+        if any([turn.is_side for turn in turns]):  # one that a later list followed may have been said beside the chat
+            ours = {entry.turn.id for entry in self._history.line if entry.ours}
+            turns = [turn for turn in turns if not turn.is_side or turn.id in ours]
+        return {self._first(turn.system) for turn in turns}
 
     @property
     def _is_a_known_speaker(self) -> bool:
@@ -182,12 +266,12 @@ class Beside:
         """
         history = self._history
         heads = {turn.client[CLIENT:] for turn in history.turns if turn.carries}
-        system: bytes | None = None
-        for turn in reversed(history.ancestors(history.tip)):
-            system = turn.system if turn.system is not None else system
-            if turn.carries or self.is_of_another(turn) or not turn.asked:
+        for turn in history.ancestors(history.tip):
+            if turn.carries and turn.resends and not turn.is_spliced:
+                return False  # what precedes it was shown in its list
+            if turn.resends or self.is_of_another(turn) or not turn.asked or len(turn.client) > CLIENT:
                 continue
-            if bool(turn.traits & TOOLS) is not self.has_tools or turn.resends:
+            if bool(turn.traits & TOOLS) is not self.has_tools:
                 continue
             own = self._first(turn.system) if turn.system else ""  # what it sent itself, not what it was given
             if is_alike(own, self.prompt) and self._marks.mark(turn.asked[0].raw)[:CLIENT] not in heads:
@@ -198,6 +282,11 @@ class Beside:
         """The text of a system block's first message."""
         blocks = _blocks(block)
         return self._marks.text(blocks[0]) if blocks else ""
+
+
+def is_marked_twice(ask: Ask, last: Turn | None) -> bool:
+    """Whether a list has other tools than the latest turn and no stream where that had one: two marks at once."""
+    return last is not None and bool(last.traits & STREAM) and not ask.stream and len(ask.tools) != last.traits >> FLAGS
 
 
 def has_tools(tools: bytes) -> bool:

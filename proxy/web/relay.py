@@ -17,7 +17,8 @@ from proxy.core.history import History, Session
 from proxy.core.members import dumps
 from proxy.core.model import Answer, SessionState, Turn, TurnState
 from proxy.core.plan import Decision, Mode, Plan
-from proxy.core.reconcile import decide, is_retry, retried
+from proxy.core.reconcile import decide
+from proxy.core.retries import is_retry, retried
 from proxy.dialects import marks
 from proxy.errors import IdempotencyKeyReused, Interrupted, SessionBusy, SessionNotFound, SessionQueueFull
 from proxy.web import line as lines

@@ -189,8 +189,11 @@ def test_a_window_is_looked_for_at_the_newest_places_only() -> None:
         ("u1", "", []),
         # What occurs more than once follows its neighbours.
         ("u a1 u a2", "u a1 u a2", [(0, 0), (1, 1), (2, 2), (3, 3)]),
-        ("u a2", "u a1 u a2", [(0, 0), (1, 3)]),
-        ("u a2 u", "u a1 u a2 u a3", [(0, 0), (1, 3), (2, 4)]),
+        # A reply of ours comes with what it answered, which may be said more often.
+        ("u a2", "u a1 u a2", [(0, 2), (1, 3)]),
+        ("u a2 u", "u a1 u a2 u a3", [(0, 2), (1, 3), (2, 4)]),
+        ("u1 a1 u a3", "u1 a1 u2 a2 u a3 u a4", [(0, 0), (1, 1), (2, 4), (3, 5)]),
+        ("u u1 a1", "u u1 a1", [(0, 0), (1, 1), (2, 2)]),
         ("u u u", "u u", [(0, 0), (1, 1)]),
         ("u9 a u a", "u a u a", [(1, 1), (2, 2), (3, 3)]),  # one in the place of another
         # One message may stand for a prefill and the reply to it, but not for half of what another repeats.

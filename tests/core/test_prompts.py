@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from xml.sax.saxutils import escape
+
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from proxy.core.prompts import QUOTE, is_alike, is_framed, is_quoted, quoted_in
+from proxy.core import prompts as quotes
+from proxy.core.prompts import QUOTE, is_alike, is_framed, is_quoted, parts, quoted_in
 
+PLAIN = st.characters(codec="utf-8", max_codepoint=0xFFFF)
+TEXTS = st.text(PLAIN, min_size=QUOTE).filter(str.isprintable)
 LONG = "You are a helpful house assistant. It is Monday, 30 November 2026, 10:59 PM in Bern."
 
 
@@ -23,6 +29,7 @@ LONG = "You are a helpful house assistant. It is Monday, 30 November 2026, 10:59
         ("Time: 10:00:01", "Time: 10:00:20", True),
         ("Time: 9:59", "Time: 10:00", True),
         ("s1", "s2", False),
+        ("Name this chat.", "Sum up what was said.", False),
         ("Agent A1", "Agent B2", False),
         (LONG, LONG.replace("Monday, 30", "Tuesday, 1").replace("10:59", "0:01"), True),
         (LONG, LONG.replace("Monday, 30", "Tuesday, 1").replace("10:59 PM", "0:01 AM"), True),
@@ -62,3 +69,29 @@ def test_the_message_that_quotes() -> None:
     assert quoted_in(["b" * 20, "a" * 20], ["none", "says " + "a" * 20]) == "says " + "a" * 20
     assert quoted_in(["abc"], ["says abc"]) is None
     assert quoted_in(["abcdef"], ["says abcdef"], 6) == "says abcdef"
+
+
+@example('a path: C:\\new\\table, <b> & "so" \u2014', "", "")
+@given(TEXTS, st.text(max_size=5), st.text(min_size=1, max_size=5))
+def test_a_quote_is_found_however_its_client_escapes_it(text: str, before: str, behind: str) -> None:
+    for told in (text, escape(text), json.dumps(text), json.dumps(text, ensure_ascii=False)):
+        message = f"<{before}\n{told}\n{behind}>"
+        assert quoted_in([text], ["something else", message]) == message
+    assert quoted_in([text], [text]) is None  # itself is no quote
+
+
+def test_of_a_long_text_a_part_is_a_quote() -> None:
+    text = "".join(map(str, range(quotes.LONG)))[: 4 * quotes.PART]
+    assert is_quoted(text, f"Sum up: {text[: quotes.PART]} ...")
+    assert is_quoted(text, f"Sum up: ... {text[-quotes.PART :]}")
+    assert not is_quoted(text, f"Sum up: ... {text[quotes.PART : 2 * quotes.PART]} ...")
+    short = text[: quotes.LONG - 1]
+    assert not is_quoted(short, f"Sum up: {short[: quotes.PART]}")
+
+
+def test_the_paragraphs_that_may_be_quoted() -> None:
+    assert parts("Where should I stay?") == []
+    assert parts("Where should I stay?\n\nBe brief.\n\nKeep to the rules.") == [
+        "Where should I stay?",
+        "Keep to the rules.",
+    ]

@@ -19,7 +19,8 @@ from proxy.core.members import elements
 from proxy.core.model import CLIENT, Ask, Turn
 from proxy.core.plan import Decision, Mode, Plan
 from proxy.core.plans import as_turns
-from proxy.core.reconcile import decide, is_retry, retried
+from proxy.core.reconcile import decide
+from proxy.core.retries import is_retry, retried
 from proxy.dialects import chat, marks, sending
 from tests.core.notation import (
     ask,
@@ -81,6 +82,8 @@ SAID = "the mode says so"
 ONE = "u1 > a1; u2 > a2; u3 > a3"  # three turns of a client that sends one message
 FULL = "u1 > a1; u1 a1 u2 > a2; u1 a1 u2 a2 u3 > a3"  # and of one that resends
 CHAT = "s1 u1 > a1; s1 u1 a1 u2 > a2"  # with a system prompt
+
+LONG = "a1" + "-word" * 60
 
 # What is new follows the tip, all of it.
 APPENDS = [
@@ -262,6 +265,64 @@ ASIDES = [
     Case("a title beside a chat", CHAT, "s2 u1", ASIDE, "u1", OTHER, system="s2"),
     Case("a title beside a chat without a prompt", FULL, "s2 u1", ASIDE, "u1", OTHER, system="s2"),
     Case("a title beside a turn in flight", CHAT, "s2 u1", ASIDE, "u1", OTHER, system="s2", flight="s1 u1 a1 u2 a2 u3"),
+    Case(
+        "a plan behind a plan that came first",  # smolagents, where the model calls no tool: it quotes the task alone
+        "e0 > a0-do-this-first; s1 u1 a:a0-do-this-first u2 #f > a2",
+        "s9 u1:u9",
+        ASIDE,
+        "u1:u9",
+        OTHER,
+        system="s9",
+    ),
+    Case(
+        "a plan told in the first list, without tools",  # smolagents' CodeAgent
+        "e0 > a0-do-this-first",
+        "s1 u1 a:a0-do-this-first u2",
+        ADOPT,
+        "u1 a:a0-do-this-first u2",
+        "what came before it was asked for this chat, and it brings a history along",
+        system="s1",
+    ),
+    Case(
+        "a summary asked for as the chat is",  # LangChain, of an agent without a prompt and without tools
+        "u1-for-a-week > a1-the-first-reply; u1-for-a-week a1-the-first-reply u2 > a2",
+        "u9:u1-for-a-week:a1-the-first-reply",
+        ASIDE,
+        "u9:u1-for-a-week:a1-the-first-reply",
+        "it quotes what was asked and what was replied, from a client that resends",
+    ),
+    Case(
+        "a summary in a tool loop",  # LangChain: no reply has said a word yet, what it quotes are results
+        "s1 u1-for-a-week #f > c1-weather-there; s1 u1-for-a-week c1-weather-there r1-weather-there #f > c2",
+        "u9:u1-for-a-week:r1-weather-there",
+        ASIDE,
+        "u9:u1-for-a-week:r1-weather-there",
+        "it quotes a reply, without the chat's tools",
+    ),
+    Case(
+        "a quote that its client escaped",
+        'u1-a<b #f ~ > a1-a<b-is-"so"',
+        "u9:a1-a&lt;b-is-&quot;so&quot;",
+        ASIDE,
+        "u9:a1-a&lt;b-is-&quot;so&quot;",
+        "it quotes a reply, without the chat's tools",
+    ),
+    Case(
+        "a quote that its client cut",
+        f"u1 #f ~ > {LONG}-and-its-end",
+        f"u9:{LONG}",
+        ASIDE,
+        f"u9:{LONG}",
+        "it quotes a reply, without the chat's tools",
+    ),
+    Case(
+        "a quote of what was said long ago",
+        "u1 #f ~ > a1-the-first-reply;" + "u2 #f ~ > a2;" * 40,
+        "u9:a1-the-first-reply",
+        ASIDE,
+        "u9:a1-the-first-reply",
+        "it quotes a reply, without the chat's tools",
+    ),
     Case("under the same prompt", CHAT, "s1 u9", APPEND, "u1 a1 u2 a2 | u9", NONE, "2", "s1"),
     Case("under the same prompt as developer", CHAT, "d1 u9", APPEND, "u1 a1 u2 a2 | u9", NONE, "2", "d1"),
     Case("other tools alone make none", CHAT, "s1 u9 #f", APPEND, "u1 a1 u2 a2 | u9", NONE, "2", "s1"),
@@ -732,7 +793,8 @@ def held(plan: Plan) -> list[int]:
 def test_who_resends_and_who_goes_on_beside_a_turn_in_flight(case: Case) -> None:
     plan = read(case)
     carries = case.decision in (RESEND, REWRITE) and "|" not in case.upstream and not case.silent
-    carries = carries or (case.decision is ADOPT and case.mode is Mode.RESEND)
+    told = bool(case.before)  # the reply of what came before its chat
+    carries = carries or (case.decision is ADOPT and (case.mode is Mode.RESEND or told))
     assert plan.resends is (carries or (plan.side and bool(plan.pairs)))
     assert plan.alone is ((carries and not case.waits) or case.decision is ASIDE)
 

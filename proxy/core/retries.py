@@ -1,0 +1,46 @@
+"""Retries: whether a request tries the last turn again, and what is sent for it then. Pure."""
+
+from __future__ import annotations
+
+from proxy.core.history import Entry, History, laid_out
+from proxy.core.model import Ask, Turn
+from proxy.core.plan import Decision, Plan
+
+
+def is_retry(request: bytes, last: Turn | None, counted: bool, delivered: bool | None) -> bool:
+    """Whether a request that no turn in flight answers is the last turn tried again.
+
+    `request` is its body's digest, `counted` whether it says that it is a retry, `delivered` whether a
+    client has seen the end of the last turn; after a restart nobody knows (None). A delivered turn is
+    never tried again by an equal body alone: "continue" twice is two turns.
+    """
+    if last is None or last.request != request:
+        return False
+    return counted if delivered is None else not delivered
+
+
+def retried(history: History, turn: Turn, ask: Ask) -> Plan:
+    """The plan of a recorded turn, to be run again beside it: what it was read against, not what stands there now.
+    `ask` is the request that came again."""
+    line = history.line_of(turn.parent)
+    if turn.layout is not None:
+        line = tuple(laid_out(line, turn.layout, [Entry(message, turn, False) for message in turn.asked]))
+    messages = turn.asked if turn.layout is None else ()
+    spliced = turn.is_side or (turn.resends and turn.is_spliced)  # its client's list went as it was
+    return Plan(
+        Decision.RETRY,
+        "the last turn, tried again",
+        parent=turn.parent,
+        messages=ask.messages if spliced else messages,
+        asked=turn.asked,
+        system=history.system_of(turn.id),
+        line=() if spliced else line,
+        injected=0 if spliced else len(line),
+        layout=turn.layout,
+        resends=turn.resends,
+        alone=turn.resends,
+        side=turn.is_side,
+        spliced=spliced,
+        client=turn.client,
+        carries=turn.carries,
+    )
