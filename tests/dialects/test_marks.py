@@ -294,7 +294,7 @@ def _other_order(message: Json) -> None:
 
 
 def _arguments_printed_again(message: Json) -> None:
-    for each in message.get("tool_calls", []):
+    for each in message.get("tool_calls") or []:
         arguments = json.loads(each["function"]["arguments"])
         each["function"]["arguments"] = json.dumps(dict(reversed(arguments.items())), indent=1)
 
