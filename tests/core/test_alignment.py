@@ -349,3 +349,36 @@ def test_an_edited_copy_of_a_line_is_kept_by_what_it_repeats(stored: list[str], 
     assert flat == wanted
     if listed == stored:
         assert [entry.message.raw for entry in made] == [entry.message.raw for entry in line]
+
+
+def test_the_mark_that_a_list_begins_with() -> None:
+    assert (aligned("u1 a1").head(), aligned("").head()) == (b"u1", b"")
+
+
+@pytest.mark.parametrize(
+    ("listed", "others", "entries", "found"),
+    [
+        ("u1 u2 u3", "u1 u2", "u1", 1),
+        ("u1 u2 u3", "u1 u2", "u9", 0),
+        ("u1 u2", "u1 u2", "u1", 0),
+        ("u9 u2 u3", "u1 u2", "u1", 0),
+        ("u1 u2 u3", "u1 u2", "", 0),
+    ],
+)
+def test_a_list_that_is_longer_than_one_that_was_longer(listed: str, others: str, entries: str, found: int) -> None:
+    before = [message(text) for text in others.split()]
+    assert aligned(listed).begins_as(before, line_of(entries)) == found
+
+
+@pytest.mark.parametrize(
+    ("pairs", "size", "before", "stays", "wanted"),
+    [
+        ([(0, 0), (1, 1)], 3, 0, [2, 3], ((0, 4), 1)),
+        ([(0, 0), (2, 3)], 4, 0, [1, 2], ((0, 1), 1, (1, 4), 1)),
+        ([(0, 0), (1, 3)], 2, 0, [1, 2, 4], ((0, 5),)),
+        ([(0, 2)], 2, 2, [0, 1, 3], ((0, 4), 1)),
+        ([], 1, 0, [0, 1], ((0, 2), 1)),
+    ],
+)
+def test_what_stays_keeps_its_place(pairs: Pairs, size: int, before: int, stays: list[int], wanted: Layout) -> None:
+    assert layout(pairs, size, before, stays) == wanted

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from proxy.core.cuts import Made
 from proxy.core.history import (
+    SIDE_TURNS,
     SPARE_BYTES,
     SPARE_TURNS,
     Entry,
@@ -21,7 +22,7 @@ from proxy.core.history import (
     moved,
     own_entries,
 )
-from proxy.core.model import SIDE, Cut, Layout, Message, SessionState, Turn, TurnState
+from proxy.core.model import CARRIES, SIDE, Cut, Layout, Message, SessionState, Turn, TurnState
 
 ROLES = {"u": "user", "a": "assistant", "t": "tool", "p": "assistant"}
 
@@ -406,3 +407,27 @@ def test_a_cut_and_what_its_summary_tells_of_move_with_the_messages_behind_them(
     assert (partly.at, partly.summary) == (wanted.at, wanted.summary)
     assert partly.covered <= wanted.covered
     assert moved(Cut(), layout) == Cut()
+
+
+def test_what_clients_did_is_known_and_handed_on() -> None:
+    carried = turn("2", "1", "u2 a2", client=b"softwareTHE LIST", traits=CARRIES)
+    silent = turn("3", "2", "u3 -", client=b"software", traits=CARRIES)
+    side = turn("s", None, "u9 a9", traits=SIDE)
+    history = History((turn("1", None, "u1 a1"),), "1")
+    assert (history.carriers, history.sides, history.has_silent) == (frozenset(), (), False)
+    for added, known in [(carried, (1, 0, False)), (side, (1, 1, False)), (silent, (1, 1, True))]:
+        history = history.plus(added)
+        anew = History(history.turns, history.tip)
+        for each in (history, anew):
+            assert (len(each.carriers), len(each.sides), each.has_silent) == known
+    assert (history.tip, texts(history.line)) == ("3", "u1 a1 u2 a2 u3")
+    assert (carried.carries, carried.is_side, side.is_side, side.is_spliced) == (True, False, True, False)
+    assert texts(history.before(silent).line) == "u1 a1 u2 a2"
+
+
+def test_side_requests_push_no_branch_out() -> None:
+    """They have bounds of their own, and the newest stay."""
+    sides = [turn(f"s{n}", None, "u9 a9", traits=SIDE) for n in range(SIDE_TURNS + 3)]
+    history = History((turn("1", None, "u1 a1"), turn("b", None, "u2 a2"), *sides), "1")
+    assert history.spare() == ["s0", "s1", "s2"]
+    assert history.spare(turns=0) == ["b", "s0", "s1", "s2"]

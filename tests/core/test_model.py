@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from proxy.core.model import Ask, Cut, Message, Seen, Turn
+from proxy.core.model import CARRIES, SIDE, SPLICED, Ask, Cut, Message, Seen, Turn
 
 USER = Message("user", b'{"role":"user","content":"hi"}')
 REPLY = Message("assistant", b'{"role":"assistant","content":"ho"}')
@@ -33,6 +33,13 @@ def test_a_summary_tells_of_all_that_is_left_out_unless_it_says_of_how_much() ->
     assert Cut(4, b"s").covered == 4
     assert Cut(4, b"s", 2).covered == 2
     assert Cut(4).covered == Cut().covered == 0
+
+
+def test_what_a_turn_is_stands_in_its_traits() -> None:
+    told = [turn(traits=traits) for traits in (0, SIDE, CARRIES, SPLICED, SIDE | CARRIES | 40 << 8)]
+    assert [each.is_side for each in told] == [False, True, False, False, True]
+    assert [each.carries for each in told] == [False, False, True, False, True]
+    assert [each.is_spliced for each in told] == [False, False, False, True, False]
 
 
 def test_many_small_messages_are_not_taken_for_nothing() -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from proxy.core.history import History
 from proxy.core.members import elements
 from proxy.core.model import CLIENT, Ask, Turn
-from proxy.core.plan import Decision, Mode, Plan
+from proxy.core.plan import Decision, Flight, Mode, Plan
 from proxy.core.plans import as_turns
 from proxy.core.reconcile import decide
 from proxy.core.retries import is_retry, retried
@@ -67,6 +67,7 @@ class Case:
 FIRST = "the first of its session"
 BROUGHT = "the first of its session, and it brings a history along"
 NONE = "no reply of ours in it"
+MAY = "the chat's list under another prompt: it may be said beside the chat"
 EXAMPLES = "behind the examples that each request brings"
 ALL = "all of the history, and then what is new"
 END = "the end of the history, and then what is new"
@@ -258,6 +259,32 @@ PREAMBLES = [
 # What precedes a window was said under another prompt, but the list does not begin where its client began.
 WITHIN = [
     Case("half a turn", "s2 u0 > t1; s1 u1 u5 > a1", "s1 u5 a1 u2", RESEND, "u0 t1 u1 | [u5 a1] u2", END, "2", "s1"),
+]
+
+# What goes on with a request that was said beside the chat, and who has spoken so before.
+ASKED_BESIDE = [
+    Case(
+        "a call of an instruction's", "s1 u1 > a1; u1 a1 n9 > c9", "u1 a1 n9 c9 r9", ASIDE, "[u1 a1 n9 c9] r9", MAY, "2"
+    ),
+    Case(
+        "the same note in the chat",
+        "s1 u1 > a1; u1 a1 n9 > t9",
+        "s1 u1 a1 n9 u5",
+        RESEND,
+        "[u1 a1] n9 u5",
+        ALL,
+        "1",
+        "s1",
+    ),
+    Case(
+        "a quote by other software, without the tools it had",
+        "u1 > a1; u1 a1 u2 > a2-second-reply; ^b u3 #f > a3",
+        "u9:a2-second-reply ^b",
+        APPEND,
+        "u1 a1 u2 a2-second-reply u3 a3 | u9:a2-second-reply",
+        NONE,
+        "3",
+    ),
 ]
 
 # A title, tags or a summary beside a chat: forwarded as sent.
@@ -754,9 +781,53 @@ EITHER = [
     Case("the same question after silence", "u1 > -", "u1", RESEND, "[u1]", ALL, parent="1", silent=True),
     Case("more after silence", "u1 > -", "u1 u2", RESEND, "[u1] u2", ALL, parent="1", silent=True),
     Case("the last question after silence", "u1 > a1; u2 > -", "u2", APPEND, "u1 a1 u2 | u2", NONE, parent="2"),
+    Case(
+        "a title behind the whole list",
+        "u1 #f ~ > a1-first-reply",
+        "u1 a1-first-reply u9",
+        ASIDE,
+        "[u1 a1-first-reply] u9",
+        "the chat's list under another prompt: it may be said beside the chat",
+        parent="1",
+    ),
+    Case(
+        "a name for the user's words",
+        "u1-how-are-you-today #f ~ > a1",
+        "u9:u1-how-are-you-today",
+        ASIDE,
+        "u9:u1-how-are-you-today",
+        "it quotes the user, without the chat's tools and stream",
+    ),
+    Case(
+        "a summary as the first prompt",
+        "s1 u1 > a1-first-reply; s1 u1 a1-first-reply u2 > a2-second-reply; s9 u9:a2-second-reply > t1-the-summary",
+        "s1:t1-the-summary u3",
+        REWRITE,
+        "u3",
+        "its own list, with a summary that was asked for beside it",
+        system="s1:t1-the-summary",
+    ),
+    Case(
+        "a summary that the chat was asked for",
+        "s1 u1 > a1-first-reply; s1 u1 a1-first-reply u2 > t2-the-summary",
+        "s1 u9:t2-the-summary u3",
+        REWRITE,
+        "u9:t2-the-summary u3",
+        "its own list, with a summary that was asked for beside it",
+        system="s1",
+    ),
+    Case(
+        "a script beside an agent",
+        "^b u0 > a0; u1 #f ~ > a1-first-reply",
+        "u9:a1-first-reply ^b",
+        APPEND,
+        "u0 a0 u1 a1-first-reply | u9:a1-first-reply",
+        NONE,
+        parent="2",
+    ),
 ]
 
-CASES = [*WITHIN, *APPENDS, *ADOPTIONS, *RESENDS, *REWRITES, *PREAMBLES, *ASIDES, *FLIGHTS, *EITHER]
+CASES = [*ASKED_BESIDE, *WITHIN, *APPENDS, *ADOPTIONS, *RESENDS, *REWRITES, *PREAMBLES, *ASIDES, *FLIGHTS, *EITHER]
 each_case = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 
 
@@ -957,6 +1028,13 @@ def test_a_part_of_a_cut_reply_behind_other_words_is_no_retry() -> None:
         assert decide(ask(words), history, marks).reason != "the last turn again, with what came of it"
     first = played("u2 > a2-the-begi/")
     assert decide(ask("u2 a2-the u3"), first, marks).decision is REWRITE
+
+
+def test_a_first_turn_of_other_software_is_waited_for() -> None:
+    asked = ask("s1 u1 #f")
+    for client, decision in [(b"another!", APPEND), (bytes(CLIENT), ASIDE), (b"", ASIDE)]:
+        flight = Flight(asked.messages, asked.system, asked.tools, client=client)
+        assert decide(ask("s2 u2"), History(), marks, flights=[flight]).decision is decision
 
 
 # The page
