@@ -1,3 +1,3 @@
 """A reverse proxy that gives any OpenAI-compatible API a memory."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -30,6 +30,7 @@ from proxy.stores.memory import MemoryStore
 from proxy.stores.remedy import remedy
 from proxy.stores.secret import SIZE, load_secret, refuse_foreign, seal_of
 from proxy.stores.sqlite import SQLiteStore
+from proxy.stores.upgrade import copy_before, remove_old_copies
 from proxy.stores.warm import WarmStore
 from proxy.web import admin, operator
 from proxy.web.app import build_app, build_runner
@@ -64,6 +65,7 @@ async def open_store(config: Config, environ: Mapping[str, str]) -> tuple[Store,
     fresh = secrets.token_bytes(SIZE)
     if path is None:
         return MemoryStore(ttl), fresh
+    await asyncio.to_thread(copy_before_migration, path)
     store = await SQLiteStore.open(path, ttl)
     try:
         secret = load_secret(path, None if store.holds_turns else fresh)
@@ -74,6 +76,20 @@ async def open_store(config: Config, environ: Mapping[str, str]) -> tuple[Store,
             raise StoreUnavailable(f"Cannot use {path}.secret: {error.strerror}. {remedy(error)}") from error
         raise
     return WarmStore(store, ttl, config.limits.cache), secret
+
+
+def copy_before_migration(path: Path) -> None:
+    """Make, and tell of, the copy with which the older version can go on."""
+    for folder in remove_old_copies(path, time.time()):
+        log.info("the copy %s was made before a migration more than a week ago, and is removed", folder)
+    if made := copy_before(path):
+        became = f"the database had schema {made.old} and gets schema {made.new}"
+        if made.folder:
+            log.warning(
+                "%s; `restore %s` brings it back for the older version, remove it otherwise", became, made.folder
+            )
+        else:
+            log.warning("%s; no copy of it was made: %s", became, made.why)
 
 
 async def serve(
