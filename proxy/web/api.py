@@ -93,13 +93,19 @@ async def _messages(request: web.BaseRequest, runtime: Runtime, key: SessionKey)
     if branch not in ("main", "side"):
         raise BadRequest("branch must be main or side. Correct it, or leave it out.", param="branch")
     side = branch == "side"
-    line = [entry for turn in history.sides for entry in _said_beside(turn)] if side else history.line
+    line = [entry for turn in _beside(history) for entry in _said_beside(turn)] if side else history.line
     page = line[after : after + limit]
     end = after + len(page)
     data = b",".join([_message(after + n, entry) for n, entry in enumerate(page)])
     more = dumps({"has_more": end < len(line), "next": end})
     system = b"[" + (b"" if side else history.system or b"") + b"]"
     return _json(b'{"object":"list","system":' + system + b',"data":[' + data + b"]," + more[1:])
+
+
+def _beside(history: History) -> list[Turn]:
+    """The side requests, but those that a later list showed to be the conversation's own."""
+    own = {turn.id for turn in history.ancestors(history.tip)}
+    return [turn for turn in history.sides if turn.id not in own]
 
 
 def _said_beside(turn: Turn) -> list[Entry]:

@@ -49,6 +49,19 @@ async def test_a_side_request_is_kept_on_a_branch_of_its_own(serve: Serve) -> No
     assert [each["content"] for each in main] == [*[each["content"] for each in chat], "the answer to: and now?"]
 
 
+async def test_what_a_later_list_carries_on_was_not_beside(serve: Serve) -> None:
+    async with ScriptedUpstream(said) as upstream:
+        proxy = await serve(upstream.base_url)
+        await ask(proxy.port, [system("You bake."), user("one")], tools=TOOLS)
+        first = [user("one"), assistant("the answer to: one"), user("two")]
+        answer = await ask(proxy.port, [system("You cook."), *first])
+        assert (answer.decision, len(await branch(proxy, "side"))) == ("aside", 3)
+        more = [*first, assistant("the answer to: two"), user("three")]
+        answer = await ask(proxy.port, [system("You cook."), *more])
+        assert (answer.decision, await branch(proxy, "side")) == ("resend", [])
+        assert [each["content"] for each in await branch(proxy, "main")][:5] == [each["content"] for each in more]
+
+
 async def test_another_branch_is_refused(serve: Serve) -> None:
     async with ScriptedUpstream(said) as upstream:
         proxy = await serve(upstream.base_url)
