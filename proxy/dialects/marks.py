@@ -65,11 +65,10 @@ def text(raw: bytes) -> str:
     """What a message says, without the white space around it and without thoughts; empty where it cannot be read."""
     try:
         message = _read(raw)
+        runs = _content(message, message.get("role")) if isinstance(message, dict) else []
     except Malformed:
         return ""
-    if not isinstance(message, dict):
-        return ""
-    return "\n".join([run for run in _content(message, message.get("role")) if isinstance(run, str)])
+    return "\n".join([run for run in runs if isinstance(run, str)])
 
 
 def says_nothing(raw: bytes) -> bool:

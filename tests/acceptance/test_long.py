@@ -34,7 +34,7 @@ async def test_no_request_fails_and_the_prefix_stays(
     with capsys.disabled():
         print(f"\n{long.HEAD}\n{long.report('the proxy', seen, statuses)}")
     assert statuses == [200] * TURNS
-    assert seen.refused == 1  # the limit was learned by it
+    assert 1 <= seen.refused <= 1 + TURNS // 8  # the limit was learned by it, and is tried now and then
     assert max([usage["prompt_tokens"] for usage in seen.usages]) <= long.CONTEXT
     kept = seen.unchanged
     first = kept.index(False)

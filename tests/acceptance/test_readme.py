@@ -15,7 +15,9 @@ from proxy.commands.greeting import greeting
 from proxy.config import Config
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "clients").glob("*.md"))]
+# What agents are set to is run by `make clients`.
+CLIENTS = [page for page in sorted((ROOT / "docs" / "clients").glob("*.md")) if page.name != "agents.md"]
+PAGES = [ROOT / "README.md", *CLIENTS]
 NODE_MODULES = ROOT / ".venv" / "node"  # kept between runs, gone with the environment
 KNOWN = "Your name is Alice."
 

@@ -493,6 +493,7 @@ def test_a_value_as_content_is_what_goes_back_of_it(value: Any) -> None:
         ({"role": "assistant", "content": "<think>so</think>then"}, "then"),
         (7, ""),
         (b"{", ""),
+        (b'{"role":"system","content":' + b"[" * 90 + b"]" * 90 + b"}", ""),
     ],
 )
 def test_what_a_message_says(message: Any, said: str) -> None:
