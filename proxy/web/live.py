@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, Generic, Protocol, TypeVar
 
 from proxy.core.model import SessionKey
@@ -65,7 +65,7 @@ class Live(Generic[Turn]):
         self._lines: dict[SessionKey, deque[asyncio.Future[None]]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._turns: dict[SessionKey, list[Turn]] = {}
-        self._commits: dict[SessionKey, asyncio.Future[None]] = {}
+        self._commits: dict[SessionKey, asyncio.Future[None] | None] = {}
         self._delivered: OrderedDict[SessionKey, tuple[str, bool]] = OrderedDict()
 
     @property
@@ -93,17 +93,25 @@ class Live(Generic[Turn]):
         for turn in self._turns.get(key, ()):
             turn.record.overtaken = turn.record.overtaken or turn.id != id
 
-    @asynccontextmanager
-    async def commit(self, key: SessionKey) -> AsyncIterator[None]:
-        """One commit of a session after another: each sees the tip that the one before has left."""
-        while other := self._commits.get(key):
-            await asyncio.wait([other])
-        own = self._commits[key] = asyncio.get_running_loop().create_future()
-        try:
-            yield
-        finally:
-            del self._commits[key]
-            own.set_result(None)
+    def begin_commit(self, key: SessionKey) -> bool:
+        """Whether a commit of a session may begin: one after another, so that each sees the tip that the one before
+        has left. Who may not waits for `commit_ended` and asks again; who may calls `end_commit`."""
+        if key in self._commits:
+            return False
+        self._commits[key] = None  # a future only where somebody waits, which is rare
+        return True
+
+    async def commit_ended(self, key: SessionKey) -> None:
+        """Wait until the commit under way has ended."""
+        if key in self._commits:
+            waiter = self._commits[key]
+            if waiter is None:
+                waiter = self._commits[key] = asyncio.get_running_loop().create_future()
+            await asyncio.wait([waiter])
+
+    def end_commit(self, key: SessionKey) -> None:
+        if waiter := self._commits.pop(key):
+            waiter.set_result(None)
 
     def delivered(self, key: SessionKey, id: str, whole: bool) -> None:
         """Note whether a client has seen the end of a session's latest turn."""

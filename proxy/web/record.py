@@ -30,8 +30,13 @@ class Record:
     async def keep(self, plan: Plan, outcome: Outcome, started: int, answer: Answer) -> bool:
         """Record the turn, unless it was cut before it said anything, or began a call that may be answered. Raises
         StoreUnavailable."""
-        async with self._runtime.live.commit(self._call.key):
+        live, key = self._runtime.live, self._call.key
+        while not live.begin_commit(key):
+            await live.commit_ended(key)
+        try:
             return await self._append(plan, outcome, started, answer)
+        finally:
+            live.end_commit(key)
 
     async def _append(self, plan: Plan, outcome: Outcome, started: int, answer: Answer) -> bool:
         runtime, call, key = self._runtime, self._call, self._call.key

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from contextlib import ExitStack
 from typing import cast
 
 from msgspec import structs
@@ -170,15 +169,18 @@ class RecordedTurn:
         sent = upstream_headers(self.call, runtime)
         self.call.line.asked = self.call.line.asked or time.monotonic()
         answer = await runtime.client.ask("POST", target.url, sent, self._attempts.body, target.upstream)
-        with ExitStack() as asked:
-            asked.callback(answer.close)
+        asked = [answer]
+        try:
             body = Body(answer)
             if await self._attempts.refused(answer, body):
                 return True
             await self._relay(answer, body, asked)
+        finally:
+            for each in asked:
+                each.close()
         return False
 
-    async def _relay(self, answer: Response, body: Body, asked: ExitStack) -> None:
+    async def _relay(self, answer: Response, body: Body, asked: list[Response]) -> None:
         inflated = 200 <= answer.status < 300 and body.undo()
         self._said = status, kind = answer.status, answer.get("content-type")
         self._exchange.begin(status, kind, None if inflated else answer.length, body.unknown)
@@ -198,7 +200,7 @@ class RecordedTurn:
         streams = self.call.ask.stream and answer.status == 200 and answer.length is None
         return streams and answer.get("content-encoding") is None
 
-    async def _opened(self, answer: Response, body: Body, asked: ExitStack) -> Body:
+    async def _opened(self, answer: Response, body: Body, asked: list[Response]) -> Body:
         """The body of a stream, or of the one that comes in its place: where its first event says that the prompt is
         too long, less of it is sent. The client has the head, and sees nothing of that."""
         runtime, target = self._runtime, self.call.target
@@ -208,7 +210,7 @@ class RecordedTurn:
                 again = await runtime.client.ask("POST", target.url, sent, self._attempts.body, target.upstream)
             except ProxyError:
                 break  # the first answer's error stands
-            asked.callback(again.close)
+            asked.append(again)
             if not self._streams(again):
                 break
             answer, body = again, Body(again)
