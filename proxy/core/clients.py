@@ -89,8 +89,8 @@ class Speakers:
 
 def moved_on(plan: Plan, own: bytes | None, before: History, latest: History, marks: Marks) -> Plan:
     """A plan made at the tip of `before`, where turns were kept since, up to the tip of `latest`: it follows them,
-    unless they are of the same client. `own` is the system block that the request brought."""
-    if plan.side or latest.tip == before.tip:
+    unless they are of the same client or it branches. `own` is the system block that the request brought."""
+    if plan.side or plan.branches or latest.tip == before.tip:
         return plan
     line, size = latest.line, len(before.line)
     if plan.decision is Decision.APPEND and plan.parent == before.tip:

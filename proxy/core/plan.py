@@ -60,8 +60,8 @@ class Plan(Struct, frozen=True, dict=True):
     in the line, ours to be sent in their place. `alone` tells that the list carries its history itself
     and needs nothing of a turn in flight. `adopted` are the turns that the list brings along. `side` tells that it is
     asked beside the conversation, or may be: the tip does not move to it. `spliced`: the line keeps what other clients
-    said, which this list has not. `demoted` are turns in flight that turned out to be side requests. `client` and
-    `carries` are kept with the turn (see `Turn`).
+    said, which this list has not; `branches`: what they say until it is kept itself stays on its branch. `demoted` are
+    turns in flight that turned out to be side requests. `client` and `carries` are kept with the turn (see `Turn`).
     """
 
     decision: Decision
@@ -79,6 +79,7 @@ class Plan(Struct, frozen=True, dict=True):
     alone: bool = False
     side: bool = False
     spliced: bool = False
+    branches: bool = False
     demoted: tuple[str, ...] = ()
     client: bytes = b""
     carries: bool = False

@@ -39,9 +39,10 @@ def decide(
     if mode is Mode.AUTO and _is_one_new_message(ask, history, flights, client):
         return Planner(ask, ask.messages, history, marks, flights, client).append(0, NEW)
     goes_on = seen and mode is not Mode.APPEND and not flights and seen.client[:CLIENT] == client
-    if seen and goes_on and not is_marked_twice(ask, history.last) and (plan := _seen_again(ask, seen, history, marks)):
-        return plan
-    return _Reading(ask, history, marks, flights, client, mode).plan()
+    seen_again = seen and goes_on and not is_marked_twice(ask, history.last)
+    plan = _seen_again(ask, seen, history, marks) if seen and seen_again else None
+    plan = plan or _Reading(ask, history, marks, flights, client, mode).plan()
+    return structs.replace(plan, branches=True) if mode is Mode.RESEND else plan
 
 
 def _is_one_new_message(ask: Ask, history: History, flights: Sequence[Flight], client: bytes) -> bool:

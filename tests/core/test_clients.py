@@ -7,6 +7,7 @@ import pytest
 from proxy.core.clients import Speakers, begins_with, client_of, is_of_another, moved_on
 from proxy.core.history import History
 from proxy.core.model import CLIENT, Turn
+from proxy.core.plan import Mode
 from proxy.core.reconcile import decide
 from proxy.dialects import marks
 from tests.core.notation import ask, line_of, played, recorded, software
@@ -83,6 +84,17 @@ def run(before: str, mine: str, meanwhile: str, reply: str = "a99") -> str:
 )
 def test_a_turn_that_others_overtook_follows_them(before: str, mine: str, meanwhile: str, line: str) -> None:
     assert run(before, mine, meanwhile) == line
+
+
+@pytest.mark.parametrize("before", ["", "u1 > a1", "u1 > a1; u1 a1 u2 > a2"])
+def test_with_mode_resend_what_others_say_meanwhile_is_left_on_its_branch(before: str) -> None:
+    then = played(before)
+    other = ask("u8 ^b")
+    latest = recorded(then, decide(other, then, marks, client=software("^b")), other, "a8", "50")
+    mine = ask("u1 a1 u2 a2 u9")
+    plan = decide(mine, then, marks, Mode.RESEND)
+    assert moved_on(plan, mine.system, then, latest, marks) is plan
+    assert line_of(recorded(latest, plan, mine, "a9", "99").line) == ["u1", "a1", "u2", "a2", "u9", "a9"]
 
 
 def test_what_a_client_adds_takes_the_prompt_that_came_meanwhile() -> None:
