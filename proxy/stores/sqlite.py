@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiosqlite
 
@@ -40,11 +40,21 @@ _PRAGMAS = (
     "PRAGMA secure_delete=ON",
 )
 REWRITTEN = 16 << 20  # bytes up to which a database is written anew after a deletion: a fifth of a second
-TRUNCATIONS = 100  # tries to empty the log after a deletion, 50 ms apart
 BUSY = 5000  # ms a commit waits for a stranger who locks the database
-GATHERING = 0.002  # seconds that turns behind a group wait for others, at most: about what a commit takes
-SHARE, LONGEST = 0.03, 0.02  # of the time that a turn took itself, and seconds, that it waits for others at most
-TOUCHING = 1.0  # seconds between two writes of signs of life, beside turns
+
+
+class Pace(NamedTuple):
+    """How long what is to be written waits for more, in seconds, so that it shares a transaction; and how long a
+    deletion waits for readers who keep its content in the log."""
+
+    gathering: float = 0.002  # turns behind a group, at most: about what a commit takes
+    share: float = 0.03  # of the time that a turn took itself
+    longest: float = 0.02  # a turn, at most
+    touching: float = 1.0  # signs of life, beside turns
+    emptying: float = 5.0
+
+
+PACE = Pace()
 
 
 class SQLiteStore:
@@ -55,13 +65,14 @@ class SQLiteStore:
         reader: aiosqlite.Connection,
         path: Path,
         ttl: int,
+        pace: Pace,
         turn_id: int,
         learned: Learned,
     ) -> None:
         self._opened = opened
         self._writer = writer
         self._reader = reader
-        self._path, self._ttl = path, ttl
+        self._path, self._ttl, self._pace = path, ttl, pace
         self._turn_id = turn_id  # the newest; the one writer counts
         self.learned = learned
         self._waiting = Waiting()
@@ -72,7 +83,7 @@ class SQLiteStore:
         self._task = asyncio.create_task(self._run())
 
     @classmethod
-    async def open(cls, path: Path, ttl: int) -> SQLiteStore:
+    async def open(cls, path: Path, ttl: int, pace: Pace = PACE) -> SQLiteStore:
         """Open or make the database. Raises StoreLocked where another process writes to it, and
         StoreUnavailable with a sentence on what is wrong otherwise."""
         try:
@@ -92,7 +103,8 @@ class SQLiteStore:
                 reader = await opening.enter_async_context(reading)
                 await reader.execute("PRAGMA query_only=ON")
                 refusals, limits = [await reader.execute_fetchall(each) for each in (sql.REFUSALS, sql.LIMITS)]
-                return cls(opening.pop_all(), writer, reader, path, ttl, newest or 0, Learned(refusals, limits))
+                learned = Learned(refusals, limits)
+                return cls(opening.pop_all(), writer, reader, path, ttl, pace, newest or 0, learned)
         except OSError as error:
             raise StoreUnavailable(f"Cannot use {path}: {error.strerror}. {remedy(error)}") from error
         except sqlite3.Error as error:
@@ -143,9 +155,9 @@ class SQLiteStore:
         if drop:
             gone = [(name, key.tenant, key.id) for name in drop]
             statements += [(sql.DROP_ANSWERS, gone), (sql.DROP, gone)]
-        # A sign of life that is not written yet is mostly of another turn that began within TOUCHING and is under way.
-        share = SHARE * (turns[-1].ended - turns[-1].started) / 1000 if self._touches else 0.0
-        await self._write(statements, min(LONGEST, share))
+        # A sign of life that is not written yet is mostly of another turn, which began within `touching` and goes on.
+        share = self._pace.share * (turns[-1].ended - turns[-1].started) / 1000 if self._touches else 0.0
+        await self._write(statements, min(self._pace.longest, share))
 
     async def answer(self, key: SessionKey, turn: str) -> Answer | None:
         found = await self._read(sql.ANSWER, (turn, key.tenant, key.id))
@@ -158,11 +170,11 @@ class SQLiteStore:
     async def scrub(self, size: int = REWRITTEN) -> None:
         """A database of up to `size` bytes is written anew: nobody else can write meanwhile."""
         await self._write([], rewrite=size)
-        for _ in range(TRUNCATIONS):  # the log holds the content, too, until no reader is in the way
-            if await self._write([], truncate=True):
-                return
+        until = self._loop.time() + self._pace.emptying
+        while not await self._write([], truncate=True):  # the log holds the content, too, until no reader is in the way
+            if self._loop.time() >= until:
+                raise StoreUnavailable("It is deleted, but a reader keeps its content in the log. Delete it again.")
             await asyncio.sleep(0.05)
-        raise StoreUnavailable("It is deleted, but a reader keeps its content in the log. Delete it again.")
 
     async def learn(self, upstream: str, member: str) -> None:
         self.learned.refusal(upstream, member)
@@ -239,7 +251,7 @@ class SQLiteStore:
             if group:
                 await self._commit(group)
             if len(group) > 1:
-                await asyncio.sleep(min(GATHERING, self._loop.time() - begun))
+                await asyncio.sleep(min(self._pace.gathering, self._loop.time() - begun))
 
     async def _commit(self, group: list[Write]) -> None:
         statements = merged(group)
@@ -264,7 +276,7 @@ class SQLiteStore:
         """The signs of life to be written now: beside turns alone not each time, as most of them are of turns in
         flight, which will tell more."""
         now = self._loop.time()
-        if may_wait and now - self._touched < TOUCHING:
+        if may_wait and now - self._touched < self._pace.touching:
             return {}
         touches, self._touches, self._touched = self._touches, {}, now
         return touches

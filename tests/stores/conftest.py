@@ -16,7 +16,7 @@ from proxy.core.history import History, Session
 from proxy.core.model import Answer, Message, SessionKey, SessionState, Turn
 from proxy.stores.base import Store
 from proxy.stores.memory import MemoryStore
-from proxy.stores.sqlite import SQLiteStore
+from proxy.stores.sqlite import PACE, Pace, SQLiteStore
 from proxy.stores.warm import WarmStore
 
 TTL = 1000  # ms
@@ -89,8 +89,10 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def sqlite(path: Path) -> AsyncIterator[SQLiteStore]:
-    store = await SQLiteStore.open(path, TTL)
+async def sqlite(request: pytest.FixtureRequest, path: Path) -> AsyncIterator[SQLiteStore]:
+    """With its usual pace, or as a `pace` mark says."""
+    pace = request.node.get_closest_marker("pace")
+    store = await SQLiteStore.open(path, TTL, Pace(**pace.kwargs) if pace else PACE)
     yield store
     await store.close()
 

@@ -19,11 +19,10 @@ from proxy.core.history import fresh
 from proxy.core.learned import LIMIT_KEPT
 from proxy.core.model import Answer, Message, ModelKey, SessionKey, SessionState, Turn
 from proxy.errors import StoreLocked, StoreUnavailable
-from proxy.stores import sqlite as module
 from proxy.stores.migration import steps
 from proxy.stores.rows import SMALL
 from proxy.stores.secret import load_secret
-from proxy.stores.sqlite import SQLiteStore
+from proxy.stores.sqlite import BUSY, SQLiteStore
 from tests.fakes import eventually
 from tests.stores.conftest import TTL, A, B, answer, full_disk, session, turn, turns
 
@@ -80,11 +79,16 @@ async def texts(store: SQLiteStore, key: SessionKey) -> list[str]:
 
 
 async def test_what_waits_at_once_is_committed_together(path: Path, sqlite: SQLiteStore) -> None:
-    before = commits(path)
-    await asyncio.gather(*[sqlite.append(key, [turn(key.id)], 0) for key in KEYS])
-    assert commits(path) - before == 1
+    with closing(sqlite3.connect(path, isolation_level=None)) as stranger:
+        await sqlite.ping()
+        before = commits(path)
+        stranger.execute("BEGIN IMMEDIATE")  # the first one waits for the database, all others for the first
+        appends = [await start(sqlite.append(key, [turn(key.id)], 0)) for key in KEYS]
+        stranger.execute("ROLLBACK")
+    await asyncio.gather(*appends)
+    assert commits(path) - before <= 2
     await sqlite.append(A, [turn()], 0)
-    assert commits(path) - before == 2
+    assert commits(path) - before <= 3
     assert [await texts(sqlite, key) for key in KEYS] == [[key.id] for key in KEYS]
 
 
@@ -93,6 +97,7 @@ async def test_what_comes_during_a_commit_goes_into_the_next(path: Path, sqlite:
         for n in range(10):
             await sqlite.append(key, [turn(str(n))], 0)
 
+    await sqlite.ping()
     before = commits(path)
     await asyncio.gather(*map(client, KEYS[:20]))
     assert 10 <= commits(path) - before <= 40
@@ -283,7 +288,7 @@ async def test_a_reader_in_the_way_delays_a_deletion_and_nobody_else(path: Path,
     gone = await fill(sqlite, A, b"private")
     with reader(path):
         deletion = asyncio.create_task(sqlite.delete(A))
-        async with asyncio.timeout(module.BUSY / 1000):  # what a single one would take that waits for the reader
+        async with asyncio.timeout(BUSY / 1000):  # what a single one would take that waits for the reader
             for n in range(20):
                 await sqlite.append(B, [turn(str(n))], 0)
                 await asyncio.sleep(0.01)
@@ -294,10 +299,8 @@ async def test_a_reader_in_the_way_delays_a_deletion_and_nobody_else(path: Path,
     assert await texts(sqlite, B) == [str(n) for n in range(20)]
 
 
-async def test_a_reader_that_stays_makes_a_deletion_say_what_is_left(
-    path: Path, sqlite: SQLiteStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "TRUNCATIONS", 3)
+@pytest.mark.pace(emptying=0.15)
+async def test_a_reader_that_stays_makes_a_deletion_say_what_is_left(path: Path, sqlite: SQLiteStore) -> None:
     gone = await fill(sqlite, A, b"private")
     with reader(path):
         for _ in range(2):
@@ -495,10 +498,10 @@ async def start(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
 
 
 @pytest.mark.parametrize(("before", "groups"), [(2, 2), (1, 3)])
+@pytest.mark.pace(gathering=60)
 async def test_behind_a_group_the_next_one_gathers_as_long_as_that_took(
-    path: Path, sqlite: SQLiteStore, monkeypatch: pytest.MonkeyPatch, before: int, groups: int
+    path: Path, sqlite: SQLiteStore, before: int, groups: int
 ) -> None:
-    monkeypatch.setattr(module, "GATHERING", 60)
     await sqlite.ping()
     known = commits(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as stranger:
@@ -513,10 +516,10 @@ async def test_behind_a_group_the_next_one_gathers_as_long_as_that_took(
 
 
 @pytest.mark.parametrize("last", [0, 3600])
+@pytest.mark.pace(longest=60)
 async def test_a_turn_that_took_long_is_written_with_those_under_way(
-    path: Path, sqlite: SQLiteStore, monkeypatch: pytest.MonkeyPatch, last: int
+    path: Path, sqlite: SQLiteStore, last: int
 ) -> None:
-    monkeypatch.setattr(module, "LONGEST", 60)
     await sqlite.ping()
     known = commits(path)
     await sqlite.touch(B, 0)
@@ -525,29 +528,29 @@ async def test_a_turn_that_took_long_is_written_with_those_under_way(
     assert commits(path) == known + 1
 
 
-async def test_alone_it_waits_for_nobody(sqlite: SQLiteStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LONGEST", 60)
+@pytest.mark.pace(longest=60)
+async def test_alone_it_waits_for_nobody(sqlite: SQLiteStore) -> None:
     await sqlite.touch(A, 0)
     async with asyncio.timeout(5):
         await sqlite.append(A, [lasted("1", 3600)], 0)
 
 
-@pytest.mark.parametrize(("share", "longest"), [(0.03, 0.05), (0.0001, 60)])
-async def test_it_waits_no_longer_than_its_share(
-    sqlite: SQLiteStore, monkeypatch: pytest.MonkeyPatch, share: float, longest: float
-) -> None:
-    monkeypatch.setattr(module, "SHARE", share)
-    monkeypatch.setattr(module, "LONGEST", longest)
+@pytest.mark.parametrize(
+    "which",
+    [
+        pytest.param("longest", marks=pytest.mark.pace(share=0.03, longest=0.05)),
+        pytest.param("share", marks=pytest.mark.pace(share=0.0001, longest=60)),
+    ],
+)
+async def test_it_waits_no_longer_than_its_share(sqlite: SQLiteStore, which: str) -> None:
     async with asyncio.timeout(5):
         for text in "12":
             await sqlite.touch(B, 0)
             await sqlite.append(A, [lasted(text, 600)], 0)
 
 
-async def test_the_least_patient_one_takes_the_others_along(
-    path: Path, sqlite: SQLiteStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "LONGEST", 60)
+@pytest.mark.pace(longest=60)
+async def test_the_least_patient_one_takes_the_others_along(path: Path, sqlite: SQLiteStore) -> None:
     await sqlite.ping()
     known = commits(path)
     await sqlite.touch(B, 0)
@@ -653,10 +656,8 @@ async def test_a_migration_that_fails_leaves_nothing(tmp_path: Path) -> None:
     assert look(path, "PRAGMA user_version") == [(0,)]
 
 
-async def test_a_touch_beside_turns_waits_a_moment_and_no_longer(
-    path: Path, sqlite: SQLiteStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "TOUCHING", 0.1)
+@pytest.mark.pace(touching=0.1)
+async def test_a_touch_beside_turns_waits_a_moment_and_no_longer(path: Path, sqlite: SQLiteStore) -> None:
     await sqlite.append(A, [turn()], 0)
     await sqlite.append(B, [turn("2")], 0)
     await sqlite.touch(A, 10)
