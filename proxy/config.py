@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -115,6 +116,12 @@ class History(Section):
     image_turns: Count | None = None
     overflow: Literal["trim", "error", "summarize"] = "trim"
     summary: Summary = _is({})
+
+    @cached_property
+    def is_free(self) -> bool:
+        """Whether no setting bounds what of a history goes along."""
+        bounds = (self.max_tokens, self.max_messages, self.max_bytes, self.image_turns)
+        return self.overflow != "summarize" and not any(bounds)
 
 
 class Tls(Section):

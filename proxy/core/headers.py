@@ -1,7 +1,7 @@
 """Headers: which ones end at this hop, which ones are ours, and what they say.
 
-Works on lists of (name, value) pairs as HTTP libraries give them (values decoded as UTF-8
-with surrogate escapes). Knows no HTTP library and no configuration.
+Works on what HTTP libraries give: lists of (name, value) pairs, and mappings in which a name may be looked up in any
+case (values decoded as UTF-8 with surrogate escapes). Knows no HTTP library and no configuration.
 """
 
 from __future__ import annotations
@@ -12,10 +12,22 @@ import re
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
+from typing import Protocol
 
 from proxy.errors import BadRequest, ConflictingSessionId, InvalidSessionId
 
 Pairs = list[tuple[str, str]]
+
+
+class Fields(Protocol):
+    """Headers by name, in any case, as multidict's CIMultiDict: a look-up takes a tenth of a walk through all."""
+
+    def get(self, key: str, /) -> str | None: ...
+
+    def getall(self, key: str, default: tuple[str, ...], /) -> Sequence[str]: ...
+
+    def items(self) -> Iterable[tuple[str, str]]: ...
+
 
 # RFC 9110 section 7.6.1, and Expect: aiohttp answers 100-continue at this hop.
 HOP_BY_HOP = frozenset(
@@ -42,7 +54,8 @@ OURS = frozenset(
         "idempotency-key",
     ]
 )
-CREDENTIALS = ("authorization", "api-key", "x-api-key")
+_CREDENTIALS = ("Authorization", "api-key", "x-api-key")
+CREDENTIALS = tuple([name.lower() for name in _CREDENTIALS])
 MAX_ID = 256
 _PREFERRED = "sessionid"  # in lower case
 _PLACEHOLDER = re.compile(
@@ -87,18 +100,20 @@ def refuse_invalid_utf8(pairs: Iterable[tuple[str, str]]) -> None:
             raise BadRequest(f"The header {name} is not valid UTF-8. Encode its value as UTF-8.", param=name)
 
 
-def session_id(pairs: Iterable[tuple[str, str]], names: Iterable[str]) -> str | None:
+def session_id(fields: Fields, names: Iterable[str]) -> str | None:
     """The session ID that the headers carry under any of `names`, or None without one.
 
     Raises InvalidSessionId (empty, over 256 characters, control characters, not UTF-8) and
     ConflictingSessionId (several that differ).
     """
-    wanted = _lower(tuple(names))
-    found = {value.strip(" \t") for name, value in pairs if name.lower() in wanted}
+    found: set[str] = set()
+    for name in names:
+        if values := fields.getall(name, ()):
+            found.update([value.strip(" \t") for value in values])
     if not found:
         return None
     if len(found) > 1:
-        raise ConflictingSessionId(_disagreement(pairs, names))
+        raise ConflictingSessionId(_disagreement(fields.items(), names))
     return valid_id(found.pop())
 
 
@@ -147,15 +162,11 @@ def valid_id(value: str) -> str:
     return value
 
 
-def credential(pairs: Iterable[tuple[str, str]]) -> str | None:
+def credential(fields: Fields) -> str | None:
     """The caller's credential: `Authorization`, else `api-key`, else `x-api-key`."""
-    found: dict[str, str] = {}
-    for name, value in pairs:
-        if (lower := name.lower()) in CREDENTIALS:
-            found.setdefault(lower, value)
-    for name in CREDENTIALS:
-        if found.get(name):
-            return found[name]
+    for name in _CREDENTIALS:
+        if value := fields.get(name):
+            return value
     return None
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 from msgspec import Struct
 
 from proxy.core.cuts import Made, joined, made
-from proxy.core.model import CLIENT, Cut, Layout, Message, SessionState, Turn, TurnState
+from proxy.core.model import CARRIES, CLIENT, SIDE, Cut, Layout, Message, SessionState, Turn, TurnState
 
 # What stays of branches that the tip has left, until the session expires.
 SPARE_TURNS = 64
@@ -22,7 +22,7 @@ SIDE_TURNS = 32  # and of side requests: a client compares a few of their replie
 SIDE_BYTES = 4 << 20
 
 
-class Entry(NamedTuple):
+class Entry(Struct, frozen=True, gc=False):
     """A message of a history, and the turn that brought it. `ours`: a reply that an upstream gave here."""
 
     message: Message
@@ -167,13 +167,13 @@ class History(Struct, frozen=True, dict=True):
         return added
 
     def _plus(self, turn: Turn) -> History:
-        known, side = self.__dict__, turn.is_side
+        known, side = self.__dict__, turn.traits & SIDE
         added = History((*self.turns, turn), self.tip if side else turn.id)
         news = added.__dict__
         if "size" in known:
             news["size"] = self.size + turn.size
         if "carriers" in known:
-            new = turn.carries and turn.client[:CLIENT] not in self.carriers
+            new = turn.traits & CARRIES and turn.client[:CLIENT] not in self.carriers
             news["carriers"] = self.carriers | {turn.client[:CLIENT]} if new else self.carriers
         if "has_silent" in known:
             news["has_silent"] = self.has_silent or turn.echo is None

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from msgspec import structs
 
 from proxy.core.alignment import Alignment, Content, Pairs, has_ours
-from proxy.core.clients import is_of_another
 from proxy.core.history import History
 from proxy.core.model import CLIENT, TOOLS, Ask, Seen, Turn
 from proxy.core.plan import Decision, Flight, Mode, Plan
@@ -37,7 +36,7 @@ def decide(
     client = client[:CLIENT].ljust(CLIENT, b"\0")
     seen = ask.seen
     if mode is Mode.AUTO and _is_one_new_message(ask, history, flights, client):
-        return Planner(ask, ask.messages, history, marks, flights, client).append(0, NEW)
+        return _appended(ask, history, client)
     goes_on = seen and mode is not Mode.APPEND and not flights and seen.client[:CLIENT] == client
     seen_again = seen and goes_on and not is_marked_twice(ask, history.last)
     plan = _seen_again(ask, seen, history, marks) if seen and seen_again else None
@@ -49,12 +48,29 @@ def _is_one_new_message(ask: Ask, history: History, flights: Sequence[Flight], c
     """Whether a request is one message behind a history in which nobody has shown more than that: as most are, and no
     reading needs to be tried."""
     last = history.last
-    if last is None or last.echo is None or last.resends or not last.asked or is_of_another(last, client):
+    if last is None or last.echo is None or last.resends or not last.asked:
+        return False
+    if last.client[:CLIENT] != client and last.client:  # an earlier version kept none
         return False
     if flights or history.sides or history.carriers or ask.count != 1 or ask.messages[0].role == "assistant":
         return False
     tools = has_tools(ask.tools) if ask.tools else False
     return bool(last.traits & TOOLS) is tools and (not tools or len(history.turns) > HEADS)
+
+
+def _appended(ask: Ask, history: History, client: bytes) -> Plan:
+    """The plan of what is new behind the tip, as `Planner.append` makes it."""
+    return Plan(
+        Decision.APPEND,
+        NEW,
+        parent=history.tip,
+        messages=ask.messages,
+        asked=ask.messages,
+        system=history.system if ask.system is None else ask.system,
+        line=history.line,
+        injected=len(history.line),
+        client=client,
+    )
 
 
 def _seen_again(ask: Ask, seen: Seen, history: History, marks: Content) -> Plan | None:

@@ -158,8 +158,8 @@ def _counted(line: Line, start: int, end: int, same: Callable[[Turn], bool]) -> 
     """The newest reply with a count: its place, where the window began that its turn was asked with, the tokens of
     that prompt, and those of the reply without its thoughts, which few upstreams take back into the prompt."""
     for place in range(end - 1, max(start, end - LOOK_BACK) - 1, -1):
-        message, turn, ours = line[place]
-        if ours and message is turn.echo and turn.usage and same(turn):
+        entry, turn = line[place], line[place].turn
+        if entry.ours and entry.message is turn.echo and turn.usage and same(turn):
             prompt, said, thoughts = counts(turn.usage)[:3]
             if prompt:
                 return place, 0 if turn.resends else start, prompt, max(0, said - thoughts)

@@ -14,6 +14,7 @@ MARK = 16  # bytes of a message's mark
 SMALL = 2048  # bytes of an answer that compressing would gain nothing
 
 
+_USER = '["user"]'  # the roles of most turns
 Row = tuple[Any, ...]  # in the order of `statements.COLUMNS`
 
 
@@ -28,7 +29,7 @@ def row_of(id: int, key: SessionKey, turn: Turn, now: int, answer: Answer | None
         turn.state.value,
         turn.system,
         b"[" + b",".join([message.raw for message in turn.asked]) + b"]",
-        dumps([message.role for message in turn.asked]).decode(),
+        _USER if len(turn.asked) == 1 and turn.asked[0].role == "user" else _roles(turn.asked),
         turn.reply,
         turn.echo.raw if turn.echo else None,
         text(turn.model),
@@ -42,14 +43,16 @@ def row_of(id: int, key: SessionKey, turn: Turn, now: int, answer: Answer | None
         turn.request,
         turn.resends,
         text(turn.idempotency_key),
-        turn.cut and turn.cut.at,
-        turn.cut and turn.cut.summary,
-        turn.cut and turn.cut.told,
+        *(turn.cut or (None, None, None)),
         turn.client,
         turn.traits,
         text(turn.cut_for),
         *((answer.status, text(answer.content_type), answer.body) if answer else (None, None, None)),
     )
+
+
+def _roles(messages: Iterable[Message]) -> str:
+    return dumps([message.role for message in messages]).decode()
 
 
 def history_of(tip: int | None, rows: Iterable[Any]) -> History:

@@ -44,7 +44,7 @@ async def answer(request: web.BaseRequest, runtime: Runtime) -> Answered:
         name = headers.valid_id(unquote(id, errors="strict"))
     except UnicodeDecodeError:
         raise BadRequest("The session ID in the path is not valid UTF-8. Encode it so.") from None
-    tenant = caller.tenant(runtime.config, list(request.headers.items()), runtime.secret)
+    tenant = caller.tenant(runtime.config, request.headers, runtime.secret)
     key = lines.of(request).key = SessionKey(tenant, name)
     return await methods[request.method](request, runtime, key)
 

@@ -122,8 +122,7 @@ async def dispatch(request: web.BaseRequest, runtime: Runtime, line: lines.Line)
     if request.path in ("/healthz", "/readyz"):
         line.route = "health"
         return await _health(request.path, runtime)
-    pairs = list(request.headers.items())
-    headers.refuse_invalid_utf8(pairs)
+    headers.refuse_invalid_utf8(request.headers.items())
     if request.raw_path.startswith("/sessions/"):
         line.route = "sessions"
         return (
@@ -138,32 +137,31 @@ async def dispatch(request: web.BaseRequest, runtime: Runtime, line: lines.Line)
     if cors.is_preflight(request, runtime.config):
         return cors.preflight(request)
     line.upstream = found.host
-    caller.admit(runtime.config, found.upstream, pairs)
+    caller.admit(runtime.config, found.upstream, request.headers)
     line.route = "passed"
     if request.method == "GET" and request.headers.get("Upgrade", "").lower() == "websocket":
         return await passthrough.websocket(request, runtime, found)
     if request.method == "POST" and found.is_chat:
-        session_id, was_chosen = caller.session_id(runtime.config, pairs)
+        session_id, was_chosen = caller.session_id(runtime.config, request.headers)
         if session_id is not None:
             line.route = "recorded"
             if was_chosen:
                 line.chosen = session_id
             if found.tidy:
                 found = found._replace(url=found.tidy)
-            _tell_of_placeholder(runtime, session_id)
+            if (shown := headers.placeholder(session_id)) is not None and runtime.noted.is_first(shown):
+                _tell_of_placeholder(shown)
             return await relay.handle(request, runtime, found, session_id)
     return await passthrough.forward(request, runtime, found)
 
 
-def _tell_of_placeholder(runtime: Runtime, session_id: str) -> None:
+def _tell_of_placeholder(shown: str) -> None:
     """Once for each: whoever has the same key and the same gap in a template shares one session."""
-    shown = headers.placeholder(session_id)
-    if shown is not None and runtime.noted.is_first(shown):
-        log.warning(
-            "a session ID %s is no ID but a template that was not filled in, and all who send it under one key share a"
-            " session: correct the client that sends it",
-            f"with {shown[:80]!a}" if shown else "of blanks or quotes alone",
-        )
+    log.warning(
+        "a session ID %s is no ID but a template that was not filled in, and all who send it under one key share a"
+        " session: correct the client that sends it",
+        f"with {shown[:80]!a}" if shown else "of blanks or quotes alone",
+    )
 
 
 async def _health(path: str, runtime: Runtime) -> web.Response:

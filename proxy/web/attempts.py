@@ -32,6 +32,8 @@ class Attempts:
 
     async def refused(self, answer: Response, body: Body) -> bool:
         """Whether an answer refuses what was sent, and something else is to be sent now."""
+        if answer.status == 200 and not self.form.refused and self.fit.is_taken(answer, body):
+            return False
         if await self.fit.refused(answer, body):
             self.body, self.injected = self.fit.body(self.form)
             return True

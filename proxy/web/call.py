@@ -88,7 +88,7 @@ def wishes_of(request: web.BaseRequest, runtime: Runtime) -> Wishes:
 async def read_call(request: web.BaseRequest, runtime: Runtime, target: Target, session_id: str) -> Call:
     config, pairs = runtime.config, list(request.headers.items())
     line = lines.of(request)
-    line.key = key = SessionKey(caller.tenant(config, pairs, runtime.secret), session_id)
+    line.key = key = SessionKey(caller.tenant(config, request.headers, runtime.secret), session_id)
     recorded = headers.choice(request.headers, "x-session-store", _NO) is None
     idempotency_key = headers.idempotency_key(request.headers)
     policy = headers.choice(request.headers, "x-session-on-disconnect", _POLICIES)
@@ -127,7 +127,14 @@ async def _body(request: web.BaseRequest, limit: int, timeout: float) -> bytes:
             f"A request body in the encoding {str(error)!r} cannot be read here. Send it as gzip, or as it is, without"
             " Content-Encoding."
         ) from None
-    body = await _come(request, limit, timeout)
+    if (request.content_length or 0) > limit:
+        raise _too_large(limit)
+    if request.content.is_eof():  # it came with the head
+        body = request.content.read_nowait()
+        if len(body) > limit:
+            raise _too_large(limit)
+    else:
+        body = await _come(request, limit, timeout)
     return await _undone(coding, body, limit) if coding else body
 
 
@@ -153,18 +160,10 @@ async def _undone(coding: Coding, body: bytes, limit: int) -> bytes:
 
 
 async def _come(request: web.BaseRequest, limit: int, timeout: float) -> bytes:
-    if (request.content_length or 0) > limit:
-        raise _too_large(limit)
-    content = request.content
-    if content.is_eof():  # it came with the head
-        body = content.read_nowait()
-        if len(body) > limit:
-            raise _too_large(limit)
-        return body
     pieces, size = [], 0
     try:
         async with asyncio.timeout(timeout):
-            async for piece in content.iter_any():
+            async for piece in request.content.iter_any():
                 pieces.append(piece)
                 if (size := size + len(piece)) > limit:
                     raise _too_large(limit)

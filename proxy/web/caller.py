@@ -12,12 +12,10 @@ from proxy.core import headers
 from proxy.errors import ConflictingSessionId, InvalidApiKey
 
 
-def tenant(config: Config, pairs: headers.Pairs, secret: bytes) -> bytes:
-    """The opaque tenant of a request, by the configured rule."""
-    credential, rule = headers.credential(pairs), config.tenant_rule
-    value = None
-    if not isinstance(rule, str):
-        value = next((value for key, value in pairs if key.lower() == rule["header"].lower()), None)
+def tenant(config: Config, sent: headers.Fields, secret: bytes) -> bytes:
+    """The opaque tenant of a request with these headers, by the configured rule."""
+    credential, rule = headers.credential(sent), config.tenant_rule
+    value = None if isinstance(rule, str) else sent.get(rule["header"])
     if config.clients and (name := headers.client_name(credential, _clients(config))):
         # A front is one client, and says by the header for which of its users it asks.
         whose = headers.tenant("client", name, secret)
@@ -29,28 +27,28 @@ def tenant(config: Config, pairs: headers.Pairs, secret: bytes) -> bytes:
     return headers.tenant("header", value, secret)
 
 
-def session_id(config: Config, pairs: headers.Pairs) -> tuple[str | None, bool]:
+def session_id(config: Config, sent: headers.Fields) -> tuple[str | None, bool]:
     """The session ID of a request, None without one; and whether it was preferred to that of another header. Raises
     InvalidSessionId, ConflictingSessionId."""
     names = config.sessions.headers
     try:
-        return headers.session_id(pairs, names), False
+        return headers.session_id(sent, names), False
     except ConflictingSessionId as conflict:
-        chosen = headers.preferred_id(pairs, names) if config.tenant_rule == "credential" else None
+        chosen = headers.preferred_id(sent.items(), names) if config.tenant_rule == "credential" else None
         if chosen is None:
             raise
         # Clients exist that always send an ID of their own. Only who can reach no sessions but the caller's own may
         # overrule it: elsewhere a front proxy says by the header whose session it is.
-        if headers.credential(pairs) is None:
+        if headers.credential(sent) is None:
             raise ConflictingSessionId(f"{conflict.message} With a key of your own, sessionId would count.") from None
         return chosen, True
 
 
-def admit(config: Config, upstream: Upstream, pairs: headers.Pairs) -> None:
+def admit(config: Config, upstream: Upstream, sent: headers.Fields) -> None:
     """Raise InvalidApiKey where our key would be lent to a caller who is not a client."""
     if upstream.api_key is None or not config.clients:
         return
-    if headers.client_name(headers.credential(pairs), _clients(config)) is None:
+    if headers.client_name(headers.credential(sent), _clients(config)) is None:
         raise InvalidApiKey("This key is not known here. Send one that the proxy's operator gave you.")
 
 

@@ -165,7 +165,7 @@ class Connection(asyncio.Protocol):
             self._fault = UpstreamUnreachable(CLOSED)
             return
         pieces = [request.head, *request.body]
-        if sum(map(len, pieces)) <= _JOIN:
+        if request.size <= _JOIN:
             transport.write(b"".join(pieces))
         else:
             transport.writelines(pieces)

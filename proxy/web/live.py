@@ -88,11 +88,6 @@ class Live(Generic[Turn]):
         if not self._turns[key]:
             del self._turns[key]
 
-    def overtake(self, key: SessionKey, id: str) -> None:
-        """Tell the other turns of a session that are in flight that this one was kept."""
-        for turn in self._turns.get(key, ()):
-            turn.record.overtaken = turn.record.overtaken or turn.id != id
-
     def begin_commit(self, key: SessionKey) -> bool:
         """Whether a commit of a session may begin: one after another, so that each sees the tip that the one before
         has left. Who may not waits for `commit_ended` and asks again; who may calls `end_commit`."""
@@ -109,7 +104,11 @@ class Live(Generic[Turn]):
                 waiter = self._commits[key] = asyncio.get_running_loop().create_future()
             await asyncio.wait([waiter])
 
-    def end_commit(self, key: SessionKey) -> None:
+    def end_commit(self, key: SessionKey, kept: str | None) -> None:
+        """`kept`: the turn that stands at the tip now, which the others of the session that are in flight are told."""
+        if kept is not None:
+            for turn in self._turns.get(key, ()):
+                turn.record.overtaken = turn.record.overtaken or turn.id != kept
         if waiter := self._commits.pop(key):
             waiter.set_result(None)
 

@@ -25,6 +25,16 @@ _UNREAD = frozenset((200, 400, 413, 422))  # errors with these that nobody can r
 class Narrowing(Fit):
     """A window that may be refused."""
 
+    def is_taken(self, answer: Response, body: Body) -> bool:
+        """Whether what has come of an answer with 200 shows already that it refuses nothing, as of most."""
+        if self._may_be_refused(answer):
+            said = body.come()
+            if b'"choices"' not in said or b'"error' in said or len(said) != answer.length:
+                return False
+        if not self._call.ask.stream:
+            self._runtime.failures.over(self._call.key)
+        return True
+
     async def refused(self, answer: Response, body: Body) -> bool:
         """Whether an answer says that the prompt is too long, and less of it can be sent."""
         status = answer.status

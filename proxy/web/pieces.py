@@ -23,11 +23,18 @@ class Body:
 
     async def beginning(self, limit: int) -> bytes:
         """The first pieces, up to `limit` bytes or the end; they come again. A break is left for who reads on."""
-        size, whole = 0, self._answer.length
+        size, whole = sum(map(len, self._looked_at)), self._answer.length
         while size < limit and size != whole and (piece := self._answer.here() or await self._answer.piece()):
             self._looked_at.append(piece)
             size += len(piece)
         self._is_here = size == whole
+        return b"".join(self._looked_at)
+
+    def come(self) -> bytes:
+        """What has come so far, without a wait; it comes again."""
+        if piece := self._answer.here():
+            self._looked_at.append(piece)
+        self._is_here = sum(map(len, self._looked_at)) == self._answer.length
         return b"".join(self._looked_at)
 
     async def peek(self) -> bytes:

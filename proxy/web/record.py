@@ -33,20 +33,37 @@ class Record:
         live, key = self._runtime.live, self._call.key
         while not live.begin_commit(key):
             await live.commit_ended(key)
+        kept: str | None = None
         try:
-            return await self._append(plan, outcome, started, answer)
+            history = self._session.history
+            if self.overtaken:
+                latest = await self._latest()
+                if (moved := moved_on(plan, self._call.ask.system, history, latest, marks)) is not plan:
+                    plan, history = moved, latest
+            turns = self._turns(plan, history, outcome, started)
+            if turns[-1].state is TurnState.CUT and turns[-1].echo is None and not tool_calls.begins(turns[-1].reply):
+                return False
+            drop: list[str] = []
+            if turns[0].layout is not None or turns[0].parent != history.tip:
+                drop = (await self._latest()).plus(*turns).spare(live.parents(key))
+            wanted = not plan.side or self._call.idempotency_key is not None
+            begun = time.monotonic()
+            await self._runtime.store.append(key, turns, turns[-1].ended, drop, answer if wanted else None)
+            self._runtime.numbers.commit.add(time.monotonic() - begun)
+            if not plan.side:
+                kept = self._id
+                self._note_seen(plan, history, turns)
+            return True
         finally:
-            live.end_commit(key)
+            live.end_commit(key, kept)
 
-    async def _append(self, plan: Plan, outcome: Outcome, started: int, answer: Answer) -> bool:
-        runtime, call, key = self._runtime, self._call, self._call.key
-        history = self._session.history
-        cut = outcome.verdict is not Verdict.COMPLETE
-        if self.overtaken:
-            latest = (await runtime.store.load(key, runtime.now(), in_use=True)).history
-            if (moved := moved_on(plan, call.ask.system, history, latest, marks)) is not plan:
-                plan, history = moved, latest
-        turns = turns_of(
+    async def _latest(self) -> History:
+        """The history as it stands now."""
+        return (await self._runtime.store.load(self._call.key, self._runtime.now(), in_use=True)).history
+
+    def _turns(self, plan: Plan, history: History, outcome: Outcome, started: int) -> list[Turn]:
+        runtime, call, fit = self._runtime, self._call, self._attempts.fit
+        return turns_of(
             call.ask,
             plan,
             outcome.reply,
@@ -56,26 +73,12 @@ class Record:
             remembered=history.system if plan.parent == history.tip else history.system_of(plan.parent),
             request=call.request,
             idempotency_key=call.idempotency_key,
-            state=TurnState.CUT if cut else TurnState.COMPLETE,
-            cut=self._attempts.fit.cut,
-            cut_for=self._attempts.fit.cut_for,
+            state=TurnState.COMPLETE if outcome.verdict is Verdict.COMPLETE else TurnState.CUT,
+            cut=fit.cut,
+            cut_for=fit.cut_for,
             started=started,
             ended=runtime.now(),
         )
-        if cut and turns[-1].echo is None and not tool_calls.begins(turns[-1].reply):
-            return False
-        drop: list[str] = []
-        if turns[0].layout is not None or turns[0].parent != history.tip:
-            latest = (await runtime.store.load(key, runtime.now(), in_use=True)).history
-            drop = latest.plus(*turns).spare(runtime.live.parents(key))
-        wanted = not plan.side or call.idempotency_key is not None
-        begun = time.monotonic()
-        await runtime.store.append(key, turns, runtime.now(), drop, answer if wanted else None)
-        runtime.numbers.commit.add(time.monotonic() - begun)
-        if not plan.side:
-            runtime.live.overtake(key, self._id)
-            self._note_seen(plan, history, turns)
-        return True
 
     def _note_seen(self, plan: Plan, history: History, turns: Sequence[Turn]) -> None:
         """What of the list the next request of a client that resends need not bring to be read again."""

@@ -112,13 +112,15 @@ async def _read(runtime: Runtime, call: Call, wishes: Wishes) -> Reading:
     if call.recorded:
         if attached := _in_flight(call, turns, wishes.counted):
             return Reading(session, plan, attached=attached)
-        if again := _tried_before(runtime, call, history, wishes.counted):
+        last = history.last
+        delivered = runtime.live.was_delivered(call.key, last.id) if last else None
+        if again := _tried_before(runtime, call, history, wishes.counted, delivered):
             whole = again.state is TurnState.COMPLETE
             answer = await runtime.store.answer(call.key, again.id) if whole and not wishes.dry_run else None
             if answer or (turns, session) == await _standing(runtime, call):
                 return Reading(session, retried(history, again, call.ask), again=again, answer=answer)
             return await _read(runtime, call, wishes)  # the session moved on while its answer was looked for
-        if not turns and (once_more := _asked_again(runtime, call, history, wishes.mode)):
+        if last and delivered is False and not turns and (once_more := _asked_again(call, history, last, wishes.mode)):
             return Reading(session, once_more)
     log.debug("%s: %s", plan.decision, plan.reason)
     return Reading(session, plan)
@@ -147,8 +149,8 @@ def _in_flight(call: Call, turns: list[RecordedTurn], counted: bool) -> Recorded
     return None
 
 
-def _tried_before(runtime: Runtime, call: Call, history: History, counted: bool) -> Turn | None:
-    """The turn of the history that a request tries again."""
+def _tried_before(runtime: Runtime, call: Call, history: History, counted: bool, delivered: bool | None) -> Turn | None:
+    """The turn of the history that a request tries again; `delivered`: whether a client saw the end of the last."""
     if call.idempotency_key is not None:
         for turn in reversed(history.turns):
             if turn.idempotency_key == call.idempotency_key:
@@ -157,7 +159,6 @@ def _tried_before(runtime: Runtime, call: Call, history: History, counted: bool)
                 return turn
         return None
     last = history.last
-    delivered = runtime.live.was_delivered(call.key, last.id) if last else None
     if last and is_retry(call.request, last, counted, delivered):
         return last
     if last and last.request == call.request:
@@ -166,11 +167,10 @@ def _tried_before(runtime: Runtime, call: Call, history: History, counted: bool)
     return None
 
 
-def _asked_again(runtime: Runtime, call: Call, history: History, mode: Mode) -> Plan | None:
-    """The plan of the last turn, where its client gave up before it saw the end and asks the same under another system
-    prompt: one with a clock in it. It is run again from where it began."""
-    last = history.last
-    if last is None or not last.asked or runtime.live.was_delivered(call.key, last.id) is not False:
+def _asked_again(call: Call, history: History, last: Turn, mode: Mode) -> Plan | None:
+    """The plan of the `last` turn, whose client gave up before it saw the end, where it asks the same under another
+    system prompt: one with a clock in it. It is run again from where it began."""
+    if not last.asked:
         return None
     plan = decide(call.ask, history.before(last), marks, mode, (), call.client)
     alignment = Alignment(plan.asked, marks)

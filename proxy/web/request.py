@@ -17,6 +17,9 @@ _SIZED = ("POST", "PUT", "PATCH")  # no body at all is told by a length of 0 (RF
 Content = Sequence[bytes] | StreamReader | None  # a body: its pieces, or as it comes
 
 
+_FRAMING = frozenset(map(len, ("host", "content-length", "transfer-encoding")))
+
+
 class Request(Struct, frozen=True):
     """The head, and the pieces of the body that are here. The rest comes from `stream`, in chunks unless there is a
     `length`."""
@@ -26,22 +29,22 @@ class Request(Struct, frozen=True):
     stream: StreamReader | None = None
     length: int | None = None
     is_head: bool = False  # its answer has no body, whatever it says
+    size: int = 0  # bytes of the pieces
 
 
 def written(method: str, authority: str, target: str, headers: Pairs, body: Content) -> Request:
     """A request with the headers as they are, and Host and framing where not given. Raises BadRequest for what might
     be read otherwise than as this one request."""
-    lines = [f"{method} {target} HTTP/1.1"]
     length, has_host = _given(headers)
-    if not has_host:
-        lines.append(f"Host: {authority}")
+    lines = [f"{method} {target} HTTP/1.1"] if has_host else [f"{method} {target} HTTP/1.1", f"Host: {authority}"]
     lines += [f"{name}: {value}" for name, value in headers]
     stream: StreamReader | None = None
     pieces: Sequence[bytes] = ()
     if not isinstance(body, StreamReader):
         pieces = body or ()
+        size = sum(map(len, pieces))
         if length is None and (body is not None or method in _SIZED):
-            lines.append(f"Content-Length: {sum(map(len, pieces))}")
+            lines.append(f"Content-Length: {size}")
     else:
         # Where all of it came with its head, as of most chat requests, it need not be waited for.
         stream, data = (None, body.read_nowait()) if body.is_eof() else (body, b"")
@@ -49,9 +52,10 @@ def written(method: str, authority: str, target: str, headers: Pairs, body: Cont
         if length is None:
             lines.append("Transfer-Encoding: chunked")
             pieces = () if stream else (chunk(data) if data else b"", LAST)
-    if length is not None and not stream and length != sum(map(len, pieces)):
+        size = sum(map(len, pieces))
+    if length is not None and not stream and length != size:
         raise BadRequest("The body of the request is not as long as its Content-Length says. Correct it.")
-    return Request(_head(lines), pieces, stream, length, method == "HEAD")
+    return Request(_head(lines), pieces, stream, length, method == "HEAD", size)
 
 
 def chunk(data: bytes) -> bytes:
@@ -63,6 +67,8 @@ def _given(headers: Pairs) -> tuple[int | None, bool]:
     """The length that is given, and whether a host is."""
     length, has_host = None, False
     for name, value in headers:
+        if len(name) not in _FRAMING:
+            continue
         lower = name.lower()
         if lower == "host":
             has_host = True

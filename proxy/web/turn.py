@@ -185,7 +185,7 @@ class RecordedTurn:
         self._said = status, kind = answer.status, answer.get("content-type")
         self._exchange.begin(status, kind, None if inflated else answer.length, body.unknown)
         self.broadcast.begin(answer.status, self._client_headers(answer, inflated), not answer.is_here)
-        if self._attempts.fit.looks_within and self._streams(answer):
+        if self._streams(answer) and self._attempts.fit.looks_within:
             body = await self._opened(answer, body, asked)
         clean = await self._pieces(body) and body.is_whole
         if not self._settling:

@@ -63,7 +63,7 @@ class Fit:
         self.window = sending.WHOLE
         self._is_long = False  # it is tokens that there are too many of
         self._is_trimmed = is_trimmed(plan)
-        if self._is_trimmed:
+        if self._is_trimmed and not self._is_free():
             self._choose()
             if probes and self.window.start:
                 self._probe()
@@ -75,6 +75,12 @@ class Fit:
         self._size = sum(map(len, body))
         return body, injected
 
+    def _is_free(self) -> bool:
+        """Whether nothing bounds what goes along, nor ever did in this session: as for most."""
+        learned, history = self._runtime.store.learned, self._history
+        bounded = learned.limits or learned.images or history.cuts or self._plan.line is not history.line
+        return self._settings.is_free and not bounded
+
     @property
     def dropped(self) -> int:
         """How many messages are left out."""
@@ -84,6 +90,8 @@ class Fit:
     def cut(self) -> Cut | None:
         """Where the window begins, if that is to be kept with the turn."""
         start, kept = self.window.start, self._taken
+        if not start and kept is self._last:
+            return None
         cut = Cut(start, kept.summary, kept.covered if kept.summary and kept.covered < start else None)
         return cut if start >= kept.at and cut != self._last else None
 
@@ -101,8 +109,8 @@ class Fit:
         """The turn is kept: what it leaves may have to be summarized for the next one."""
         if self._probed is not None:
             self._end_probe(True)
-        call, cut = self._call, self.cut
         if self._settings.overflow == "summarize" and not self._plan.resends:
+            call, cut = self._call, self.cut
             if cut and cut.at > max(cut.covered, self._last.at):
                 log.info("%d messages are left out that no summary tells of yet", cut.at - cut.covered)
             told = call.key, call.target, call.ask.model, self._form, self._frame, self.limit

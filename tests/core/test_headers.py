@@ -7,6 +7,7 @@ import hashlib
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from multidict import CIMultiDict
 
 from proxy.core import headers
 from proxy.errors import BadRequest, ConflictingSessionId, InvalidSessionId
@@ -44,22 +45,23 @@ def test_a_value_that_is_not_utf_8_is_refused_by_the_name_of_its_header() -> Non
 
 @pytest.mark.parametrize("name", [spelled for name in NAMES for spelled in (name, name.upper(), name.lower())])
 def test_a_session_id_is_found_under_each_name_in_any_letter_case(name: str) -> None:
-    assert headers.session_id([("Accept", "x"), (name, "abc")], NAMES) == "abc"
+    assert headers.session_id(CIMultiDict([("Accept", "x"), (name, "abc")]), NAMES) == "abc"
 
 
 @pytest.mark.parametrize("name", ["session", "sessionid ", "x-sessionid", "xsession-id"])
 def test_no_other_header_names_a_session(name: str) -> None:
-    assert headers.session_id([(name, "abc")], NAMES) is None
+    assert headers.session_id(CIMultiDict([(name, "abc")]), NAMES) is None
 
 
 def test_headers_that_agree_name_one_session() -> None:
-    assert headers.session_id([(name, value) for name in NAMES for value in ("a b", " a b\t")], NAMES) == "a b"
+    sent = [(name, value) for name in NAMES for value in ("a b", " a b\t")]
+    assert headers.session_id(CIMultiDict(sent), NAMES) == "a b"
 
 
 @pytest.mark.parametrize("other", ["b", "A", "", "a\u00a0"])
 def test_headers_that_disagree_are_refused(other: str) -> None:
     with pytest.raises(ConflictingSessionId) as refused:
-        headers.session_id([("sessionId", "a"), ("session-id", other)], NAMES)
+        headers.session_id(CIMultiDict([("sessionId", "a"), ("session-id", other)]), NAMES)
     assert refused.value.code == "conflicting_session_id"
 
 
@@ -77,7 +79,7 @@ def test_headers_that_disagree_are_refused(other: str) -> None:
 def test_headers_that_disagree_are_named_and_their_ids_are_not(sent: headers.Pairs, named: str) -> None:
     sent = [(name, f"canary-{value}") for name, value in sent]
     with pytest.raises(ConflictingSessionId, match=named) as refused:
-        headers.session_id(sent, NAMES)
+        headers.session_id(CIMultiDict(sent), NAMES)
     assert "canary" not in refused.value.message
 
 
@@ -110,7 +112,7 @@ def test_an_id_is_preferred_only_where_headers_disagree_and_never_another_than_t
     sent: headers.Pairs,
 ) -> None:
     try:
-        headers.session_id(sent, NAMES)
+        headers.session_id(CIMultiDict(sent), NAMES)
     except ConflictingSessionId:
         said = {value for name, value in sent if name.lower() == "sessionid"}
         others = {name for name, _ in sent if name.lower() in NAMES[1:]}
@@ -181,7 +183,7 @@ def test_any_text_shows_a_part_of_itself_or_none(text: str) -> None:
 
 @pytest.mark.parametrize("value", ["a", "x" * 256, "😀" * 256, "é", "a b", "../..", "\u00a0", "a\u200b", "'; --"])
 def test_any_text_of_1_to_256_characters_is_a_session_id(value: str) -> None:
-    assert headers.session_id([("sessionId", value)], NAMES) == value
+    assert headers.session_id(CIMultiDict([("sessionId", value)]), NAMES) == value
     assert headers.valid_id(value) == value
 
 
@@ -190,7 +192,7 @@ def test_any_text_of_1_to_256_characters_is_a_session_id(value: str) -> None:
 )
 def test_other_values_are_no_session_id(value: str) -> None:
     with pytest.raises(InvalidSessionId) as refused:
-        headers.session_id([("sessionId", value)], NAMES)
+        headers.session_id(CIMultiDict([("sessionId", value)]), NAMES)
     assert refused.value.code == "invalid_session_id"
     with pytest.raises(InvalidSessionId):
         headers.valid_id(value.strip(" "))
@@ -215,7 +217,7 @@ def test_an_id_that_is_no_header_keeps_the_spaces_around_it() -> None:
 def test_the_credential_is_the_first_of_its_headers_that_says_something(
     pairs: headers.Pairs, wanted: str | None
 ) -> None:
-    assert headers.credential(pairs) == wanted
+    assert headers.credential(CIMultiDict(pairs)) == wanted
 
 
 @pytest.mark.parametrize(

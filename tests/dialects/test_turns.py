@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from proxy.core.history import History
+from proxy.core.history import Entry, History
 from proxy.core.members import dumps
 from proxy.core.model import CARRIES, FLAGS, SIDE, SPLICED, STREAM, TOOLS, Message, Reply, Turn, TurnState
 from proxy.core.plan import Decision, Mode
@@ -92,7 +92,7 @@ def test_a_turn_follows_the_tip_and_adds_what_is_new() -> None:
     assert (turn.parent, turn.layout, turn.resends, raws(turn)) == ("1", None, False, [user("2"), user("3")])
     [again] = recorded([user("1"), SAID, user("2")], past)
     assert (again.parent, again.layout, again.resends, raws(again)) == ("1", None, True, [user("2")])
-    assert past.plus(again).line[:3] == (*past.line, (again.asked[0], again, False))
+    assert past.plus(again).line[:3] == (*past.line, Entry(again.asked[0], again, False))
 
 
 def test_a_rewrite_keeps_by_its_layout_what_is_there_already() -> None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from multidict import CIMultiDict
+
 from proxy.core.history import History
 from proxy.core.members import elements
 from proxy.core.model import SessionKey
@@ -96,7 +98,7 @@ async def ask(port: int, messages: Iterable[Any], *, session: str = "s1", header
 async def history(proxy: RunningProxy, session: str = "s1") -> History:
     """What the proxy holds of a session."""
     runtime = proxy.runtime
-    key = SessionKey(caller.tenant(runtime.config, [], runtime.secret), session)
+    key = SessionKey(caller.tenant(runtime.config, CIMultiDict(), runtime.secret), session)
     return (await runtime.store.load(key, runtime.now(), in_use=True)).history
 
 

@@ -8,6 +8,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from multidict import CIMultiDict
 
 from proxy.config import Config
 from proxy.web import caller
@@ -35,7 +36,7 @@ async def test_users_of_one_front_share_no_sessions(serve: Serve) -> None:
 
 
 def of(config: Config, *pairs: tuple[str, str]) -> bytes:
-    return caller.tenant(config, list(pairs), SECRET)
+    return caller.tenant(config, CIMultiDict(pairs), SECRET)
 
 
 NAMES = st.one_of(st.none(), st.sampled_from(["", "front", "other", "alice", "client"]), st.text(max_size=5))

@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 import pytest
 from aiohttp import web
+from multidict import CIMultiDict
 
 from proxy.config import Config
 from proxy.core import sse as events
@@ -155,7 +156,7 @@ class Struckable:
     tasks: int = 0
 
     def key(self, session: str) -> SessionKey:
-        return SessionKey(caller.tenant(self.runtime.config, [], self.runtime.secret), session)
+        return SessionKey(caller.tenant(self.runtime.config, CIMultiDict(), self.runtime.secret), session)
 
     async def begin(self, session: str) -> None:
         old = Turn(id=f"old_{session}", system=None, asked=(_ASKED,), reply=_SAID.raw, echo=_SAID)

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from multidict import CIMultiDict
 
 from proxy.core.model import SessionKey
 from proxy.web import caller
@@ -51,7 +52,7 @@ async def narrow(proxy: RunningProxy) -> AsyncIterator[int]:
 
 
 def session_key(proxy: RunningProxy, session: str) -> SessionKey:
-    return SessionKey(caller.tenant(proxy.runtime.config, [], proxy.runtime.secret), session)
+    return SessionKey(caller.tenant(proxy.runtime.config, CIMultiDict(), proxy.runtime.secret), session)
 
 
 def deserted(proxy: RunningProxy, session: str = "s1") -> bool:

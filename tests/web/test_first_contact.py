@@ -8,6 +8,7 @@ import hashlib
 from typing import Any
 
 import pytest
+from multidict import CIMultiDict
 
 from proxy.core.model import SessionKey
 from proxy.web import caller
@@ -148,7 +149,7 @@ async def test_who_joins_an_answer_under_two_ids_is_told_too(serve: Serve) -> No
 
 
 def _turn(proxy: RunningProxy, session: str) -> RecordedTurn:
-    tenant = caller.tenant(proxy.runtime.config, list(MINE), proxy.runtime.secret)
+    tenant = caller.tenant(proxy.runtime.config, CIMultiDict(MINE), proxy.runtime.secret)
     turn: RecordedTurn = proxy.runtime.live.turns(SessionKey(tenant, session))[0]
     return turn
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from multidict import CIMultiDict
 
 from proxy.config import Config
 from tests.fakes import Received, Reply, ScriptedUpstream, completion, error, eventually
@@ -72,7 +73,7 @@ def KEY(proxy: RunningProxy) -> Any:
     from proxy.core.model import SessionKey
     from proxy.web import caller
 
-    return SessionKey(caller.tenant(proxy.runtime.config, [], proxy.runtime.secret), "s1")
+    return SessionKey(caller.tenant(proxy.runtime.config, CIMultiDict(), proxy.runtime.secret), "s1")
 
 
 async def test_what_leaves_is_replaced_by_a_summary(serve: Serve, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import pytest
+from multidict import CIMultiDict
 
 from proxy.core.model import Message, SessionKey, Turn, TurnState
 from proxy.web import caller
@@ -212,7 +213,7 @@ def kept_of(request: Received) -> Kept | None:
 
 async def try_case(proxy: RunningProxy, upstream: ScriptedUpstream, body: Body, at: int, shape: Shape) -> None:
     runtime = proxy.runtime
-    key = SessionKey(caller.tenant(runtime.config, [], runtime.secret), str(at))
+    key = SessionKey(caller.tenant(runtime.config, CIMultiDict(), runtime.secret), str(at))
     await runtime.store.append(key, [OLD], runtime.now())
     upstream.requests.clear()
     upstream.script = [broken(body, at, shape), completion("fine")]
@@ -369,7 +370,7 @@ async def test_a_break_behind_the_finish_reason_keeps_all_of_the_text_as_cut(ser
         await eventually(lambda: not upstream.connections)
         after = await ask(proxy.port, "s", "y")
         assert upstream.requests[1].messages == [user("x"), assistant("all"), user("y")]
-        key = SessionKey(caller.tenant(proxy.runtime.config, [], b"s" * 32), "s")
+        key = SessionKey(caller.tenant(proxy.runtime.config, CIMultiDict(), b"s" * 32), "s")
         turns = (await proxy.runtime.store.load(key, proxy.runtime.now())).history.turns
     assert [turn.state for turn in turns] == [CUT, COMPLETE]
     assert seen.ended == "reset" and after.status == 200
