@@ -154,10 +154,11 @@ def _rendered(line: Sequence[Entry], form: Form, window: Window, now: int, known
     """A line in this form, to go on with from what is `known` of it."""
     known = known or _Known(window.start, _begun(form, window), None, window, math.inf)
     repair, until = known.repair, known.until
+    blank = window.blank
     for n, entry in enumerate(line[known.done :], known.done):
-        raw = _stored(entry, form, n < window.blank, now)
-        torn = partial(_torn, line[:n], form) if entry.message.role in RESULTS else None
-        repair.add(entry.message.role, raw, stored=True, torn=torn)
+        raw, role = _stored(entry, form, n < blank, now), entry.message.role
+        torn = partial(_torn, line[:n], form) if role in RESULTS else None
+        repair.add(role, raw, stored=True, torn=torn)
         if entry.ours and b'"audio"' in raw:
             until = min(until, forms.expiry(entry.turn.reply))
     return _Known(len(line), repair, line[-1].message if line else None, window, until)
@@ -186,18 +187,19 @@ def _begun(form: Form, window: Window) -> Repair:
 
 def _stored(entry: Entry, form: Form, blank: bool, now: int) -> bytes:
     """A stored message as it goes upstream; where it is `blank`, without its images."""
-    raw = _of_assistant(entry, form, now) if entry.message.role == "assistant" else asked_form(entry.message.raw)
+    message = entry.message
+    if message.role != "assistant" or (not entry.ours and entry.turn.form == form.key):
+        raw = asked_form(message.raw)
+    else:
+        raw = _of_assistant(entry, form, now)
     raw = without_images(raw) if blank else raw
-    return _renamed(raw) if entry.message.role == "developer" and not form.profile.developer else raw
+    return _renamed(raw) if message.role == "developer" and not form.profile.developer else raw
 
 
 def _of_assistant(entry: Entry, form: Form, now: int) -> bytes:
     message, turn = entry.message, entry.turn
-    if turn.form == form.key:
-        if not entry.ours:
-            return asked_form(message.raw)
-        if b'"audio"' not in message.raw or now < forms.expiry(turn.reply):
-            return halves.whole(message.raw)
+    if turn.form == form.key and (b'"audio"' not in message.raw or now < forms.expiry(turn.reply)):
+        return halves.whole(message.raw)
     if entry.ours:
         derived = echo(turn.reply, turn, form, now)
     else:

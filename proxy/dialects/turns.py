@@ -35,6 +35,7 @@ def turns_of(
     where the list carried a history: of another client's messages nobody may ever need them.
     """
     turns: list[Turn] = []
+    traits = _traits(ask, plan)
     for messages in plan.adopted:
         *asked, answer = marked(messages)
         block = plan.system or b"" if not turns and plan.system != remembered else None
@@ -52,7 +53,7 @@ def turns_of(
                 started=started,
                 ended=started,
                 client=plan.client,
-                traits=_traits(ask, plan) & ~(CARRIES | SPLICED),
+                traits=traits & ~(CARRIES | SPLICED),
             )
         )
     carried = plan.resends or bool(turns)
@@ -79,7 +80,7 @@ def turns_of(
         started=started,
         ended=ended,
         client=plan.client,
-        traits=_traits(ask, plan),
+        traits=traits,
     )
     return [*turns, turn]
 

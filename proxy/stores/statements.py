@@ -1,6 +1,6 @@
 """What is said to the database, by name. Who says it, and when, stands in `sqlite.py`."""
 
-from proxy.core.model import SIDE
+from proxy.core.model import SIDE, TurnState
 
 SESSION = "SELECT id, tip, touched, emptied FROM sessions WHERE tenant = ? AND session = ?"
 TURNS = """
@@ -17,6 +17,7 @@ COLUMNS = (
 )
 ARRIVE = f"INSERT INTO arriving ({COLUMNS}) VALUES "  # noqa: S608
 _BESIDE = f"(NEW.traits & {SIDE})"  # a side request: neither the tip nor the last answer
+_IS_LAST = f"NEW.state <> '{TurnState.ADOPTED.value}'"  # of its transaction: what a list brings along precedes its turn
 _SESSION = "(SELECT id FROM sessions WHERE tenant = NEW.tenant AND session = NEW.session)"
 _ANSWER = """
     INSERT OR REPLACE INTO answers (session, slot, turn, status, content_type, body)
@@ -30,7 +31,7 @@ CREATE TEMP TRIGGER arrival INSTEAD OF INSERT ON arriving BEGIN
     INSERT INTO sessions (tenant, session, touched, tip)
     VALUES (NEW.tenant, NEW.session, NEW.touched, iif({_BESIDE}, NULL, NEW.turn))
     ON CONFLICT (tenant, session) DO UPDATE
-    SET tip = iif({_BESIDE}, tip, excluded.tip), touched = excluded.touched, emptied = 0;
+    SET tip = iif({_BESIDE}, tip, excluded.tip), touched = excluded.touched, emptied = 0 WHERE {_IS_LAST};
     INSERT INTO turns (id, session, parent, name, state, system, asked, roles, reply, echo, model, finish_reason, usage,
                        started, ended, layout, marks, form, request, resends, idempotency_key, cut, summary,
                        told, client, traits, cut_for)
@@ -39,7 +40,7 @@ CREATE TEMP TRIGGER arrival INSTEAD OF INSERT ON arriving BEGIN
            NEW.ended, NEW.layout, NEW.marks, NEW.form, NEW.request, NEW.resends, NEW.idempotency_key,
            NEW.cut, NEW.summary, NEW.told, NEW.client, NEW.traits, NEW.cut_for
     FROM sessions s WHERE s.tenant = NEW.tenant AND s.session = NEW.session;
-    DELETE FROM answers WHERE slot = 0 AND NEW.status IS NULL AND NOT {_BESIDE} AND session = {_SESSION};
+    DELETE FROM answers WHERE slot = 0 AND NEW.status IS NULL AND {_IS_LAST} AND NOT {_BESIDE} AND session = {_SESSION};
     {_ANSWER.format(slot="0", wanted=f"NEW.status IS NOT NULL AND NOT {_BESIDE}")}
     {_ANSWER.format(slot="NEW.turn", wanted="NEW.status IS NOT NULL AND NEW.idempotency_key IS NOT NULL")}
 END""",  # noqa: S608
