@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from proxy.core.alignment import Alignment, Content, Line, Pairs, has_ours
 from proxy.core.history import Entry, History
-from proxy.core.model import Message, TurnState
+from proxy.core.model import CLIENT, Message, TurnState
 from proxy.core.plan import Decision
 from proxy.core.prompts import is_quoted
 from proxy.core.sides import Beside
@@ -51,7 +51,8 @@ class Repeats:
         line, tip, pairs = self._from_the_start()
         if pairs and pairs[-1][1] + 1 == len(line) and (tip == history.tip or history.by_id[tip or ""].is_side):
             return Found(pairs, ALL, line, tip, Decision.RESEND)
-        if not (pairs and resends) and (end := self._found.window(history.line, to_the_tip=True)):
+        end = [] if pairs and resends else self._found.window(history.line, to_the_tip=True)
+        if end and (pairs or not self._is_answered_anew(end)):
             return self._window(end)
         if again := self._tries_again():
             return again
@@ -149,13 +150,29 @@ class Repeats:
             reason, before = "all of its own list; what precedes it were side requests", 0
         return Found(end, reason, history.line, history.tip, Decision.RESEND, before)
 
+    def _is_answered_anew(self, end: Pairs) -> bool:
+        """Whether a list that shows itself from the first message on has another reply to it than the first: its client
+        has shown that its list begins there, or nothing but tries of that message precedes the end that it repeats."""
+        if not self._to_the_first_reply() or not self._goes_on(end):
+            return False
+        head, lists = self._found.head()[:CLIENT], [turn for turn in self._history.turns if turn.carries]
+        if any([turn.client[CLIENT:] == head and not self._beside.is_of_another(turn) for turn in lists]):
+            return True
+        tries = {entry.turn.id: entry.turn for entry in self._history.line[: end[0][1]]}
+        return all([self._found.begins(0, turn.asked) for turn in tries.values()])
+
+    def _goes_on(self, end: Pairs) -> bool:
+        """Whether a list has a message of the user's behind a reply of ours: a tool loop shows a client's last turn
+        only."""
+        first_reply = next(n for n, at in end if self._history.line[at].ours)
+        return any([message.role == "user" for message in self._list[first_reply + 1 :]])
+
     def _heals(self, end: Pairs) -> bool:
         """Whether a list that shows itself from its own start was preceded by side requests alone: other prompts,
-        of the same client, that carried nothing. A tool loop shows a client's last turn only."""
+        of the same client, that carried nothing."""
         line, history = self._history.line, self._history
         start = line[end[0][1]].turn
-        first_reply = next(n for n, at in end if line[at].ours)
-        if not any([message.role == "user" for message in self._list[first_reply + 1 :]]):
+        if not self._goes_on(end):
             return False
         if self._beside.prompt == "" or not self._beside.is_under(history.system_of(start.id)):
             return False
