@@ -88,7 +88,10 @@ class Pending:
     @property
     def flight(self) -> Flight:
         ask, plan = self.ask, self.plan
-        return Flight(plan.asked, ask.system, ask.tools, plan.resends, self.id, self.client, self.deserted)
+        client = plan.client if plan.carries else self.client
+        return Flight(
+            plan.asked, ask.system, ask.tools, plan.resends, self.id, client, self.deserted, plan.carries, ask
+        )
 
 
 class Session:

@@ -14,11 +14,11 @@ from msgspec import structs
 from proxy.core.alignment import Alignment, Content, Pairs, has_ours
 from proxy.core.clients import is_of_another
 from proxy.core.history import History
-from proxy.core.model import CLIENT, TOOLS, Ask, Seen, Turn
+from proxy.core.model import CLIENT, FLAGS, STREAM, TOOLS, Ask, Seen, Turn
 from proxy.core.plan import Decision, Flight, Mode, Plan
 from proxy.core.plans import Planner
 from proxy.core.repeats import ALL, Found, Repeats
-from proxy.core.sides import Beside, has_tools, is_marked_twice
+from proxy.core.sides import Beside, has_tools
 
 FIRST, NEW = "the first of its session", "no reply of ours in it"
 HEADS = 8  # turns at most that may have come before the chat they were asked for
@@ -39,7 +39,7 @@ def decide(
     if mode is Mode.AUTO and _is_one_new_message(ask, history, flights, client):
         return Planner(ask, ask.messages, history, marks, flights, client).append(0, NEW)
     goes_on = seen and mode is not Mode.APPEND and not flights and seen.client[:CLIENT] == client
-    seen_again = seen and goes_on and not is_marked_twice(ask, history.last)
+    seen_again = seen and goes_on and not _is_marked_twice(ask, history.last)
     plan = _seen_again(ask, seen, history, marks) if seen and seen_again else None
     plan = plan or _Reading(ask, history, marks, flights, client, mode).plan()
     return structs.replace(plan, branches=True) if mode is Mode.RESEND else plan
@@ -80,6 +80,11 @@ def _seen_again(ask: Ask, seen: Seen, history: History, marks: Content) -> Plan 
     )
 
 
+def _is_marked_twice(ask: Ask, last: Turn | None) -> bool:
+    """Whether a list has other tools than the latest turn and no stream where that had one: two marks at once."""
+    return last is not None and bool(last.traits & STREAM) and not ask.stream and len(ask.tools) != last.traits >> FLAGS
+
+
 class _Reading:
     """One list held against one history. `client` is the fingerprint of the software that sent it."""
 
@@ -94,7 +99,7 @@ class _Reading:
         if self._carries and history.has_silent:
             spoken = [one for one in self._list if one.role != "assistant" or not marks.says_nothing(one.raw)]
             self._list = tuple(spoken)
-        self._beside = Beside(ask, history, marks, client)
+        self._beside = Beside(ask, history, marks, client, flights)
         self._repeats = Repeats(self._list, history, marks, self._beside, self._resends)
         self._plans = Planner(ask, self._list, history, marks, flights, client)
 
@@ -112,7 +117,8 @@ class _Reading:
             return self._plans.followed(found, stays=False)
         if tip := self._answers_beside():
             return self._plans.append(0, "the result of a call that was made beside the tip", tip)
-        return self._carried() if self._carries else self._said()
+        plan = self._carried() if self._carries else self._said()
+        return structs.replace(plan, demoted=self._demoted(plan)) if plan.carries and self._flights else plan
 
     def _carried(self) -> Plan:
         """A list with an assistant's message in it."""
@@ -177,6 +183,17 @@ class _Reading:
         if len(history.turns) > HEADS or not told:
             return False
         return self._beside.heads(history.ancestors(history.tip))
+
+    def _demoted(self, plan: Plan) -> tuple[str, ...]:
+        """The turns in flight that are side requests, now that their client has shown that it resends."""
+        history = History(self._history.turns, plan.parent)
+        shown = [Flight((), None, b"", client=plan.client, carries=True)]
+        found = []
+        for flight in self._flights:
+            if flight.ask and not flight.resends and flight.client[:CLIENT] == self._client:
+                beside = Beside(flight.ask, history, self._marks, self._client, shown)
+                found += [flight.id] if beside.reason(resends=True) else []
+        return tuple(found)
 
     # Beside the conversation
 

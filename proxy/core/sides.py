@@ -24,10 +24,16 @@ WORK = 1 << 24  # characters searched for quotes, where there are more: of all t
 
 
 class Beside:
-    """One request held against what is known of a session, by a client of the fingerprint `client`."""
+    """One request held against what is known of a session, by a client of the fingerprint `client`, and of the turns
+    in flight."""
 
-    def __init__(self, ask: Ask, history: History, marks: Content, client: bytes) -> None:
+    def __init__(
+        self, ask: Ask, history: History, marks: Content, client: bytes, flights: Sequence[Flight] = ()
+    ) -> None:
         self._ask, self._history, self._marks, self._client = ask, history, marks, client
+        self._lists = [flight.client for flight in flights if flight.carries]  # of clients that resend
+        known = history.carriers
+        self._carriers = known.union([client[:CLIENT] for client in self._lists]) if self._lists else known
 
     # Is this one?
 
@@ -35,7 +41,7 @@ class Beside:
         """Why a list without an assistant's message is a side request; None: it is none. `resends`: the latest
         turn, or one in flight, is of a client that resends."""
         history = self._history
-        last, carriers = history.last, history.carriers
+        last, carriers = history.last, self._carriers
         if not self._ask.count and self._quote:
             return "it says nothing new, and its prompt quotes a reply"
         if last is None or not (carriers or resends or self.lacks_tools):
@@ -170,7 +176,7 @@ class Beside:
         last = self._latest
         if last is None or not self._history.sides or bool(last.traits & TOOLS) is not self.has_tools:
             return False
-        resent = self._client in self._history.carriers
+        resent = self._client in self._carriers
         if not resent and not any([message.role == "assistant" for message in self._ask.messages]):
             return False
         replies = [text for text in self._side_replies if len(text) >= QUOTE]
@@ -184,7 +190,7 @@ class Beside:
         last, messages = self._history.last, self._ask.messages
         if last is None or last.echo is None or not last.resends or self.is_of_another(last) or len(messages) < 2:
             return False
-        if self._client not in self._history.carriers or self.is_unknown or not self._is_asked_alike:
+        if self._client not in self._carriers or self.is_unknown or not self._is_asked_alike:
             return False
         said, texts = self._marks.text(last.echo.raw), [self._marks.text(one.raw) for one in messages]
         told = [len(said) >= QUOTE and (said == text or is_quoted(said, text)) for text in texts]
@@ -196,7 +202,7 @@ class Beside:
         """Whether its system block holds the reply of a side request, in the place of messages, where the chat had
         another block or none: asked as the chat is, with nothing else of ours in it, by a client that resends."""
         history = self._history
-        if not (history.sides and self.is_unknown and self._client in history.carriers and self._is_asked_alike):
+        if not (history.sides and self.is_unknown and self._client in self._carriers and self._is_asked_alike):
             return False
         prompts = [self._marks.text(raw) for raw in self._system]
         held = [text for text in self._side_replies if len(text) >= QUOTE and any([text in one for one in prompts])]
@@ -265,7 +271,8 @@ class Beside:
         The first turn of a client that resends looks the same; its message is where that client's list begins.
         """
         history = self._history
-        heads = {turn.client[CLIENT:] for turn in history.turns if turn.carries}
+        lists = [*self._lists, *[turn.client for turn in history.turns if turn.carries]]
+        heads = {client[CLIENT:] for client in lists}
         for turn in history.ancestors(history.tip):
             if turn.carries and turn.resends and not turn.is_spliced:
                 return False  # what precedes it was shown in its list
@@ -282,11 +289,6 @@ class Beside:
         """The text of a system block's first message."""
         blocks = _blocks(block)
         return self._marks.text(blocks[0]) if blocks else ""
-
-
-def is_marked_twice(ask: Ask, last: Turn | None) -> bool:
-    """Whether a list has other tools than the latest turn and no stream where that had one: two marks at once."""
-    return last is not None and bool(last.traits & STREAM) and not ask.stream and len(ask.tools) != last.traits >> FLAGS
 
 
 def has_tools(tools: bytes) -> bool:

@@ -149,3 +149,64 @@ async def test_what_other_software_said_stays(serve: Serve) -> None:
         *("first", "the answer to: first", "between", "the answer to: between", "second", "the answer to: second"),
         "and all?",
     ]
+
+
+class Slow:
+    """Answers the request that asks for a name when it is `released`."""
+
+    def __init__(self) -> None:
+        self.released = asyncio.Event()
+
+    async def __call__(self, request: Received) -> Reply:
+        if "Name it" in request.messages[-1]["content"]:
+            await self.released.wait()
+            return completion("A name of some length")
+        return await said(request)
+
+
+@pytest.mark.parametrize("named_first", [True, False], ids=["name ends first", "chat ends first"])
+@pytest.mark.parametrize("tagged", [True, False], ids=["tags before it", "alone"])
+async def test_what_was_asked_beside_is_none_of_the_chat_once_its_client_shows_its_list(
+    serve: Serve, named_first: bool, tagged: bool
+) -> None:
+    """Open WebUI: before anything was resent nothing tells its follow-ups, its title and its tags from the chat."""
+    script = Slow()
+    async with ScriptedUpstream(script) as upstream:
+        proxy = await serve(upstream.base_url)
+        await ask(proxy.port, [user("My bread is flat.")], stream=True)
+        first = [user("My bread is flat."), assistant("the answer to: My bread is flat.")]
+        told = "\n".join([each["content"] for each in first])
+        if tagged:
+            await ask(proxy.port, [user(f"Tag it:\n{told}")])
+        async with asyncio.TaskGroup() as group:
+            sent = len(upstream.requests)
+            group.create_task(ask(proxy.port, [user(f"Name it:\n{told}")]))
+            await eventually(lambda: len(upstream.requests) == sent + 1)
+            more = [*first, user("Why?")]
+            chat = group.create_task(ask(proxy.port, more, stream=True))
+            await eventually(lambda: len(upstream.requests) == sent + 2)
+            if not named_first:
+                await chat
+            script.released.set()
+        assert upstream.requests[-1].messages == more
+        kept = contents(await history(proxy))
+        more = [*more, assistant("the answer to: Why?"), user("And now?")]
+        await ask(proxy.port, more, stream=True)
+        assert upstream.requests[-1].messages == more
+        assert contents(await history(proxy)) == [*[each["content"] for each in more], "the answer to: And now?"]
+    assert kept == [each["content"] for each in more[:-1]]
+
+
+async def test_a_new_message_beside_a_list_stays_where_nothing_tells_it(serve: Serve) -> None:
+    script = Slow()
+    async with ScriptedUpstream(script) as upstream:
+        proxy = await serve(upstream.base_url)
+        await ask(proxy.port, [user("My bread is flat.")])
+        async with asyncio.TaskGroup() as group:
+            group.create_task(ask(proxy.port, [user("Name it")]))
+            await eventually(lambda: len(upstream.requests) == 2)
+            first = [user("My bread is flat."), assistant("the answer to: My bread is flat."), user("Why?")]
+            await ask(proxy.port, first)
+            script.released.set()
+        kept = contents(await history(proxy))
+    assert kept == [*[each["content"] for each in first], "the answer to: Why?", "Name it", "A name of some length"]
