@@ -16,7 +16,7 @@ from proxy.core.history import Entry, History
 from proxy.core.members import elements
 from proxy.core.model import CLIENT, FLAGS, STREAM, TOOLS, Ask, Message, Turn
 from proxy.core.plan import Flight
-from proxy.core.prompts import OWN_WORDS, QUOTE, is_alike, is_framed, is_quoted, parts, quoted_in
+from proxy.core.prompts import OWN_WORDS, QUOTE, is_alike, is_framed, is_told, parts, quoted_in
 
 NEAR = 64  # turns among which the latest of a client's is looked for
 RECENT = 8  # replies, and messages of the user's, that a quote is looked for among in any case
@@ -24,8 +24,7 @@ WORK = 1 << 24  # characters searched for quotes, where there are more: of all t
 
 
 class Beside:
-    """One request held against what is known of a session, by a client of the fingerprint `client`, and of the turns
-    in flight."""
+    """One request, by a client of the fingerprint `client`, held against a session and the turns in flight."""
 
     def __init__(
         self, ask: Ask, history: History, marks: Content, client: bytes, flights: Sequence[Flight] = ()
@@ -181,6 +180,7 @@ class Beside:
             return False
         replies = [text for text in self._side_replies if len(text) >= QUOTE]
         told = any([text in replies for text in self._texts]) or quoted_in(replies, self._texts) is not None
+        told = told or any([is_told(reply, text) for reply in replies for text in self._texts])
         return told and not self.is_unknown
 
     @property
@@ -193,7 +193,7 @@ class Beside:
         if self._client not in self._carriers or self.is_unknown or not self._is_asked_alike:
             return False
         said, texts = self._marks.text(last.echo.raw), [self._marks.text(one.raw) for one in messages]
-        told = [len(said) >= QUOTE and (said == text or is_quoted(said, text)) for text in texts]
+        told = [len(said) >= QUOTE and (said == text or is_told(said, text)) for text in texts]
         first = self._history.line[0].message
         return any(told[:-1]) or (told[-1] and self._marks.mark(first.raw) == self._marks.mark(messages[0].raw))
 

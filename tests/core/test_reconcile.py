@@ -85,6 +85,7 @@ FULL = "u1 > a1; u1 a1 u2 > a2; u1 a1 u2 a2 u3 > a3"  # and of one that resends
 CHAT = "s1 u1 > a1; s1 u1 a1 u2 > a2"  # with a system prompt
 
 LONG = "a1" + "-word" * 60
+SUMMARY = "-".join(["we-talked-of", *map(str, range(1, 40))])
 
 # What is new follows the tip, all of it.
 APPENDS = [
@@ -235,6 +236,15 @@ REWRITES = [
         "[u1 a1 u2 a2] u3 n1",
         DEPARTS,
         "2",
+    ),
+    Case(
+        "a summary without its frame",
+        f"s1 u1 #f > a1; s1 u1 a1 u2 #f > a2-second-reply; s9 u9:a2-second-reply > t(sum){SUMMARY}(end)",
+        f"s1 u9:{SUMMARY} u3 #f",
+        REWRITE,
+        f"u9:{SUMMARY} u3",
+        "its own list, with a summary that was asked for beside it",
+        system="s1",
     ),
     Case("mode resend: nothing in common", "u1 > a1", "u9", REWRITE, "u9", SAID, mode=Mode.RESEND),
 ]
