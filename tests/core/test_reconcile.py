@@ -893,6 +893,25 @@ def test_a_copy_that_was_rewritten_on_the_way_is_read_the_same_and_ours_is_sent(
     assert all([entry.message is plan.line[at].message for entry, at in zip(sent, held(plan), strict=True)])
 
 
+def with_bare_calls(word: str) -> Any:
+    made = message(word)
+    return {**made, "content": None} if word[0] == "c" else made
+
+
+@pytest.mark.parametrize(
+    ("before", "list_", "sent"),
+    [
+        ("u1 > a1; u2 > c2", "u2 c2 r2", "u1 a1 | [u2 c2] r2"),
+        ("u1 > a1; u2 > c2", "c2 r2", "u1 a1 u2 | [c2] r2"),
+        ("u1 > c1", "u1 c1 r1", "[u1 c1] r1"),
+        ("u1 > c1; u1 c1 r1 > a1", "u1 c1 r1 a1 u2", "[u1 c1 r1 a1] u2"),
+        ("u1 > a1; u2 > c2", "u2 c3 r3", "u1 a1 u2 c2 | u2 - r3"),
+    ],
+)
+def test_a_call_sent_back_without_the_words_beside_it_is_ours(before: str, list_: str, sent: str) -> None:
+    assert upstream(decide(ask(list_, with_bare_calls), played(before), marks)) == sent
+
+
 def held(plan: Plan) -> list[int]:
     return [*range(plan.injected), *[at for _, at in plan.pairs]]
 
