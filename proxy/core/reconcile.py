@@ -149,7 +149,7 @@ class _Reading:
             return self._compacted()
         if self._beside.is_begun_anew:
             return self._compacted()
-        if found := self._repeats.silently():
+        if found := self._repeats.silently() or self._repeats.unheard():
             return structs.replace(self._plans.followed(found), resends=False, alone=False)
         if found := self._repeats.told_by_another() or self._repeats.questions():
             return self._plans.followed(found)

@@ -77,6 +77,19 @@ class Repeats:
             return None
         return Found(pairs, ALL, history.line, history.tip, Decision.RESEND)
 
+    def unheard(self) -> Found | None:
+        """What the first turn asked, and more behind it, where its client has not taken the reply: one that was
+        cut, or makes calls that the list does not answer."""
+        line, last = self._history.line, self._history.last
+        if last is None or last.echo is None or not len(line) - 1 == len(last.asked) < len(self._list):
+            return None
+        if last.state is not TurnState.CUT and not self._marks.made("assistant", last.echo.raw):
+            return None
+        pairs = self._found.run(line)
+        if len(pairs) < len(last.asked) or any([self._marks.answered(m.role, m.raw) is not None for m in self._list]):
+            return None
+        return Found(pairs, "what was asked first, without the reply that its client has not taken", line, last.id)
+
     def told_by_another(self) -> Found | None:
         """The list of one of several agents: from the start to the tip, but that it tells others' replies as a
         user's messages. No pairs for those: its own copies go upstream."""
