@@ -89,9 +89,8 @@ class Pending:
     def flight(self) -> Flight:
         ask, plan = self.ask, self.plan
         client = plan.client if plan.carries else self.client
-        return Flight(
-            plan.asked, ask.system, ask.tools, plan.resends, self.id, client, self.deserted, plan.carries, ask
-        )
+        shown = plan.carries, plan.spliced
+        return Flight(plan.asked, ask.system, ask.tools, plan.resends, self.id, client, self.deserted, *shown, ask)
 
 
 class Session:

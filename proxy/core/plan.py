@@ -44,6 +44,7 @@ class Flight(NamedTuple):
     client: bytes = b""
     deserted: bool = False  # nobody listens to it any more
     carries: bool = False  # its client has shown that it resends
+    spliced: bool = False  # the line keeps what others said
     ask: Ask | None = None
 
 

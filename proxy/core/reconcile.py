@@ -187,7 +187,7 @@ class _Reading:
     def _demoted(self, plan: Plan) -> tuple[str, ...]:
         """The turns in flight that are side requests, now that their client has shown that it resends."""
         history = History(self._history.turns, plan.parent)
-        shown = [Flight((), None, b"", client=plan.client, carries=True)]
+        shown = [Flight((), None, b"", plan.resends, client=plan.client, carries=True, spliced=plan.spliced)]
         found = []
         for flight in self._flights:
             if flight.ask and not flight.resends and flight.client[:CLIENT] == self._client:

@@ -30,9 +30,8 @@ class Beside:
         self, ask: Ask, history: History, marks: Content, client: bytes, flights: Sequence[Flight] = ()
     ) -> None:
         self._ask, self._history, self._marks, self._client = ask, history, marks, client
-        self._lists = [flight.client for flight in flights if flight.carries]  # of clients that resend
-        known = history.carriers
-        self._carriers = known.union([client[:CLIENT] for client in self._lists]) if self._lists else known
+        self._lists = [flight for flight in flights if flight.carries]  # of clients that resend
+        self._carriers = history.carriers.union([each.client[:CLIENT] for each in self._lists])
 
     # Is this one?
 
@@ -44,7 +43,7 @@ class Beside:
         if not self._ask.count and self._quote:
             return "it says nothing new, and its prompt quotes a reply"
         if last is None or not (carriers or resends or self.lacks_tools):
-            return None  # as most: new messages only
+            return None  # as most
         if carriers and self._is_a_known_speaker:
             return None
         if self._client in carriers and self._is_asked_otherwise and self._quote:
@@ -266,13 +265,13 @@ class Beside:
 
     @property
     def _is_a_known_speaker(self) -> bool:
-        """Whether a client that sends new messages has asked so before: under this prompt, with tools or without.
-
-        The first turn of a client that resends looks the same; its message is where that client's list begins.
-        """
+        """Whether a client that sends new messages has asked so before: under this prompt, with tools or without. The
+        first turn of a client that resends looks the same; its message is where that client's list begins."""
         history = self._history
-        lists = [*self._lists, *[turn.client for turn in history.turns if turn.carries]]
-        heads = {client[CLIENT:] for client in lists}
+        if any([each.resends and not each.spliced for each in self._lists]):
+            return False
+        clients = [*[each.client for each in self._lists], *[turn.client for turn in history.turns if turn.carries]]
+        heads = {client[CLIENT:] for client in clients}
         for turn in history.ancestors(history.tip):
             if turn.carries and turn.resends and not turn.is_spliced:
                 return False  # what precedes it was shown in its list

@@ -197,6 +197,28 @@ async def test_what_was_asked_beside_is_none_of_the_chat_once_its_client_shows_i
     assert kept == [each["content"] for each in more[:-1]]
 
 
+async def test_a_title_in_flight_leaves_a_chat_whose_first_answer_was_given_anew(serve: Serve) -> None:
+    script = Slow()
+    async with ScriptedUpstream(script) as upstream:
+        proxy = await serve(upstream.base_url)
+        await ask(proxy.port, [user("My bread is flat.")], stream=True)
+        first = [user("My bread is flat."), assistant("the answer to: My bread is flat.")]
+        told = "\n".join([each["content"] for each in first])
+        await ask(proxy.port, [user(f"Tag it:\n{told}")])
+        upstream.script = lambda request: completion("Knead it for longer.")
+        await ask(proxy.port, first[:1], stream=True)
+        upstream.script = script
+        async with asyncio.TaskGroup() as group:
+            group.create_task(ask(proxy.port, [user(f"Name it:\n{told}\nKnead it for longer.")]))
+            await eventually(lambda: len(upstream.requests) == 4)
+            more = [first[0], assistant("Knead it for longer."), user("Why?")]
+            await ask(proxy.port, more, stream=True)
+            script.released.set()
+        assert upstream.requests[-1].messages == more
+        kept = contents(await history(proxy))
+    assert kept == ["My bread is flat.", "Knead it for longer.", "Why?", "the answer to: Why?"]
+
+
 async def test_a_new_message_beside_a_list_stays_where_nothing_tells_it(serve: Serve) -> None:
     script = Slow()
     async with ScriptedUpstream(script) as upstream:
