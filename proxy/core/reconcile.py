@@ -164,7 +164,15 @@ class _Reading:
         demoted = [flight.id for flight in beside if self._beside.led_to_by(flight)]
         if len(demoted) < len(beside):
             return self._plans.aside("beside the first turn, under another system prompt or with other tools")
-        return structs.replace(self._plans.opening(self._history.tip, FIRST), demoted=tuple(demoted))
+        plan = structs.replace(self._plans.opening(self._history.tip, FIRST), demoted=tuple(demoted))
+        if self._history.tip is None and any([self._is_for_another_model(flight) for flight in self._flights]):
+            return structs.replace(plan, alone=True, branches=True)
+        return plan
+
+    def _is_for_another_model(self, flight: Flight) -> bool:
+        """Whether a turn in flight asks the same of another model, for somebody who compares them."""
+        same = len(flight.asked) == len(self._list) and self._repeats.alignment.begins(0, flight.asked)
+        return same and flight.ask is not None and flight.ask.model != self._ask.model and not flight.deserted
 
     def _is_same(self, flight: Flight) -> bool:
         """Whether a turn in flight asks the same way, or asks the same: its client may have given up on it, and try

@@ -232,3 +232,43 @@ async def test_a_new_message_beside_a_list_stays_where_nothing_tells_it(serve: S
             script.released.set()
         kept = contents(await history(proxy))
     assert kept == [*[each["content"] for each in first], "the answer to: Why?", "Name it", "A name of some length"]
+
+
+@pytest.mark.parametrize("first", ["one", "other"])
+async def test_two_models_that_are_asked_at_once_do_not_hear_each_other(serve: Serve, first: str) -> None:
+    """A chat application that shows the answers of two models side by side."""
+    free = {"one": asyncio.Event(), "other": asyncio.Event()}
+
+    async def of_both(request: Received) -> Reply:
+        model = request.json["model"]
+        if len(request.messages) == 1:
+            await free[model].wait()
+        return completion(f"{model} {len(request.messages)}")
+
+    async with ScriptedUpstream(of_both) as upstream:
+        proxy = await serve(upstream.base_url)
+        async with asyncio.TaskGroup() as group:
+            asked = {
+                model: group.create_task(ask(proxy.port, [user("Why?")], model=model)) for model in ("one", "other")
+            }
+            await eventually(lambda: len(upstream.requests) == 2)
+            free[first].set()
+            await asked[first]
+            for event in free.values():
+                event.set()
+        for model in ("one", "other"):
+            assert asked[model].result().message == assistant(f"{model} 1")
+            more = [user("Why?"), assistant(f"{model} 1"), user("And then?")]
+            await ask(proxy.port, more, model=model)
+            assert upstream.requests[-1].messages == more
+            kept = contents(await history(proxy))
+            assert kept == [*[each["content"] for each in more], f"{model} 3"]
+    assert [request.messages for request in upstream.requests[:2]] == [[user("Why?")]] * 2
+
+
+async def test_the_same_question_to_another_model_afterwards_follows_the_first(serve: Serve) -> None:
+    async with ScriptedUpstream() as upstream:
+        proxy = await serve(upstream.base_url)
+        await ask(proxy.port, [user("Why?")], model="one")
+        await ask(proxy.port, [user("Why?")], model="other")
+    assert len(upstream.requests[-1].messages) == 3
