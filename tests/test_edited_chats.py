@@ -1,6 +1,6 @@
-"""A client that carries its list, as chat applications do: it edits and deletes what was said, asks for an answer again,
-the first one too, stops one, leaves out what tools gave, and names its chat meanwhile, often before anything tells that
-from a new message. Its list goes up as it was sent, and is the history.
+"""A client that carries its list, as chat applications do: it edits and deletes what was said, asks for an answer
+again, the first one too, stops one, leaves out what tools gave, and names its chat meanwhile, often before anything
+tells that from a new message. Its list goes up as it was sent, and is the history.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from proxy.core.history import History
 from proxy.core.members import elements
@@ -1151,6 +1152,58 @@ def test_a_first_turn_of_other_software_is_waited_for() -> None:
     for client, decision in [(b"another!", APPEND), (bytes(CLIENT), ASIDE), (b"", ASIDE)]:
         flight = Flight(asked.messages, asked.system, asked.tools, client=client)
         assert decide(ask("s2 u2"), History(), marks, flights=[flight]).decision is decision
+
+
+# Beside turns in flight
+
+
+def flight_of(history: History, words: str, id: str = "9") -> Flight:
+    asked = ask(words)
+    plan = decide(asked, history, marks, client=software(words))
+    shown = plan.carries, plan.spliced
+    return Flight(plan.asked, asked.system, asked.tools, plan.resends, id, plan.client, False, *shown, asked)
+
+
+@pytest.mark.parametrize(
+    ("flight", "demoted"),
+    [
+        ("u9:u1-hello:a1-first-reply", True),
+        ("s9 u9:a1-first-reply", True),
+        ("u9:u1-hello:a1-first-reply ~", True),  # of both
+        ("u9", False),
+        ("u9:a1-first-reply ~", False),
+        ("u9:u1-hello:a1-first-reply ^b", False),
+        ("u1-hello a1-first-reply u7 ~", False),
+    ],
+)
+def test_what_is_in_flight_is_beside_a_list_that_its_client_shows(flight: str, demoted: bool) -> None:
+    history = played("u1-hello ~ > a1-first-reply; u8:u1-hello:a1-first-reply > t1")
+    beside = flight_of(history, flight)
+    plan = decide(ask("u1-hello a1-first-reply u2 ~"), history, marks, flights=[beside])
+    assert (plan.decision, plan.demoted) == (REWRITE, ("9",) if demoted else ())
+    mode = decide(ask("u1-hello a1-first-reply u2 ~"), history, marks, Mode.RESEND, flights=[beside])
+    assert mode.demoted == decide(ask("u3"), history, marks, flights=[beside]).demoted == ()
+
+
+def test_what_comes_beside_a_list_in_flight_is_held_against_it() -> None:
+    history = played("u1-hello ~ > a1-first-reply; u8:u1-hello:a1-first-reply > t1")
+    listed = flight_of(history, "u1-hello a1-first-reply u2 ~")
+    for words, decision in [("u9:u1-hello:a1-first-reply", ASIDE), ("u9", APPEND)]:
+        assert decide(ask(words), history, marks, flights=[listed]).decision is decision
+    assert decide(ask("u9:u1-hello:a1-first-reply"), history, marks).decision is APPEND
+
+
+@pytest.mark.parametrize(
+    ("words", "model", "alone"),
+    [("s1 u1", "b", True), ("s2 u1", "b", False), ("s1 u2", "b", False), ("s1 u1", "a", False)],
+)
+def test_the_same_first_question_to_another_model_goes_beside_it(words: str, model: str, alone: bool) -> None:
+    first, second = [structs.replace(ask(each), model=name) for each, name in [("s1 u1", "a"), (words, model)]]
+    flight = Flight(first.messages, first.system, first.tools, ask=first)
+    plan = decide(second, History(), marks, flights=[flight])
+    assert plan.side or (plan.parent, plan.alone, plan.branches) == (None, alone, alone)
+    gone = decide(second, History(), marks, flights=[flight._replace(deserted=True)])
+    assert gone.alone is gone.side
 
 
 # The page
