@@ -239,17 +239,22 @@ class _Reading:
         return closes == "user" and (not reaches or self._beside.has_another_shape)
 
     def _answers_beside(self) -> str | None:
-        """The latest turn, where it may have been said beside the chat, and the list begins with the result of a call
-        of its, not of the tip's: then its client is the chat's."""
-        latest, last = self._history.turns[-1], self._history.last
-        if not (latest.is_side and latest.carries and self._list) or self._beside.is_of_another(latest):
-            return None
-        first = self._list[0]
-        if (id := self._marks.answered(first.role, first.raw)) is None:
+        """The turn that made the call whose result the list begins with, where nobody did on the tip's branch: the
+        latest, where it may have been said beside the chat, or any by the call's ID. Its client is the chat's."""
+        history = self._history
+        latest, last = history.turns[-1], history.last
+        first = self._list[0] if self._list else None
+        if first is None or (id := self._marks.answered(first.role, first.raw)) is None:
             return None
         tip, side = [self._calls(turn) for turn in (last, latest)]
-        own = id in tip or ("" in tip and "" not in side)  # a call without an ID gets one from each client
-        return latest.id if side and not own else None
+        if id in tip or ("" in tip and "" not in side):  # a call without an ID gets one from each client
+            return None
+        if latest.is_side and latest.carries and side and not self._beside.is_of_another(latest):
+            return latest.id
+        if id == "" or any([id in self._marks.made(each.message.role, each.message.raw) for each in history.line]):
+            return None
+        others = [turn for turn in history.turns[::-1] if not self._beside.is_of_another(turn)]
+        return next((turn.id for turn in others if id in self._calls(turn)), None)
 
     def _calls(self, turn: Turn | None) -> Sequence[str]:
         return self._marks.made("assistant", turn.echo.raw) if turn and turn.echo else ()

@@ -10,7 +10,7 @@ import pytest
 
 from tests.fakes import RawClient, Received, Reply, ScriptedUpstream, completion, eventually
 from tests.web.conftest import RunningProxy, Serve
-from tests.web.talk import Json, ask, assistant, contents, history, system, user
+from tests.web.talk import Json, ask, assistant, calling, contents, history, result, system, user
 
 TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}]
 
@@ -272,3 +272,29 @@ async def test_the_same_question_to_another_model_afterwards_follows_the_first(s
         await ask(proxy.port, [user("Why?")], model="one")
         await ask(proxy.port, [user("Why?")], model="other")
     assert len(upstream.requests[-1].messages) == 3
+
+
+async def test_a_result_is_taken_whose_call_another_list_has_left_on_a_branch(serve: Serve) -> None:
+    """Two programs with one library between them, in one session: they look like one client."""
+
+    async def calls_once(request: Received) -> Reply:
+        if request.messages[-1]["content"] == "Look.":
+            return Reply(
+                headers=[("Content-Type", "application/json")],
+                pieces=[json.dumps({"choices": [{"message": calling("c1"), "finish_reason": "tool_calls"}]}).encode()],
+                framing="length",
+            )
+        return await said(request)
+
+    async with ScriptedUpstream(calls_once) as upstream:
+        proxy = await serve(upstream.base_url)
+        await ask(proxy.port, [user("one")])
+        await ask(proxy.port, [user("Look.")], tools=TOOLS)
+        await ask(proxy.port, [user("one"), assistant("the answer to: one"), user("two")])
+        answer = await ask(proxy.port, [result("c1")], tools=TOOLS)
+        assert answer.status == 200
+        assert [each["role"] for each in upstream.requests[-1].messages] == [
+            *("user", "assistant", "user", "assistant", "tool")
+        ]
+        refused = await ask(proxy.port, [result("c7")], tools=TOOLS)
+    assert refused.error["code"] == "invalid_request"
