@@ -14,11 +14,11 @@ from msgspec import structs
 from proxy.core.alignment import Alignment, Content, Pairs, has_ours
 from proxy.core.clients import is_of_another
 from proxy.core.history import History
-from proxy.core.model import CLIENT, FLAGS, STREAM, TOOLS, Ask, Seen, Turn
+from proxy.core.model import CLIENT, FLAGS, STREAM, Ask, Seen, Turn, has_tools
 from proxy.core.plan import Decision, Flight, Mode, Plan
 from proxy.core.plans import Planner
 from proxy.core.repeats import ALL, Found, Repeats
-from proxy.core.sides import Beside, has_tools
+from proxy.core.sides import Beside
 
 FIRST, NEW = "the first of its session", "no reply of ours in it"
 HEADS = 8  # turns at most that may have come before the chat they were asked for
@@ -53,8 +53,8 @@ def _is_one_new_message(ask: Ask, history: History, flights: Sequence[Flight], c
         return False
     if flights or history.sides or history.carriers or ask.count != 1 or ask.messages[0].role == "assistant":
         return False
-    tools = has_tools(ask.tools) if ask.tools else False
-    return bool(last.traits & TOOLS) is tools and (not tools or len(history.turns) > HEADS)
+    tools = len(ask.tools) if ask.tools and has_tools(ask.tools) else 0
+    return last.traits >> FLAGS == tools and (not tools or len(history.turns) > HEADS)
 
 
 def _seen_again(ask: Ask, seen: Seen, history: History, marks: Content) -> Plan | None:

@@ -12,9 +12,9 @@ from functools import cached_property
 
 from proxy.core.alignment import Content
 from proxy.core.clients import is_of_another
-from proxy.core.history import Entry, History
+from proxy.core.history import History
 from proxy.core.members import elements
-from proxy.core.model import CLIENT, FLAGS, STREAM, TOOLS, Ask, Message, Turn
+from proxy.core.model import CLIENT, FLAGS, STREAM, TOOLS, Ask, Message, Turn, has_tools
 from proxy.core.plan import Flight
 from proxy.core.prompts import OWN_WORDS, QUOTE, is_alike, is_framed, is_told, parts, quoted_in
 
@@ -42,6 +42,8 @@ class Beside:
         last, carriers = history.last, self._carriers
         if not self._ask.count and self._quote:
             return "it says nothing new, and its prompt quotes a reply"
+        if last and self._has_other_tools and self.is_unknown and self._leaves_calls_waiting(last):
+            return "another prompt and other tools, while a call of the chat's waits for its result"
         if last is None or not (carriers or resends or self.lacks_tools):
             return None  # as most
         if carriers and self._is_a_known_speaker:
@@ -58,6 +60,12 @@ class Beside:
         if resends and self.is_unknown and not self.is_of_another(last):
             return "another system prompt than the session's, and no reply of ours"
         return None
+
+    def _leaves_calls_waiting(self, last: Turn) -> bool:
+        """Whether the latest turn, of the same software, made calls, and no result is here: a tool asks for itself."""
+        made = self._marks.made("assistant", last.echo.raw) if last.echo and not self.is_of_another(last) else ()
+        results = [self._marks.answered(one.role, one.raw) for one in self._ask.messages]
+        return len(made) > 0 and all([each is None for each in results])
 
     @property
     def _is_asked_otherwise(self) -> bool:
@@ -243,16 +251,12 @@ class Beside:
         return [self._marks.text(turn.echo.raw) for turn in self._history.sides[-RECENT:] if turn.echo]
 
     def _said_by(self, *roles: str) -> list[str]:
-        """What those said in the line, the latest first. A summary quotes what is oldest: all of the line is looked
-        at, unless what may quote it is very long."""
+        """What those said in the line, the latest first; of replies ours alone, a client's examples are none. A summary
+        quotes what is oldest: all of the line is looked at, unless what may quote it is very long."""
         most = max(RECENT, WORK // (1 + sum(map(len, self._texts))))
-        line = [entry for entry in self._history.line if entry.message.role in roles and self._is_said(entry)]
+        said = [entry for entry in self._history.line if entry.ours or entry.message.role != "assistant"]
+        line = [entry for entry in said if entry.message.role in roles]
         return [self._marks.text(entry.message.raw) for entry in line[: -most - 1 : -1]]
-
-    @staticmethod
-    def _is_said(entry: Entry) -> bool:
-        """Whether a message counts: examples of replies that a client brought are none of ours."""
-        return entry.ours or entry.message.role != "assistant"
 
     @cached_property
     def _prompts(self) -> set[str]:
@@ -288,11 +292,6 @@ class Beside:
         """The text of a system block's first message."""
         blocks = _blocks(block)
         return self._marks.text(blocks[0]) if blocks else ""
-
-
-def has_tools(tools: bytes) -> bool:
-    """Whether the member `tools` of a request names any."""
-    return tools.strip(b" \t\r\n[]") not in (b"", b"null")
 
 
 def _blocks(block: bytes | None) -> list[bytes]:

@@ -340,8 +340,43 @@ ASKED_BESIDE = [
     ),
 ]
 
+WAITS = "another prompt and other tools, while a call of the chat's waits for its result"
+
 # A title, tags or a summary beside a chat: forwarded as sent.
 ASIDES = [
+    Case(
+        "the call's result behind such an agent",
+        "s1 u1 #main > c1; s2 u7 #f > c8; s2 u7 c8 r8 #f > a7",
+        "s1 u1 c1 r1 #main",
+        RESEND,
+        "[u1 c1] r1",
+        ALL,
+        "1",
+        "s1",
+    ),
+    Case("an agent without tools that a tool asks", "s1 u1 #main > c1", "s2 u7", ASIDE, "u7", WAITS, system="s2"),
+    Case(
+        "an agent that a tool asks, later on",
+        "s1 u1 #main > a1;" * 9 + "s1 u2 #main > c2",
+        "s2 u7 #f",
+        ASIDE,
+        "u7",
+        WAITS,
+        system="s2",
+    ),
+    Case(
+        "a call that is not run, with other tools",
+        "s1 u1 #main > c1",
+        "s1 u7 #f",
+        APPEND,
+        "u1 c1 | u7",
+        NONE,
+        "1",
+        "s1",
+    ),
+    Case("other tools and another prompt", "s1 u1 #main > a1", "s2 u7 #f", APPEND, "u1 a1 | u7", NONE, "1", "s2"),
+    Case("a result under another prompt", "s1 u1 #main > c1", "s2 r1 #f", APPEND, "u1 c1 | r1", NONE, "1", "s2"),
+    Case("other software while a call waits", "s1 u1 #main > c1", "s2 u7 #f ^b", APPEND, "u1 c1 | u7", NONE, "1", "s2"),
     Case("a title beside a chat", CHAT, "s2 u1", ASIDE, "u1", OTHER, system="s2"),
     Case("a title beside a chat without a prompt", FULL, "s2 u1", ASIDE, "u1", OTHER, system="s2"),
     Case("a title beside a turn in flight", CHAT, "s2 u1", ASIDE, "u1", OTHER, system="s2", flight="s1 u1 a1 u2 a2 u3"),
@@ -803,6 +838,7 @@ EITHER = [
         parent="2",
         system="s2",
     ),
+    Case("an agent that a tool asks", "s1 u1 #main > c1", "s2 u7 #f", ASIDE, "u7", WAITS, system="s2"),
     Case(
         "the result of a call that the tip has left",
         "u1 > a1; u2 > c2; u1 a1 u3 > a3",
