@@ -88,7 +88,9 @@ class Pending:
     @property
     def flight(self) -> Flight:
         ask, plan = self.ask, self.plan
-        return Flight(plan.asked, ask.system, ask.tools, plan.resends, self.id, self.client, self.deserted)
+        client = plan.client if plan.carries else self.client
+        shown = plan.carries, plan.spliced
+        return Flight(plan.asked, ask.system, ask.tools, plan.resends, self.id, client, self.deserted, *shown, ask)
 
 
 class Session:

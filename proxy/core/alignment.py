@@ -27,6 +27,9 @@ class Marks(Protocol):
     def is_loose(self, mark: bytes) -> bool:
         """Whether a mark was taken of a message that lacks what a client's copy of it makes up."""
 
+    def bare(self, raw: bytes) -> bytes:
+        """The mark of a reply without what it says beside its calls; empty where it has none that are named."""
+
     def joined(self, first: bytes, second: bytes) -> bytes:
         """The mark of what a client makes of a prefill and the reply that continued it."""
 
@@ -98,7 +101,9 @@ class Alignment:
         if mine.role != stored.role and "assistant" in (mine.role, stored.role):
             return False
         mark = self._mark_of(entry)
-        return mark == self._mark(n, not self._marks.is_loose(mark))
+        if mark == self._mark(n, not self._marks.is_loose(mark)):
+            return True
+        return mine.role == "assistant" and self._mark(n) == self._marks.bare(stored.raw)
 
     def head(self) -> bytes:
         """The mark of the list's first message; empty where it has none."""

@@ -195,6 +195,11 @@ class Ask(Struct, frozen=True, dict=True):
         return (self.seen.size if self.seen else 0) + len(self.tail)
 
 
+def has_tools(tools: bytes) -> bool:
+    """Whether the member `tools` of a request names any."""
+    return tools.strip(b" \t\r\n[]") not in (b"", b"null")
+
+
 class Reply(Struct, frozen=True, gc=False):
     """A reply as its dialect folded it.
 

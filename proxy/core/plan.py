@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from proxy.core.alignment import Line
 from proxy.core.history import Entry
-from proxy.core.model import Layout, Message
+from proxy.core.model import Ask, Layout, Message
 
 
 class Mode(StrEnum):
@@ -33,7 +33,8 @@ class Decision(StrEnum):
 
 
 class Flight(NamedTuple):
-    """A turn in flight, as far as another request is decided by it. `client` is the fingerprint of its software."""
+    """A turn in flight, as far as another request is decided by it. `client` is the fingerprint of its software, with
+    that of its list's first message where it `carries` its history; `ask` is what was asked."""
 
     asked: Sequence[Message]
     system: bytes | None
@@ -42,6 +43,9 @@ class Flight(NamedTuple):
     id: str = ""
     client: bytes = b""
     deserted: bool = False  # nobody listens to it any more
+    carries: bool = False  # its client has shown that it resends
+    spliced: bool = False  # the line keeps what others said
+    ask: Ask | None = None
 
 
 class Sent(NamedTuple):

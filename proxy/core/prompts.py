@@ -12,6 +12,7 @@ QUOTE = 13  # characters from which on a text inside another is a quote: shorter
 OWN_WORDS = 6  # the same for words of the user's, where there is other evidence
 LONG = 160  # characters of a text of which a part is a quote, too
 PART = 80  # characters of that part
+PROBES = 64  # stretches of a text, at most, that are looked for
 _XML = (("&lt;", "<"), ("&gt;", ">"), ("&quot;", '"'), ("&#39;", "'"), ("&#x27;", "'"), ("&amp;", "&"))
 _JSON = (("\\n", "\n"), ("\\t", "\t"), ("\\r", "\r"), ('\\"', '"'), ("\\/", "/"), ("\0", "\\"))
 _CODE = re.compile(r"\\u([0-9a-fA-F]{4})")
@@ -53,6 +54,15 @@ def is_quoted(text: str, within: str, least: int = QUOTE) -> bool:
     if len(text) < least or text == within:
         return False
     return text in within or (len(text) >= LONG and (text[:PART] in within or text[-PART:] in within))
+
+
+def is_told(text: str, within: str) -> bool:
+    """Whether a text stands within another one, or a stretch of it does: a client may take a summary out of the tags or
+    the JSON that it was given in."""
+    if is_quoted(text, within):
+        return True
+    step = max(PART // 2, len(text) // PROBES)
+    return any([text[at : at + PART] in within for at in range(0, len(text) - PART + 1, step)])
 
 
 def parts(text: str) -> list[str]:

@@ -13,11 +13,11 @@ from msgspec import structs
 
 from proxy.core.alignment import Alignment, Content, Pairs, has_ours
 from proxy.core.history import History
-from proxy.core.model import CLIENT, TOOLS, Ask, Seen, Turn
+from proxy.core.model import CLIENT, FLAGS, STREAM, Ask, Seen, Turn, has_tools
 from proxy.core.plan import Decision, Flight, Mode, Plan
 from proxy.core.plans import Planner
 from proxy.core.repeats import ALL, Found, Repeats
-from proxy.core.sides import Beside, has_tools, is_marked_twice
+from proxy.core.sides import Beside
 
 FIRST, NEW = "the first of its session", "no reply of ours in it"
 HEADS = 8  # turns at most that may have come before the chat they were asked for
@@ -38,7 +38,7 @@ def decide(
     if mode is Mode.AUTO and _is_one_new_message(ask, history, flights, client):
         return _appended(ask, history, client)
     goes_on = seen and mode is not Mode.APPEND and not flights and seen.client[:CLIENT] == client
-    seen_again = seen and goes_on and not is_marked_twice(ask, history.last)
+    seen_again = seen and goes_on and not _is_marked_twice(ask, history.last)
     plan = _seen_again(ask, seen, history, marks) if seen and seen_again else None
     plan = plan or _Reading(ask, history, marks, flights, client, mode).plan()
     return structs.replace(plan, branches=True) if mode is Mode.RESEND else plan
@@ -54,8 +54,8 @@ def _is_one_new_message(ask: Ask, history: History, flights: Sequence[Flight], c
         return False
     if flights or history.sides or history.carriers or ask.count != 1 or ask.messages[0].role == "assistant":
         return False
-    tools = has_tools(ask.tools) if ask.tools else False
-    return bool(last.traits & TOOLS) is tools and (not tools or len(history.turns) > HEADS)
+    tools = len(ask.tools) if ask.tools and has_tools(ask.tools) else 0
+    return last.traits >> FLAGS == tools and (not tools or len(history.turns) > HEADS)
 
 
 def _appended(ask: Ask, history: History, client: bytes) -> Plan:
@@ -96,6 +96,11 @@ def _seen_again(ask: Ask, seen: Seen, history: History, marks: Content) -> Plan 
     )
 
 
+def _is_marked_twice(ask: Ask, last: Turn | None) -> bool:
+    """Whether a list has other tools than the latest turn and no stream where that had one: two marks at once."""
+    return last is not None and bool(last.traits & STREAM) and not ask.stream and len(ask.tools) != last.traits >> FLAGS
+
+
 class _Reading:
     """One list held against one history. `client` is the fingerprint of the software that sent it."""
 
@@ -110,7 +115,7 @@ class _Reading:
         if self._carries and history.has_silent:
             spoken = [one for one in self._list if one.role != "assistant" or not marks.says_nothing(one.raw)]
             self._list = tuple(spoken)
-        self._beside = Beside(ask, history, marks, client)
+        self._beside = Beside(ask, history, marks, client, flights)
         self._repeats = Repeats(self._list, history, marks, self._beside, self._resends)
         self._plans = Planner(ask, self._list, history, marks, flights, client)
 
@@ -128,7 +133,8 @@ class _Reading:
             return self._plans.followed(found, stays=False)
         if tip := self._answers_beside():
             return self._plans.append(0, "the result of a call that was made beside the tip", tip)
-        return self._carried() if self._carries else self._said()
+        plan = self._carried() if self._carries else self._said()
+        return structs.replace(plan, demoted=self._demoted(plan)) if plan.carries and self._flights else plan
 
     def _carried(self) -> Plan:
         """A list with an assistant's message in it."""
@@ -159,7 +165,7 @@ class _Reading:
             return self._compacted()
         if self._beside.is_begun_anew:
             return self._compacted()
-        if found := self._repeats.silently():
+        if found := self._repeats.silently() or self._repeats.unheard():
             return structs.replace(self._plans.followed(found), resends=False, alone=False)
         if found := self._repeats.told_by_another() or self._repeats.questions():
             return self._plans.followed(found)
@@ -174,7 +180,15 @@ class _Reading:
         demoted = [flight.id for flight in beside if self._beside.led_to_by(flight)]
         if len(demoted) < len(beside):
             return self._plans.aside("beside the first turn, under another system prompt or with other tools")
-        return structs.replace(self._plans.opening(self._history.tip, FIRST), demoted=tuple(demoted))
+        plan = structs.replace(self._plans.opening(self._history.tip, FIRST), demoted=tuple(demoted))
+        if self._history.tip is None and any([self._is_for_another_model(flight) for flight in self._flights]):
+            return structs.replace(plan, alone=True, branches=True)
+        return plan
+
+    def _is_for_another_model(self, flight: Flight) -> bool:
+        """Whether a turn in flight asks the same of another model, for somebody who compares them."""
+        same = len(flight.asked) == len(self._list) and self._repeats.alignment.begins(0, flight.asked)
+        return same and flight.ask is not None and flight.ask.model != self._ask.model and not flight.deserted
 
     def _is_same(self, flight: Flight) -> bool:
         """Whether a turn in flight asks the same way, or asks the same: its client may have given up on it, and try
@@ -193,6 +207,17 @@ class _Reading:
         if len(history.turns) > HEADS or not told:
             return False
         return self._beside.heads(history.ancestors(history.tip))
+
+    def _demoted(self, plan: Plan) -> tuple[str, ...]:
+        """The turns in flight that are side requests, now that their client has shown that it resends."""
+        history = History(self._history.turns, plan.parent)
+        shown = [Flight((), None, b"", plan.resends, client=plan.client, carries=True, spliced=plan.spliced)]
+        found = []
+        for flight in self._flights:
+            if flight.ask and not flight.resends and flight.client[:CLIENT] == self._client:
+                beside = Beside(flight.ask, history, self._marks, self._client, shown)
+                found += [flight.id] if beside.reason(resends=True) else []
+        return tuple(found)
 
     # Beside the conversation
 
@@ -230,17 +255,22 @@ class _Reading:
         return closes == "user" and (not reaches or self._beside.has_another_shape)
 
     def _answers_beside(self) -> str | None:
-        """The latest turn, where it may have been said beside the chat, and the list begins with the result of a call
-        of its, not of the tip's: then its client is the chat's."""
-        latest, last = self._history.turns[-1], self._history.last
-        if not (latest.is_side and latest.carries and self._list) or self._beside.is_of_another(latest):
-            return None
-        first = self._list[0]
-        if (id := self._marks.answered(first.role, first.raw)) is None:
+        """The turn that made the call whose result the list begins with, where nobody did on the tip's branch: the
+        latest, where it may have been said beside the chat, or any by the call's ID. Its client is the chat's."""
+        history = self._history
+        latest, last = history.turns[-1], history.last
+        first = self._list[0] if self._list else None
+        if first is None or (id := self._marks.answered(first.role, first.raw)) is None:
             return None
         tip, side = [self._calls(turn) for turn in (last, latest)]
-        own = id in tip or ("" in tip and "" not in side)  # a call without an ID gets one from each client
-        return latest.id if side and not own else None
+        if id in tip or ("" in tip and "" not in side):  # a call without an ID gets one from each client
+            return None
+        if latest.is_side and latest.carries and side and not self._beside.is_of_another(latest):
+            return latest.id
+        if id == "" or any([id in self._marks.made(each.message.role, each.message.raw) for each in history.line]):
+            return None
+        others = [turn for turn in history.turns[::-1] if not self._beside.is_of_another(turn)]
+        return next((turn.id for turn in others if id in self._calls(turn)), None)
 
     def _calls(self, turn: Turn | None) -> Sequence[str]:
         return self._marks.made("assistant", turn.echo.raw) if turn and turn.echo else ()

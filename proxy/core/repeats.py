@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 from proxy.core.alignment import Alignment, Content, Line, Pairs, has_ours
 from proxy.core.history import Entry, History
-from proxy.core.model import Message, TurnState
+from proxy.core.model import CLIENT, Message, TurnState
 from proxy.core.plan import Decision
-from proxy.core.prompts import is_quoted
+from proxy.core.prompts import is_quoted, quoted_in
 from proxy.core.sides import Beside
 
 ALL = "all of the history, and then what is new"
@@ -51,9 +51,11 @@ class Repeats:
         line, tip, pairs = self._from_the_start()
         if pairs and pairs[-1][1] + 1 == len(line) and (tip == history.tip or history.by_id[tip or ""].is_side):
             return Found(pairs, ALL, line, tip, Decision.RESEND)
-        if not (pairs and resends) and (end := self._found.window(history.line, to_the_tip=True)):
+        end = [] if pairs and resends else self._found.window(history.line, to_the_tip=True)
+        if end and (pairs or not self._is_answered_anew(end[0][1])):
             return self._window(end)
-        if again := self._tries_again():
+        again = self._tries_again()
+        if again and (pairs or not self._is_answered_anew(again.pairs[0][1])):
             return again
         pairs = pairs or self._to_the_first_reply()
         if pairs:
@@ -75,6 +77,19 @@ class Repeats:
         if not self._is_silent_to(pairs, history.line):
             return None
         return Found(pairs, ALL, history.line, history.tip, Decision.RESEND)
+
+    def unheard(self) -> Found | None:
+        """What the first turn asked, and more behind it, where its client has not taken the reply: one that was
+        cut, or makes calls that the list does not answer."""
+        line, last = self._history.line, self._history.last
+        if last is None or last.echo is None or not len(line) - 1 == len(last.asked) < len(self._list):
+            return None
+        if last.state is not TurnState.CUT and not self._marks.made("assistant", last.echo.raw):
+            return None
+        pairs = self._found.run(line)
+        if len(pairs) < len(last.asked) or any([self._marks.answered(m.role, m.raw) is not None for m in self._list]):
+            return None
+        return Found(pairs, "what was asked first, without the reply that its client has not taken", line, last.id)
 
     def told_by_another(self) -> Found | None:
         """The list of one of several agents: from the start to the tip, but that it tells others' replies as a
@@ -149,13 +164,33 @@ class Repeats:
             reason, before = "all of its own list; what precedes it were side requests", 0
         return Found(end, reason, history.line, history.tip, Decision.RESEND, before)
 
+    def _is_answered_anew(self, start: int) -> bool:
+        """Whether a list that shows itself from the first message on has another reply to it than the first: its client
+        has shown that its list begins there, or nothing but tries of that message, what their tools gave, and messages
+        that quote a reply to it precede the `start` of what it repeats."""
+        if not self._to_the_first_reply() or not self._goes_on():
+            return False
+        head, lists = self._found.head()[:CLIENT], [turn for turn in self._history.turns if turn.carries]
+        if any([turn.client[CLIENT:] == head and not self._beside.is_of_another(turn) for turn in lists]):
+            return True
+        before = self._history.line[:start]
+        turns = {entry.turn.id: entry.turn for entry in before if entry.message.role == "user"}
+        others = [turn for turn in turns.values() if not self._found.begins(0, turn.asked)]
+        replies = [self._marks.text(entry.message.raw) for entry in before if entry.ours] if others else []
+        told = [[self._marks.text(message.raw) for message in turn.asked] for turn in others]
+        return all([quoted_in(replies, texts) is not None for texts in told])
+
+    def _goes_on(self) -> bool:
+        """Whether a list has a message of the user's behind a reply: a tool loop shows a client's last turn only."""
+        roles = [message.role for message in self._list]
+        return "user" in roles[roles.index("assistant") + 1 :]
+
     def _heals(self, end: Pairs) -> bool:
         """Whether a list that shows itself from its own start was preceded by side requests alone: other prompts,
-        of the same client, that carried nothing. A tool loop shows a client's last turn only."""
+        of the same client, that carried nothing."""
         line, history = self._history.line, self._history
         start = line[end[0][1]].turn
-        first_reply = next(n for n, at in end if line[at].ours)
-        if not any([message.role == "user" for message in self._list[first_reply + 1 :]]):
+        if not self._goes_on():
             return False
         if self._beside.prompt == "" or not self._beside.is_under(history.system_of(start.id)):
             return False
@@ -244,12 +279,13 @@ class Repeats:
         return pairs + self._found.in_order(line, n, at)
 
     def _is_in_place(self, n: int, at: int) -> bool:
-        """Whether a message of the list is a reply of ours that stands where it stood: as far from the
-        start, or behind what it answered."""
+        """Whether a message of the list is a reply of ours that stands where it stood: as far from the start, or behind
+        what it answered, with what tools gave in between or without."""
         line = self._history.line
         if not line[at].ours:
             return False
         if n == at or self._resends:
             return True
-        question = [entry for entry in line[:at] if entry.turn is line[at].turn]
+        asked = next((before for before in range(at - 1, -1, -1) if line[before].message.role == "user"), at)
+        question = [*line[asked:at], *[entry for entry in line[:asked] if entry.turn is line[at].turn]]
         return n > 0 and any([self._found.same(n - 1, entry) for entry in question])

@@ -12,11 +12,11 @@ from functools import cached_property
 
 from proxy.core.alignment import Content
 from proxy.core.clients import is_of_another
-from proxy.core.history import Entry, History
+from proxy.core.history import History
 from proxy.core.members import elements
-from proxy.core.model import CLIENT, FLAGS, STREAM, TOOLS, Ask, Message, Turn
+from proxy.core.model import CLIENT, FLAGS, STREAM, TOOLS, Ask, Message, Turn, has_tools
 from proxy.core.plan import Flight
-from proxy.core.prompts import OWN_WORDS, QUOTE, is_alike, is_framed, is_quoted, parts, quoted_in
+from proxy.core.prompts import OWN_WORDS, QUOTE, is_alike, is_framed, is_told, parts, quoted_in
 
 NEAR = 64  # turns among which the latest of a client's is looked for
 RECENT = 8  # replies, and messages of the user's, that a quote is looked for among in any case
@@ -24,10 +24,14 @@ WORK = 1 << 24  # characters searched for quotes, where there are more: of all t
 
 
 class Beside:
-    """One request held against what is known of a session, by a client of the fingerprint `client`."""
+    """One request, by a client of the fingerprint `client`, held against a session and the turns in flight."""
 
-    def __init__(self, ask: Ask, history: History, marks: Content, client: bytes) -> None:
+    def __init__(
+        self, ask: Ask, history: History, marks: Content, client: bytes, flights: Sequence[Flight] = ()
+    ) -> None:
         self._ask, self._history, self._marks, self._client = ask, history, marks, client
+        self._lists = [flight for flight in flights if flight.carries]  # of clients that resend
+        self._carriers = history.carriers.union([each.client[:CLIENT] for each in self._lists])
 
     # Is this one?
 
@@ -35,11 +39,13 @@ class Beside:
         """Why a list without an assistant's message is a side request; None: it is none. `resends`: the latest
         turn, or one in flight, is of a client that resends."""
         history = self._history
-        last, carriers = history.last, history.carriers
+        last, carriers = history.last, self._carriers
         if not self._ask.count and self._quote:
             return "it says nothing new, and its prompt quotes a reply"
+        if last and self._has_other_tools and self.is_unknown and self._leaves_calls_waiting(last):
+            return "another prompt and other tools, while a call of the chat's waits for its result"
         if last is None or not (carriers or resends or self.lacks_tools):
-            return None  # as most: new messages only
+            return None  # as most
         if carriers and self._is_a_known_speaker:
             return None
         if self._client in carriers and self._is_asked_otherwise and self._quote:
@@ -54,6 +60,12 @@ class Beside:
         if resends and self.is_unknown and not self.is_of_another(last):
             return "another system prompt than the session's, and no reply of ours"
         return None
+
+    def _leaves_calls_waiting(self, last: Turn) -> bool:
+        """Whether the latest turn, of the same software, made calls, and no result is here: a tool asks for itself."""
+        made = self._marks.made("assistant", last.echo.raw) if last.echo and not self.is_of_another(last) else ()
+        results = [self._marks.answered(one.role, one.raw) for one in self._ask.messages]
+        return len(made) > 0 and all([each is None for each in results])
 
     @property
     def _is_asked_otherwise(self) -> bool:
@@ -170,11 +182,12 @@ class Beside:
         last = self._latest
         if last is None or not self._history.sides or bool(last.traits & TOOLS) is not self.has_tools:
             return False
-        resent = self._client in self._history.carriers
+        resent = self._client in self._carriers
         if not resent and not any([message.role == "assistant" for message in self._ask.messages]):
             return False
         replies = [text for text in self._side_replies if len(text) >= QUOTE]
         told = any([text in replies for text in self._texts]) or quoted_in(replies, self._texts) is not None
+        told = told or any([is_told(reply, text) for reply in replies for text in self._texts])
         return told and not self.is_unknown
 
     @property
@@ -184,10 +197,10 @@ class Beside:
         last, messages = self._history.last, self._ask.messages
         if last is None or last.echo is None or not last.resends or self.is_of_another(last) or len(messages) < 2:
             return False
-        if self._client not in self._history.carriers or self.is_unknown or not self._is_asked_alike:
+        if self._client not in self._carriers or self.is_unknown or not self._is_asked_alike:
             return False
         said, texts = self._marks.text(last.echo.raw), [self._marks.text(one.raw) for one in messages]
-        told = [len(said) >= QUOTE and (said == text or is_quoted(said, text)) for text in texts]
+        told = [len(said) >= QUOTE and (said == text or is_told(said, text)) for text in texts]
         first = self._history.line[0].message
         return any(told[:-1]) or (told[-1] and self._marks.mark(first.raw) == self._marks.mark(messages[0].raw))
 
@@ -196,7 +209,7 @@ class Beside:
         """Whether its system block holds the reply of a side request, in the place of messages, where the chat had
         another block or none: asked as the chat is, with nothing else of ours in it, by a client that resends."""
         history = self._history
-        if not (history.sides and self.is_unknown and self._client in history.carriers and self._is_asked_alike):
+        if not (history.sides and self.is_unknown and self._client in self._carriers and self._is_asked_alike):
             return False
         prompts = [self._marks.text(raw) for raw in self._system]
         held = [text for text in self._side_replies if len(text) >= QUOTE and any([text in one for one in prompts])]
@@ -238,16 +251,12 @@ class Beside:
         return [self._marks.text(turn.echo.raw) for turn in self._history.sides[-RECENT:] if turn.echo]
 
     def _said_by(self, *roles: str) -> list[str]:
-        """What those said in the line, the latest first. A summary quotes what is oldest: all of the line is looked
-        at, unless what may quote it is very long."""
+        """What those said in the line, the latest first; of replies ours alone, a client's examples are none. A summary
+        quotes what is oldest: all of the line is looked at, unless what may quote it is very long."""
         most = max(RECENT, WORK // (1 + sum(map(len, self._texts))))
-        line = [entry for entry in self._history.line if entry.message.role in roles and self._is_said(entry)]
+        said = [entry for entry in self._history.line if entry.ours or entry.message.role != "assistant"]
+        line = [entry for entry in said if entry.message.role in roles]
         return [self._marks.text(entry.message.raw) for entry in line[: -most - 1 : -1]]
-
-    @staticmethod
-    def _is_said(entry: Entry) -> bool:
-        """Whether a message counts: examples of replies that a client brought are none of ours."""
-        return entry.ours or entry.message.role != "assistant"
 
     @cached_property
     def _prompts(self) -> set[str]:
@@ -260,12 +269,13 @@ class Beside:
 
     @property
     def _is_a_known_speaker(self) -> bool:
-        """Whether a client that sends new messages has asked so before: under this prompt, with tools or without.
-
-        The first turn of a client that resends looks the same; its message is where that client's list begins.
-        """
+        """Whether a client that sends new messages has asked so before: under this prompt, with tools or without. The
+        first turn of a client that resends looks the same; its message is where that client's list begins."""
         history = self._history
-        heads = {turn.client[CLIENT:] for turn in history.turns if turn.carries}
+        if any([each.resends and not each.spliced for each in self._lists]):
+            return False
+        clients = [*[each.client for each in self._lists], *[turn.client for turn in history.turns if turn.carries]]
+        heads = {client[CLIENT:] for client in clients}
         for turn in history.ancestors(history.tip):
             if turn.carries and turn.resends and not turn.is_spliced:
                 return False  # what precedes it was shown in its list
@@ -282,16 +292,6 @@ class Beside:
         """The text of a system block's first message."""
         blocks = _blocks(block)
         return self._marks.text(blocks[0]) if blocks else ""
-
-
-def is_marked_twice(ask: Ask, last: Turn | None) -> bool:
-    """Whether a list has other tools than the latest turn and no stream where that had one: two marks at once."""
-    return last is not None and bool(last.traits & STREAM) and not ask.stream and len(ask.tools) != last.traits >> FLAGS
-
-
-def has_tools(tools: bytes) -> bool:
-    """Whether the member `tools` of a request names any."""
-    return tools.strip(b" \t\r\n[]") not in (b"", b"null")
 
 
 def _blocks(block: bytes | None) -> list[bytes]:

@@ -4,9 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from proxy.core.model import CARRIES, FLAGS, SIDE, SPLICED, STREAM, TOOLS, Ask, Cut, Message, Reply, Turn, TurnState
+from proxy.core.model import (
+    CARRIES,
+    FLAGS,
+    SIDE,
+    SPLICED,
+    STREAM,
+    TOOLS,
+    Ask,
+    Cut,
+    Message,
+    Reply,
+    Turn,
+    TurnState,
+    has_tools,
+)
 from proxy.core.plan import Plan
-from proxy.core.sides import has_tools
 from proxy.dialects.marks import mark
 from proxy.dialects.sending import Form, echo_of
 

@@ -63,6 +63,8 @@ async def handle(request: web.BaseRequest, runtime: Runtime, target: Target, ses
         for turn in runtime.live.turns(call.key):
             if turn.id in reading.plan.demoted:
                 turn.demote()
+            elif reading.plan.alone and _is_left(turn, call):
+                turn.stop(_interrupted())
         place = runtime.live.take(call.key)
     try:
         if call.recorded and not (place or reading.is_answered or reading.plan.alone):
@@ -83,6 +85,16 @@ async def handle(request: web.BaseRequest, runtime: Runtime, target: Target, ses
     await turn.broadcast.attend()
     turn.note_delivery()
     return listener
+
+
+def _is_left(turn: RecordedTurn, call: Call) -> bool:
+    """Whether a list in flight, that nobody listens to any more, is of the client that sends another one: it has gone
+    on without that answer, which would be the latest where it ends last."""
+    return turn.broadcast.deserted and turn.plan.resends and turn.call.client == call.client
+
+
+def _interrupted() -> Interrupted:
+    return Interrupted("Another request of the session interrupted this one. Nothing was recorded.")
 
 
 async def _again(runtime: Runtime, call: Call, listener: Listener, reading: Reading) -> Answered:
@@ -198,7 +210,7 @@ async def _place(request: web.BaseRequest, runtime: Runtime, call: Call, on_busy
         for turn in live.turns(call.key):
             orphaned = turn.broadcast.deserted and turn.call.request != call.request
             if turn.follows and (interrupts or orphaned):
-                turn.stop(Interrupted("Another request of the session interrupted this one. Nothing was recorded."))
+                turn.stop(_interrupted())
 
     look(on_busy is Busy.INTERRUPT)
     waits: float | None = time.monotonic()

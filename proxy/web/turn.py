@@ -70,8 +70,9 @@ class RecordedTurn:
     @property
     def flight(self) -> Flight:
         ask, plan = self.call.ask, self.plan
-        gone = self.broadcast.deserted
-        return Flight(plan.asked, ask.system, ask.tools, plan.resends, self.id, self.call.client, gone)
+        client, gone = plan.client if plan.carries else self.call.client, self.broadcast.deserted
+        shown = plan.carries, plan.spliced
+        return Flight(plan.asked, ask.system, ask.tools, plan.resends, self.id, client, gone, *shown, ask)
 
     def demote(self) -> None:
         """It turned out to be a side request: the chat that it was asked for is here, and takes its place."""

@@ -19,7 +19,8 @@ TURN = Turn("1", None, (), b"", None)
 
 
 class Marks:
-    """Letter case is what clients change; `c1#7` is a call with an ID, `c1#` one without."""
+    """Letter case is what clients change; `c1#7` is a call with an ID, `c1#` one without; in `c1+hi#7` words stand
+    beside it."""
 
     def mark(self, raw: bytes, ids: bool = True) -> bytes:
         name, sharp, id = raw.lower().partition(b"#")
@@ -27,6 +28,10 @@ class Marks:
 
     def is_loose(self, mark: bytes) -> bool:
         return mark.endswith(b"#?")
+
+    def bare(self, raw: bytes) -> bytes:
+        call, plus, rest = raw.partition(b"+")
+        return self.mark(call + rest[rest.index(b"#") :]) if plus and b"#" in rest else b""
 
     def joined(self, first: bytes, second: bytes) -> bytes:
         return self.mark(first + b"+" + second)
@@ -62,6 +67,10 @@ def aligned(text: str) -> Alignment:
         ("c1#", "c1#7", False),
         ("c1#7", "c1#", True),
         ("c2#7", "c1#", False),
+        ("C1#7", "c1+hi#7", True),
+        ("c1#8", "c1+hi#7", False),
+        ("c1+ho#7", "c1+hi#7", False),
+        ("c1+hi#7", "c1#7", False),
     ],
 )
 @pytest.mark.parametrize("marked", [False, True])

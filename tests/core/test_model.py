@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from proxy.core.model import CARRIES, SIDE, SPLICED, Ask, Cut, Message, Seen, Turn
+from proxy.core.model import CARRIES, SIDE, SPLICED, Ask, Cut, Message, Seen, Turn, has_tools
 
 USER = Message("user", b'{"role":"user","content":"hi"}')
 REPLY = Message("assistant", b'{"role":"assistant","content":"ho"}')
@@ -12,6 +12,11 @@ REPLY = Message("assistant", b'{"role":"assistant","content":"ho"}')
 
 def turn(*asked: Message, echo: Message | None = REPLY, reply: bytes = REPLY.raw, **more: Any) -> Turn:
     return Turn(**{"id": "1", "system": None, "asked": asked, "reply": reply, "echo": echo, **more})
+
+
+def test_whether_a_request_has_tools() -> None:
+    assert has_tools(b'[{"type":"function"}]')
+    assert not any([has_tools(tools) for tools in (b"", b"[]", b" [ ]", b"null")])
 
 
 def test_the_size_of_a_turn_grows_with_every_part() -> None:

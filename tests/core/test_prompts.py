@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from proxy.core import prompts as quotes
-from proxy.core.prompts import QUOTE, is_alike, is_framed, is_quoted, parts, quoted_in
+from proxy.core.prompts import QUOTE, is_alike, is_framed, is_quoted, is_told, parts, quoted_in
 
 PLAIN = st.characters(codec="utf-8", max_codepoint=0xFFFF)
 TEXTS = st.text(PLAIN, min_size=QUOTE).filter(str.isprintable)
@@ -87,6 +87,17 @@ def test_of_a_long_text_a_part_is_a_quote() -> None:
     assert not is_quoted(text, f"Sum up: ... {text[quotes.PART : 2 * quotes.PART]} ...")
     short = text[: quotes.LONG - 1]
     assert not is_quoted(short, f"Sum up: {short[: quotes.PART]}")
+
+
+@pytest.mark.parametrize("frame", ["<about>{}</about>\n<summary>{}</summary>", '{{"about": "{}", "summary": "{}"}}'])
+@pytest.mark.parametrize("size", [2 * quotes.PART, 300 * quotes.PART])
+def test_a_text_is_told_also_without_its_frame(frame: str, size: int) -> None:
+    summary = " ".join(map(str, range(size)))[:size]
+    reply = frame.format("What was asked for, step by step. " * 4, summary)
+    assert is_told(reply, f"We talked before. {summary}") and not is_quoted(reply, f"We talked before. {summary}")
+    assert is_told(reply, f"As you said: {reply}")
+    assert not is_told(reply, "We talked before, but of something else. " * 9)
+    assert not is_told("A name", "A name for it all: " + "A name")
 
 
 def test_the_paragraphs_that_may_be_quoted() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from proxy.core.history import History
 from proxy.core.members import elements
@@ -85,6 +86,7 @@ FULL = "u1 > a1; u1 a1 u2 > a2; u1 a1 u2 a2 u3 > a3"  # and of one that resends
 CHAT = "s1 u1 > a1; s1 u1 a1 u2 > a2"  # with a system prompt
 
 LONG = "a1" + "-word" * 60
+SUMMARY = "-".join(["we-talked-of", *map(str, range(1, 40))])
 
 # What is new follows the tip, all of it.
 APPENDS = [
@@ -93,6 +95,20 @@ APPENDS = [
     Case("yes, the fifth time", "yes > ok;" * 4, "yes", APPEND, "yes ok yes ok yes ok yes ok | yes", NONE, "4"),
     Case("several messages", "u1 > a1", "u2 n1 u3", APPEND, "u1 a1 | u2 n1 u3", NONE, "1"),
     Case("what is no message", "u1 > a1", "! u2", APPEND, "u1 a1 | ! u2", NONE, "1"),
+    Case("another message after a cut", "u1 > a1/", "u2 u3", APPEND, "u1 a1 | u2 u3", NONE, "1"),
+    Case("the same message after a cut", "u1 > a1/", "u1", APPEND, "u1 a1 | u1", NONE, "1"),
+    Case("the question and the result", "u1 > c1", "u1 r1", APPEND, "u1 c1 | u1 r1", NONE, "1"),
+    Case("a late result", "u1 > c1; u2 > a2", "r1", APPEND, "u1 c1 u2 a2 | r1", NONE, "2"),
+    Case(
+        "a late result, of a call in a list",
+        "u1 > c1; u2 > a2; u1 c1 u2 a2 u3 > a3",
+        "r1",
+        APPEND,
+        "u1 c1 u2 a2 u3 a3 | r1",
+        NONE,
+        "3",
+    ),
+    Case("a result of nobody's call", "u1 > a1; u2 > a2", "r7", APPEND, "u1 a1 u2 a2 | r7", NONE, "2"),
     Case("no message at all", "u1 > a1", "", APPEND, "u1 a1 |", NONE, "1"),
     Case("one message after a resent list", FULL, "u4", APPEND, "u1 a1 u2 a2 u3 a3 | u4", NONE, "3"),
     Case("after a first turn that said nothing", "u1 > -", "u1", RESEND, "[u1]", ALL, "1", silent=True),
@@ -223,6 +239,7 @@ REWRITES = [
     Case("a summary and the tail", FULL, "u9 u3 a3 u4", REWRITE, "u9 [u3 a3] u4", AMONG, "3"),
     Case("a summary and half a turn", FULL, "u9 a3 u4", REWRITE, "u9 [a3] u4", AMONG, "3"),
     Case("a summary and the tail, not resending", ONE, "u9 u3 a3 u4", REWRITE, "u9 [u3 a3] u4", AMONG, "3"),
+    Case("without what tools gave", "u1 > a1; u2 > c2; u2 c2 r2 > a2", "u2 a2 u3", REWRITE, "[u2 a2] u3", AMONG, "3"),
     Case("a prefill dropped", "u1 p1 > a1", "u1 a1 u2", REWRITE, "[u1 a1] u2", AMONG, "1"),
     Case("a prefill moved on", "u1 p1 > a1", "u1 a1 u2 p1", REWRITE, "[u1 a1] u2 p1", AMONG, "1"),
     Case("an instruction behind the user's message", "u1 n1 > a1", "u1 a1 u2 n1", REWRITE, "[u1 a1] u2 n1", AMONG, "1"),
@@ -235,6 +252,42 @@ REWRITES = [
         "[u1 a1 u2 a2] u3 n1",
         DEPARTS,
         "2",
+    ),
+    Case(
+        "a summary without its frame",
+        f"s1 u1 #f > a1; s1 u1 a1 u2 #f > a2-second-reply; s9 u9:a2-second-reply > t(sum){SUMMARY}(end)",
+        f"s1 u9:{SUMMARY} u3 #f",
+        REWRITE,
+        f"u9:{SUMMARY} u3",
+        "its own list, with a summary that was asked for beside it",
+        system="s1",
+    ),
+    Case(
+        "the first reply given anew, behind a tool loop",
+        "u1 > c1; u1 c1 r1 > a1; u1 > a2",
+        "u1 a2 u2",
+        REWRITE,
+        "[u1 a2] u2",
+        DEPARTS,
+        "3",
+    ),
+    Case(
+        "the first reply given anew, and cut",
+        "u1 > a1; u1 > a2-the-begi/",
+        "u1 a2-the u2",
+        REWRITE,
+        "[u1] a2-the u2",
+        DEPARTS,
+        "1",
+    ),
+    Case(
+        "the first message again, among others",
+        "u1 > a1; u2 > a2; u1 > a3",
+        "u1 a3 u4",
+        RESEND,
+        "u1 a1 u2 a2 | [u1 a3] u4",
+        END,
+        "3",
     ),
     Case("mode resend: nothing in common", "u1 > a1", "u9", REWRITE, "u9", SAID, mode=Mode.RESEND),
 ]
@@ -287,8 +340,43 @@ ASKED_BESIDE = [
     ),
 ]
 
+WAITS = "another prompt and other tools, while a call of the chat's waits for its result"
+
 # A title, tags or a summary beside a chat: forwarded as sent.
 ASIDES = [
+    Case(
+        "the call's result behind such an agent",
+        "s1 u1 #main > c1; s2 u7 #f > c8; s2 u7 c8 r8 #f > a7",
+        "s1 u1 c1 r1 #main",
+        RESEND,
+        "[u1 c1] r1",
+        ALL,
+        "1",
+        "s1",
+    ),
+    Case("an agent without tools that a tool asks", "s1 u1 #main > c1", "s2 u7", ASIDE, "u7", WAITS, system="s2"),
+    Case(
+        "an agent that a tool asks, later on",
+        "s1 u1 #main > a1;" * 9 + "s1 u2 #main > c2",
+        "s2 u7 #f",
+        ASIDE,
+        "u7",
+        WAITS,
+        system="s2",
+    ),
+    Case(
+        "a call that is not run, with other tools",
+        "s1 u1 #main > c1",
+        "s1 u7 #f",
+        APPEND,
+        "u1 c1 | u7",
+        NONE,
+        "1",
+        "s1",
+    ),
+    Case("other tools and another prompt", "s1 u1 #main > a1", "s2 u7 #f", APPEND, "u1 a1 | u7", NONE, "1", "s2"),
+    Case("a result under another prompt", "s1 u1 #main > c1", "s2 r1 #f", APPEND, "u1 c1 | r1", NONE, "1", "s2"),
+    Case("other software while a call waits", "s1 u1 #main > c1", "s2 u7 #f ^b", APPEND, "u1 c1 | u7", NONE, "1", "s2"),
     Case("a title beside a chat", CHAT, "s2 u1", ASIDE, "u1", OTHER, system="s2"),
     Case("a title beside a chat without a prompt", FULL, "s2 u1", ASIDE, "u1", OTHER, system="s2"),
     Case("a title beside a turn in flight", CHAT, "s2 u1", ASIDE, "u1", OTHER, system="s2", flight="s1 u1 a1 u2 a2 u3"),
@@ -431,6 +519,42 @@ EITHER = [
     ),
     Case("a window from a reply on", "u1 > a1; u2 > a2", "a2 u3", RESEND, "u1 a1 u2 | [a2] u3", END, "2"),
     Case("the first reply edited", "u1 > a1", "u1 a9 u2", REWRITE, "[u1] a9 u2", DEPARTS, "1"),
+    Case(
+        "the first reply given anew",
+        "u1 > a1; u1 > a2",
+        "u1 a2 u2",
+        REWRITE,
+        "[u1 a2] u2",
+        DEPARTS,
+        "2",
+    ),
+    Case(
+        "the first reply given anew, after a title",
+        "u1 > a1-first-reply; u9:a1-first-reply > t1; u1 > a2",
+        "u1 a2 u2",
+        REWRITE,
+        "[u1 a2] u2",
+        DEPARTS,
+        "3",
+    ),
+    Case(
+        "the first reply given anew, after more was said",
+        FULL + "; u1 > a4",
+        "u1 a4 u5",
+        REWRITE,
+        "[u1 a4] u5",
+        DEPARTS,
+        "4",
+    ),
+    Case(
+        "the first reply given anew, in a tool loop",
+        "u1 > a1; u1 > c2",
+        "u1 c2 r2",
+        RESEND,
+        "u1 a1 | [u1 c2] r2",
+        END,
+        "2",
+    ),
     Case("the first message edited", "u1 > a1", "u9 a1 u2", REWRITE, "u9 [a1] u2", AMONG, "1"),
     Case("an example like a reply", "u1 > a1; u2 > a2", "e1 a2 u3", APPEND, "u1 a1 u2 a2 | e1 a2 u3", NONE, "2"),
     Case("an example like a reply, resending", "u1 > a1; u1 a1 u2 > a2", "e1 a2 u3", REWRITE, "e1 [a2] u3", AMONG, "2"),
@@ -714,6 +838,16 @@ EITHER = [
         parent="2",
         system="s2",
     ),
+    Case("an agent that a tool asks", "s1 u1 #main > c1", "s2 u7 #f", ASIDE, "u7", WAITS, system="s2"),
+    Case(
+        "the result of a call that the tip has left",
+        "u1 > a1; u2 > c2; u1 a1 u3 > a3",
+        "r2",
+        APPEND,
+        "u1 a1 u2 c2 | r2",
+        "the result of a call that was made beside the tip",
+        parent="2",
+    ),
     Case(
         "what another client said",
         "u1 > a1-first-reply; u1 a1-first-reply u2 > a2-second-reply; u3 > a3",
@@ -780,6 +914,26 @@ EITHER = [
     ),
     Case("the same question after silence", "u1 > -", "u1", RESEND, "[u1]", ALL, parent="1", silent=True),
     Case("more after silence", "u1 > -", "u1 u2", RESEND, "[u1] u2", ALL, parent="1", silent=True),
+    Case(
+        "more after a first reply that was cut",
+        "u1 > a1-the-begi/",
+        "u1 u2",
+        REWRITE,
+        "[u1] u2",
+        "what was asked first, without the reply that its client has not taken",
+        parent="1",
+        silent=True,
+    ),
+    Case(
+        "more after a first call that nobody answered",
+        "u1 #f > c1",
+        "u1 u2 #f",
+        REWRITE,
+        "[u1] u2",
+        "what was asked first, without the reply that its client has not taken",
+        parent="1",
+        silent=True,
+    ),
     Case("the last question after silence", "u1 > a1; u2 > -", "u2", APPEND, "u1 a1 u2 | u2", NONE, parent="2"),
     Case(
         "a title behind the whole list",
@@ -854,6 +1008,25 @@ def test_a_copy_that_was_rewritten_on_the_way_is_read_the_same_and_ours_is_sent(
     assert (plan.decision, upstream(plan), plan.parent) == (case.decision, case.upstream, case.parent)
     sent = [each.entry for each in plan.sent if each.entry]
     assert all([entry.message is plan.line[at].message for entry, at in zip(sent, held(plan), strict=True)])
+
+
+def with_bare_calls(word: str) -> Any:
+    made = message(word)
+    return {**made, "content": None} if word[0] == "c" else made
+
+
+@pytest.mark.parametrize(
+    ("before", "list_", "sent"),
+    [
+        ("u1 > a1; u2 > c2", "u2 c2 r2", "u1 a1 | [u2 c2] r2"),
+        ("u1 > a1; u2 > c2", "c2 r2", "u1 a1 u2 | [c2] r2"),
+        ("u1 > c1", "u1 c1 r1", "[u1 c1] r1"),
+        ("u1 > c1; u1 c1 r1 > a1", "u1 c1 r1 a1 u2", "[u1 c1 r1 a1] u2"),
+        ("u1 > a1; u2 > c2", "u2 c3 r3", "u1 a1 u2 c2 | u2 - r3"),
+    ],
+)
+def test_a_call_sent_back_without_the_words_beside_it_is_ours(before: str, list_: str, sent: str) -> None:
+    assert upstream(decide(ask(list_, with_bare_calls), played(before), marks)) == sent
 
 
 def held(plan: Plan) -> list[int]:
@@ -1035,6 +1208,58 @@ def test_a_first_turn_of_other_software_is_waited_for() -> None:
     for client, decision in [(b"another!", APPEND), (bytes(CLIENT), ASIDE), (b"", ASIDE)]:
         flight = Flight(asked.messages, asked.system, asked.tools, client=client)
         assert decide(ask("s2 u2"), History(), marks, flights=[flight]).decision is decision
+
+
+# Beside turns in flight
+
+
+def flight_of(history: History, words: str, id: str = "9") -> Flight:
+    asked = ask(words)
+    plan = decide(asked, history, marks, client=software(words))
+    shown = plan.carries, plan.spliced
+    return Flight(plan.asked, asked.system, asked.tools, plan.resends, id, plan.client, False, *shown, asked)
+
+
+@pytest.mark.parametrize(
+    ("flight", "demoted"),
+    [
+        ("u9:u1-hello:a1-first-reply", True),
+        ("s9 u9:a1-first-reply", True),
+        ("u9:u1-hello:a1-first-reply ~", True),  # of both
+        ("u9", False),
+        ("u9:a1-first-reply ~", False),
+        ("u9:u1-hello:a1-first-reply ^b", False),
+        ("u1-hello a1-first-reply u7 ~", False),
+    ],
+)
+def test_what_is_in_flight_is_beside_a_list_that_its_client_shows(flight: str, demoted: bool) -> None:
+    history = played("u1-hello ~ > a1-first-reply; u8:u1-hello:a1-first-reply > t1")
+    beside = flight_of(history, flight)
+    plan = decide(ask("u1-hello a1-first-reply u2 ~"), history, marks, flights=[beside])
+    assert (plan.decision, plan.demoted) == (REWRITE, ("9",) if demoted else ())
+    mode = decide(ask("u1-hello a1-first-reply u2 ~"), history, marks, Mode.RESEND, flights=[beside])
+    assert mode.demoted == decide(ask("u3"), history, marks, flights=[beside]).demoted == ()
+
+
+def test_what_comes_beside_a_list_in_flight_is_held_against_it() -> None:
+    history = played("u1-hello ~ > a1-first-reply; u8:u1-hello:a1-first-reply > t1")
+    listed = flight_of(history, "u1-hello a1-first-reply u2 ~")
+    for words, decision in [("u9:u1-hello:a1-first-reply", ASIDE), ("u9", APPEND)]:
+        assert decide(ask(words), history, marks, flights=[listed]).decision is decision
+    assert decide(ask("u9:u1-hello:a1-first-reply"), history, marks).decision is APPEND
+
+
+@pytest.mark.parametrize(
+    ("words", "model", "alone"),
+    [("s1 u1", "b", True), ("s2 u1", "b", False), ("s1 u2", "b", False), ("s1 u1", "a", False)],
+)
+def test_the_same_first_question_to_another_model_goes_beside_it(words: str, model: str, alone: bool) -> None:
+    first, second = [structs.replace(ask(each), model=name) for each, name in [("s1 u1", "a"), (words, model)]]
+    flight = Flight(first.messages, first.system, first.tools, ask=first)
+    plan = decide(second, History(), marks, flights=[flight])
+    assert plan.side or (plan.parent, plan.alone, plan.branches) == (None, alone, alone)
+    gone = decide(second, History(), marks, flights=[flight._replace(deserted=True)])
+    assert gone.alone is gone.side
 
 
 # The page

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from proxy.core import sse
 from proxy.core.members import dumps
 from proxy.dialects import deltas, marks
-from proxy.dialects.marks import answered, is_loose, joined, made, mark, says_nothing
+from proxy.dialects.marks import answered, bare, is_loose, joined, made, mark, says_nothing
 from tests.fakes import Recording, recordings
 
 Json = dict[str, Any]
@@ -388,8 +388,18 @@ LEAVES = (
 ANYTHING = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=6))
 
 
+@pytest.mark.parametrize("echo", [None, "", " \n", []])
+def test_a_call_is_known_without_what_was_said_beside_it(echo: Any) -> None:
+    stored = raw(calls(call(), content="Let me look."))
+    assert mark(raw(calls(call(), content=echo))) == bare(stored) != mark(stored)
+    assert mark(raw(calls(call(id="c2"), content=echo))) != bare(stored)
+    assert bare(raw(calls(call(id=None), content="Let me look."))) == bare(raw(reply('"tool_calls"'))) == b""
+    assert bare(b'["tool_calls"') == bare(b'["tool_calls"]') == b""
+
+
 @given(ANYTHING, ANYTHING, st.booleans())
 def test_any_json_has_a_mark(one: Any, another: Any, ids: bool) -> None:
+    assert len(bare(raw(one))) in (0, 16)
     assert len(mark(raw(one), ids)) == len(joined(raw(one), raw(another))) == 16
     assert mark(json.dumps(one, indent=2).encode(), ids) == mark(raw(one), ids)
 

@@ -334,6 +334,30 @@ async def test_the_next_request_interrupts_an_orphan(serve: Serve) -> None:
     assert states == ["cut", "cut", "complete", "complete"]
 
 
+@pytest.mark.parametrize(
+    ("agent", "kept_last"), [("One/1.0", "re edited"), ("Other/1.0", "re second")], ids=["its own", "another's"]
+)
+async def test_the_next_list_of_its_client_interrupts_an_orphan(serve: Serve, agent: str, kept_last: str) -> None:
+    """Who stops an answer and edits the question sees the second answer last, however long the first would have
+    taken. What another client asks beside it ends nothing."""
+    held = Held(second=2)
+    first = [user("first"), assistant("re first")]
+    pairs = [*SESSION, ("User-Agent", "One/1.0")]
+    async with ScriptedUpstream(held) as upstream:
+        proxy = await serve(upstream.base_url)
+        await ask(proxy.port, *first[:1], headers=pairs)
+        async with RawClient(proxy.port) as client:
+            await client.post(PATH, {"model": "m", "messages": [*first, user("second")], "stream": True}, pairs)
+            await asyncio.wait_for(held.reached["second"].wait(), 5)
+            client.abort()
+        await eventually(lambda: deserted(proxy))
+        await ask(proxy.port, *first, user("edited"), headers=[*SESSION, ("User-Agent", agent)])
+        held.go["second"].set()
+        await eventually(lambda: not in_flight(proxy))
+        found = await kept(proxy.port)
+    assert [content for _, content, _ in found][-1] == kept_last
+
+
 async def test_an_orphan_whose_finish_reason_came_is_waited_for(serve: Serve) -> None:
     held = Held(x=4)
     async with ScriptedUpstream(held) as upstream:

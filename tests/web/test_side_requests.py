@@ -10,7 +10,7 @@ import pytest
 
 from tests.fakes import RawClient, Received, Reply, ScriptedUpstream, completion, eventually
 from tests.web.conftest import RunningProxy, Serve
-from tests.web.talk import Json, ask, assistant, contents, history, system, user
+from tests.web.talk import Json, ask, assistant, calling, contents, history, result, system, user
 
 TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}]
 
@@ -149,3 +149,152 @@ async def test_what_other_software_said_stays(serve: Serve) -> None:
         *("first", "the answer to: first", "between", "the answer to: between", "second", "the answer to: second"),
         "and all?",
     ]
+
+
+class Slow:
+    """Answers the request that asks for a name when it is `released`."""
+
+    def __init__(self) -> None:
+        self.released = asyncio.Event()
+
+    async def __call__(self, request: Received) -> Reply:
+        if "Name it" in request.messages[-1]["content"]:
+            await self.released.wait()
+            return completion("A name of some length")
+        return await said(request)
+
+
+@pytest.mark.parametrize("named_first", [True, False], ids=["name ends first", "chat ends first"])
+@pytest.mark.parametrize("tagged", [True, False], ids=["tags before it", "alone"])
+async def test_what_was_asked_beside_is_none_of_the_chat_once_its_client_shows_its_list(
+    serve: Serve, named_first: bool, tagged: bool
+) -> None:
+    """Open WebUI: before anything was resent nothing tells its follow-ups, its title and its tags from the chat."""
+    script = Slow()
+    async with ScriptedUpstream(script) as upstream:
+        proxy = await serve(upstream.base_url)
+        await ask(proxy.port, [user("My bread is flat.")], stream=True)
+        first = [user("My bread is flat."), assistant("the answer to: My bread is flat.")]
+        told = "\n".join([each["content"] for each in first])
+        if tagged:
+            await ask(proxy.port, [user(f"Tag it:\n{told}")])
+        async with asyncio.TaskGroup() as group:
+            sent = len(upstream.requests)
+            group.create_task(ask(proxy.port, [user(f"Name it:\n{told}")]))
+            await eventually(lambda: len(upstream.requests) == sent + 1)
+            more = [*first, user("Why?")]
+            chat = group.create_task(ask(proxy.port, more, stream=True))
+            await eventually(lambda: len(upstream.requests) == sent + 2)
+            if not named_first:
+                await chat
+            script.released.set()
+        assert upstream.requests[-1].messages == more
+        kept = contents(await history(proxy))
+        more = [*more, assistant("the answer to: Why?"), user("And now?")]
+        await ask(proxy.port, more, stream=True)
+        assert upstream.requests[-1].messages == more
+        assert contents(await history(proxy)) == [*[each["content"] for each in more], "the answer to: And now?"]
+    assert kept == [each["content"] for each in more[:-1]]
+
+
+async def test_a_title_in_flight_leaves_a_chat_whose_first_answer_was_given_anew(serve: Serve) -> None:
+    script = Slow()
+    async with ScriptedUpstream(script) as upstream:
+        proxy = await serve(upstream.base_url)
+        await ask(proxy.port, [user("My bread is flat.")], stream=True)
+        first = [user("My bread is flat."), assistant("the answer to: My bread is flat.")]
+        told = "\n".join([each["content"] for each in first])
+        await ask(proxy.port, [user(f"Tag it:\n{told}")])
+        upstream.script = lambda request: completion("Knead it for longer.")
+        await ask(proxy.port, first[:1], stream=True)
+        upstream.script = script
+        async with asyncio.TaskGroup() as group:
+            group.create_task(ask(proxy.port, [user(f"Name it:\n{told}\nKnead it for longer.")]))
+            await eventually(lambda: len(upstream.requests) == 4)
+            more = [first[0], assistant("Knead it for longer."), user("Why?")]
+            await ask(proxy.port, more, stream=True)
+            script.released.set()
+        assert upstream.requests[-1].messages == more
+        kept = contents(await history(proxy))
+    assert kept == ["My bread is flat.", "Knead it for longer.", "Why?", "the answer to: Why?"]
+
+
+async def test_a_new_message_beside_a_list_stays_where_nothing_tells_it(serve: Serve) -> None:
+    script = Slow()
+    async with ScriptedUpstream(script) as upstream:
+        proxy = await serve(upstream.base_url)
+        await ask(proxy.port, [user("My bread is flat.")])
+        async with asyncio.TaskGroup() as group:
+            group.create_task(ask(proxy.port, [user("Name it")]))
+            await eventually(lambda: len(upstream.requests) == 2)
+            first = [user("My bread is flat."), assistant("the answer to: My bread is flat."), user("Why?")]
+            await ask(proxy.port, first)
+            script.released.set()
+        kept = contents(await history(proxy))
+    assert kept == [*[each["content"] for each in first], "the answer to: Why?", "Name it", "A name of some length"]
+
+
+@pytest.mark.parametrize("first", ["one", "other"])
+async def test_two_models_that_are_asked_at_once_do_not_hear_each_other(serve: Serve, first: str) -> None:
+    """A chat application that shows the answers of two models side by side."""
+    free = {"one": asyncio.Event(), "other": asyncio.Event()}
+
+    async def of_both(request: Received) -> Reply:
+        model = request.json["model"]
+        if len(request.messages) == 1:
+            await free[model].wait()
+        return completion(f"{model} {len(request.messages)}")
+
+    async with ScriptedUpstream(of_both) as upstream:
+        proxy = await serve(upstream.base_url)
+        async with asyncio.TaskGroup() as group:
+            asked = {
+                model: group.create_task(ask(proxy.port, [user("Why?")], model=model)) for model in ("one", "other")
+            }
+            await eventually(lambda: len(upstream.requests) == 2)
+            free[first].set()
+            await asked[first]
+            for event in free.values():
+                event.set()
+        for model in ("one", "other"):
+            assert asked[model].result().message == assistant(f"{model} 1")
+            more = [user("Why?"), assistant(f"{model} 1"), user("And then?")]
+            await ask(proxy.port, more, model=model)
+            assert upstream.requests[-1].messages == more
+            kept = contents(await history(proxy))
+            assert kept == [*[each["content"] for each in more], f"{model} 3"]
+    assert [request.messages for request in upstream.requests[:2]] == [[user("Why?")]] * 2
+
+
+async def test_the_same_question_to_another_model_afterwards_follows_the_first(serve: Serve) -> None:
+    async with ScriptedUpstream() as upstream:
+        proxy = await serve(upstream.base_url)
+        await ask(proxy.port, [user("Why?")], model="one")
+        await ask(proxy.port, [user("Why?")], model="other")
+    assert len(upstream.requests[-1].messages) == 3
+
+
+async def test_a_result_is_taken_whose_call_another_list_has_left_on_a_branch(serve: Serve) -> None:
+    """Two programs with one library between them, in one session: they look like one client."""
+
+    async def calls_once(request: Received) -> Reply:
+        if request.messages[-1]["content"] == "Look.":
+            return Reply(
+                headers=[("Content-Type", "application/json")],
+                pieces=[json.dumps({"choices": [{"message": calling("c1"), "finish_reason": "tool_calls"}]}).encode()],
+                framing="length",
+            )
+        return await said(request)
+
+    async with ScriptedUpstream(calls_once) as upstream:
+        proxy = await serve(upstream.base_url)
+        await ask(proxy.port, [user("one")])
+        await ask(proxy.port, [user("Look.")], tools=TOOLS)
+        await ask(proxy.port, [user("one"), assistant("the answer to: one"), user("two")])
+        answer = await ask(proxy.port, [result("c1")], tools=TOOLS)
+        assert answer.status == 200
+        assert [each["role"] for each in upstream.requests[-1].messages] == [
+            *("user", "assistant", "user", "assistant", "tool")
+        ]
+        refused = await ask(proxy.port, [result("c7")], tools=TOOLS)
+    assert refused.error["code"] == "invalid_request"
