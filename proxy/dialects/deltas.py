@@ -13,6 +13,7 @@ from proxy.dialects.pieces import Calls, add_function, as_dict
 from proxy.dialects.pieces import as_list as as_list  # which `chat` reads with, too
 
 _CONCATENATED = frozenset(("content", "reasoning", "reasoning_content", "refusal"))
+_NO_REASON = ("", "null")  # iFlytek writes the word into each chunk before the last
 
 
 class Fold:
@@ -54,7 +55,7 @@ class Fold:
         reason = choice.get("finish_reason")
         if choice.get("error") or reason == "error":
             self.error = True
-        if isinstance(reason, str) and reason:
+        if isinstance(reason, str) and reason not in _NO_REASON:
             self.finish_reason = self.finish_reason or reason
 
     def _whole(self, message: dict[str, Any]) -> None:
@@ -82,6 +83,18 @@ class Fold:
                 _add_audio(message.setdefault(key, {}), value)
             else:
                 message[key] = _joined(key, message.get(key), value)
+
+
+def fails(chunk: dict[str, Any]) -> bool:
+    """Whether a chunk says that the reply failed. It mostly has an `error`; vLLM's older servers and Mistral send one
+    that is the error, MiniMax one with a status and no choices."""
+    if chunk.get("error"):
+        return True
+    if isinstance(chunk.get("choices"), list):
+        return False
+    return "error" in (chunk.get("object"), chunk.get("type")) or bool(
+        as_dict(chunk.get("base_resp")).get("status_code")
+    )
 
 
 def _nothing_yet() -> dict[str, Any]:

@@ -262,6 +262,8 @@ def test_choices_interleave_and_the_first_is_recorded() -> None:
     ("reasons", "wanted", "error"),
     [
         ([None, ""], None, False),
+        (["null", "null"], None, False),
+        (["null", "stop"], "stop", False),
         (["stop"], "stop", False),
         (["stop", "stop", None], "stop", False),
         (["tool_calls", "stop"], "tool_calls", False),
