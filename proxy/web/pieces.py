@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from proxy.core.inflate import Coding, Unknown, inflater
+from proxy.core.inflate import Broken, Coding, Unknown, inflater
 from proxy.web.connection import Take
 from proxy.web.upstream import Response
 
@@ -22,13 +22,32 @@ class Body:
         self._is_here = False  # all of it was looked at
 
     async def beginning(self, limit: int) -> bytes:
-        """The first pieces, up to `limit` bytes or the end; they come again. A break is left for who reads on."""
+        """What the first pieces say, up to `limit` bytes or the end; they come again. A break is left for who reads on.
+        An encoding is undone where it can be."""
         size, whole = 0, self._answer.length
         while size < limit and size != whole and (piece := self._answer.here() or await self._answer.piece()):
             self._looked_at.append(piece)
             size += len(piece)
         self._is_here = size == whole
-        return b"".join(self._looked_at)
+        return self._read(b"".join(self._looked_at), limit)
+
+    def _read(self, raw: bytes, limit: int) -> bytes:
+        try:
+            encoding, plain = self._named(), b""
+            for part in encoding.feed(raw) if encoding else [raw]:
+                plain += part
+                if len(plain) >= limit:
+                    break
+            return plain
+        except (Unknown, Broken):
+            return raw
+
+    def _named(self) -> Coding | None:
+        """The undoing of the encoding that the answer names. Raises Unknown."""
+        if self._answer.get("content-encoding") is None:
+            return None
+        every = [value for name, value in self._answer.headers if name.lower() == "content-encoding"]
+        return inflater(",".join(every))
 
     async def peek(self) -> bytes:
         """The next piece as it came; it comes again. Empty at the end."""
@@ -38,13 +57,10 @@ class Body:
 
     def undo(self) -> bool:
         """Undo the answer's encoding, where it has one: we asked for none, and cannot record what we cannot read."""
-        named = self._answer.get("content-encoding")
-        if named is not None:
-            every = [value for name, value in self._answer.headers if name.lower() == "content-encoding"]
-            try:
-                self._encoding = inflater(",".join(every))
-            except Unknown:
-                self.unknown = True
+        try:
+            self._encoding = self._named()
+        except Unknown:
+            self.unknown = True
         return self._encoding is not None
 
     @property

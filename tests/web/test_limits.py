@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable
 from itertools import pairwise
@@ -76,6 +77,40 @@ async def test_nor_does_one_of_messages_images_or_bytes(serve: Serve, number: in
         assert len(upstream.requests) <= 26  # how many it takes is remembered
         assert all(request.messages[0] != user([PICTURE]) for request in upstream.requests[-4:])
         assert len(upstream.requests[-1].messages) == 47  # no message left
+
+
+async def test_an_error_in_an_encoding_is_read_and_handed_on_as_it_is(serve: Serve) -> None:
+    said = too_long(16)
+
+    def answered(request: Received) -> Reply:
+        reply = said(request)
+        if reply.status != 200:
+            reply.pieces = [gzip.compress(reply.pieces[0])]
+            reply.headers += [("Content-Encoding", "gzip")]
+        return reply
+
+    async with ScriptedUpstream(answered) as upstream:
+        proxy = await serve(upstream.base_url)
+        told = await talked(proxy, 12)
+        assert dropped(told[-1]) > 0
+        answer = await ask(proxy.port, [user("question")] * 17)
+        assert (answer.status, answer.head.header("content-encoding")) == (400, "gzip")
+        assert b"available context size" in gzip.decompress(answer.data)
+
+
+@pytest.mark.parametrize("encoding", ["none", "gzip", "x-unknown"])
+async def test_an_error_that_is_not_in_the_encoding_it_names_is_looked_at_as_it_is(serve: Serve, encoding: str) -> None:
+    said = too_long(16)
+
+    def answered(request: Received) -> Reply:
+        reply = said(request)
+        if reply.status != 200:
+            reply.headers += [("Content-Encoding", encoding)]
+        return reply
+
+    async with ScriptedUpstream(answered) as upstream:
+        proxy = await serve(upstream.base_url)
+        assert dropped((await talked(proxy, 12))[-1]) > 0
 
 
 async def test_an_error_that_nobody_can_read_is_answered_by_a_careful_cut(serve: Serve) -> None:

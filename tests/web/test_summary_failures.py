@@ -4,6 +4,7 @@ and what is paid for is bounded."""
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import os
 import time
@@ -131,10 +132,16 @@ async def test_one_that_fails_leaves_the_last_one_in_every_prompt(
         print(f"\n{kind}: {asked} requests for summaries in {DEEP} turns that fail, {took:.1f} s", end="")
 
 
+def in_gzip(reply: Reply) -> Reply:
+    headers = [*reply.headers, ("Content-Encoding", "gzip")]
+    return Reply(200, headers, [gzip.compress(b"".join(reply.pieces))])
+
+
 TAKEN: dict[str, tuple[Callable[[], Reply], str]] = {
     "length": (lambda: completion("Ann lives in Rome. She has", finish="length"), f"Ann lives in Rome. She has{SHORT}"),
     "sse": (lambda: sse("Ann lives ", "in Rome."), "Ann lives in Rome."),
     "thoughts": (lambda: completion("<think>Hm.</think>\nAnn lives in Rome."), "Ann lives in Rome."),
+    "gzip": (lambda: in_gzip(completion("Ann lives in Rome.")), "Ann lives in Rome."),
     "a copied first line": (lambda: completion(f"{HEADING}\n\nAnn lives in Rome."), "Ann lives in Rome."),
 }
 
