@@ -252,6 +252,27 @@ async def test_an_upstream_whose_context_shrinks_gets_less_of_the_summary(serve:
     assert all([summary_of(request) for request in upstream_of.turns[turns:]])
 
 
+@pytest.mark.parametrize("said", ["maximum context length is 1200 tokens", "Too many messages, at most 20", "no"])
+async def test_where_nothing_else_can_leave_the_summary_does_for_that_request(serve: Serve, said: str) -> None:
+    upstream_of = Failing()
+
+    async def answer(request: Received) -> Reply:
+        if len(request.messages) > 20:
+            return error(400, {"error": {"message": said}})
+        return await upstream_of(request)
+
+    async with ScriptedUpstream(answer) as upstream:
+        proxy = await serve(upstream.base_url, upstream=OURS, history=TIMED)
+        turns = await begun(proxy, upstream_of)
+        many = [user(f"part {n}{WORDS}") for n in range(19)]
+        told = [(await ask(proxy.port, many)).status for _ in range(3)]
+        assert told == ([200] * 3 if said != "no" else [400, 400, 200])
+        assert summary_of(upstream_of.turns[-1]) is None
+        await idle(proxy)
+        await talk(proxy.port, 1, turns)
+        assert summary_of(upstream_of.turns[-1])
+
+
 async def test_a_summary_for_a_small_model_is_none_of_a_large_ones_business(serve: Serve) -> None:
     upstream_of, limits = Failing(), {"large": 3000, "small": 900}
 
