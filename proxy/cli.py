@@ -85,11 +85,14 @@ def _serve(options: argparse.Namespace) -> int:
     lines = daemon.configure_logging(config, os.environ)
     for doubt in [] if options.demo else doubts:
         daemon.log.warning("%s", doubt)
-    if options.demo or options.upstream or options.config is None or sys.stdout.isatty():
-        from proxy.commands.greeting import greeting
 
-        print(greeting(config, options.listen or config.listen, options.demo), flush=True)
-    _run(daemon.serve(load, options.listen, options.demo, os.environ, lines))
+    def greet() -> None:
+        if options.demo or options.upstream or options.config is None or sys.stdout.isatty():
+            from proxy.commands.greeting import greeting
+
+            print(greeting(config, options.listen or config.listen, options.demo), flush=True)
+
+    _run(daemon.serve(load, options.listen, options.demo, os.environ, lines, greet))
     return 0
 
 

@@ -71,8 +71,9 @@ def test_a_port_in_use_is_one_sentence_and_exit_1(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        done = session_proxy("serve", "--config", GOOD, "--listen", address, XDG_STATE_HOME=str(tmp_path))
+        done = session_proxy("serve", "--demo", "--listen", address, XDG_STATE_HOME=str(tmp_path))
     assert done.returncode == 1 and "in use" in done.stderr and "Traceback" not in done.stderr
+    assert done.stdout == ""  # nobody is told to try what does not listen
     assert address in done.stderr
 
 
