@@ -342,6 +342,8 @@ SURROGATE = call("d", '{"a":"\ud83d"}')
         ("tool_calls", False, "abcd"),
         ("tool_calls", True, "acd"),
         ("length", False, "ad"),
+        ("model_length", False, "ad"),
+        ("MAX_TOKENS", False, "ad"),
         ("content_filter", False, "ad"),
         ("length", True, "ad"),
         (None, False, "ad"),
