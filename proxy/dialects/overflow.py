@@ -17,6 +17,7 @@ from proxy.dialects.profiles import statements
 # and routers whose model failed after they had answered.
 STATUSES = frozenset((200, 400, 413, 422, 429, 500))
 LEAST, MOST = 128, 100_000_000  # tokens: what a limit may be; other numbers are codes and counts
+_LONGEST = 64 * 1024  # bytes of an error that is waited for
 SHARE = 8  # of a limit that an answer is left as room for, where the request does not say how long it may be
 LARGEST = 0.75  # of a limit: who asks for a longer answer asks for what no prompt leaves room for
 
@@ -197,6 +198,12 @@ def _wanted(ask: Ask) -> int | None:
 def begins(piece: bytes) -> bool:
     """Whether a piece of a stream says something: comments keep a connection alive."""
     return bool(_EVENT.sub(b"", piece, count=1))
+
+
+def goes_on(piece: bytes) -> bool:
+    """Whether the line that begins a stream is still on its way, and may be an error's."""
+    line = _EVENT.sub(b"", piece, count=1)
+    return len(line) < _LONGEST and b"\n" not in line and b"\r" not in line and b'"choices"' not in line
 
 
 def within(piece: bytes) -> Overflow | None:

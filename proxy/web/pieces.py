@@ -55,6 +55,12 @@ class Body:
             self._looked_at.append(piece)
         return self._looked_at[0] if self._looked_at else b""
 
+    async def more(self) -> bool:
+        """Read on, as part of what was looked at; False at the end."""
+        piece = self._answer.here() or await self._answer.piece()
+        self._looked_at[-1] += piece
+        return bool(piece)
+
     def undo(self) -> bool:
         """Undo the answer's encoding, where it has one: we asked for none, and cannot record what we cannot read."""
         try:

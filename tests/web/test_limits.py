@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import pytest
 from proxy.core.learned import PROBED
 from proxy.web.failures import PATIENCE, TRIED
 from tests.dialects.test_overflow import COUNTS, SAYS, VLLM
-from tests.fakes import Received, Reply, ScriptedUpstream, completion, error, event, sse
+from tests.fakes import RawClient, Received, Reply, ScriptedUpstream, completion, error, event, sse
 from tests.web.conftest import RunningProxy, Serve
 from tests.web.talk import Answer, ask, history, user
 from tests.web.test_long_sessions import TOKENS, WORDS, counted, dropped, is_prefix, talked, too_long
@@ -205,6 +206,47 @@ async def test_an_error_that_begins_a_stream_is_answered_by_a_cut(serve: Serve, 
     assert len((await history(proxy)).line) == 48
     if comment and framing == "chunked":
         assert sum([answer.data.startswith(comment) for answer in told]) == len(upstream.requests) - 24
+
+
+@pytest.mark.parametrize("cuts", [(4,), (13, 16), (14, 24), (34,), (36,), (40, 41), (60,)])
+async def test_an_error_that_begins_a_stream_may_come_in_pieces(serve: Serve, cuts: tuple[int, ...]) -> None:
+    said = {"error": {"message": "maximum context length is 960 tokens only"}}
+    body = b": PROCESSING\n\n" + b"event: error\n" + event(said)
+
+    def studio(request: Received) -> Reply:
+        if len(request.messages) <= 16:
+            return counted(request)
+        places = [0, *cuts, len(body)]
+        reply = sse("x", delay=0.02)
+        reply.pieces = [body[begin:end] for begin, end in pairwise(places)]
+        return reply
+
+    async with ScriptedUpstream(studio) as upstream:
+        proxy = await serve(upstream.base_url)
+        told = await talked(proxy, 10, stream=True)
+    assert all(answer.whole and b"answer" in answer.data and b"error" not in answer.data for answer in told)
+
+
+async def test_the_first_event_of_an_answer_is_not_held_until_its_line_ends(serve: Serve) -> None:
+    async with ScriptedUpstream(counted) as upstream:
+        proxy = await serve(upstream.base_url)
+        await talked(proxy, 10, stream=True)
+        go = asyncio.Event()
+
+        async def gate(index: int) -> None:
+            if index:
+                await go.wait()
+
+        begun = event({"choices": [{"index": 0, "delta": {"content": "Hel"}}]})
+        upstream.script = [sse("x", gate=gate)]
+        upstream.script[0].pieces = [begun[:-2], begun[-2:] + b"data: [DONE]\n\n"]
+        async with RawClient(proxy.port) as client:
+            body = {"model": "m", "messages": [user("more" + WORDS)], "stream": True}
+            await client.post("/v1/chat/completions", body, [("sessionId", "s1")])
+            await client.head()
+            assert await client.piece() == begun[:-2]
+            go.set()
+            assert await client.body() == begun[-2:] + b"data: [DONE]\n\n"
 
 
 async def test_an_error_that_begins_a_stream_stands_where_no_cut_helps(serve: Serve) -> None:
