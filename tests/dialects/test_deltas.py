@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.dialects.deltas import Fold
+from proxy.dialects.deltas import Fold, fails
 
 Json = dict[str, Any]
 
@@ -280,6 +280,23 @@ def test_the_first_finish_reason_counts_and_an_error_is_one(
     for reason in reasons:
         folded.chunk({"choices": [{"delta": {}, "finish_reason": reason}]})
     assert (folded.finish_reason, folded.error) == (wanted, error)
+
+
+@pytest.mark.parametrize(
+    ("chunk", "wanted"),
+    [
+        ({"error": {"message": "x"}, "choices": []}, True),
+        ({"object": "error", "message": "x"}, True),
+        ({"type": "error", "message": "x"}, True),
+        ({"choices": None, "base_resp": {"status_code": 1002}}, True),
+        ({"choices": None, "base_resp": {"status_code": 0}}, False),
+        ({"choices": [], "object": "error", "base_resp": {"status_code": 1002}}, False),
+        ({"error": None, "base_resp": 5}, False),
+        ({"usage": {"total_tokens": 2}}, False),
+    ],
+)
+def test_a_chunk_fails_by_its_error_or_by_being_one_without_choices(chunk: dict[str, Any], wanted: bool) -> None:
+    assert fails(chunk) is wanted
 
 
 def test_a_finish_reason_may_share_the_chunk_with_text_and_an_error_with_either() -> None:
