@@ -77,6 +77,8 @@ class Fold:
                 self._calls.add(as_list(value))
             elif key == "reasoning_details":
                 _add_details(message.setdefault(key, []), as_list(value))
+            elif key == "thinking_blocks":
+                _add_thoughts(message.setdefault(key, []), as_list(value))
             elif key == "function_call":
                 add_function(message.setdefault(key, {}), value)
             elif key == "audio":
@@ -121,6 +123,23 @@ def _add_details(details: list[Any], pieces: list[Any]) -> None:
 
 def _detail_key(detail: dict[str, Any]) -> tuple[Any, Any]:
     return detail.get("type"), detail.get("index")
+
+
+def _add_thoughts(blocks: list[Any], pieces: list[Any]) -> None:
+    """LiteLLM sends Claude's thinking as a block for each event: one goes on until its signature, which comes alone, or
+    with the whole text again."""
+    for piece in pieces:
+        last: Any = blocks[-1] if blocks else None
+        if not (_is_thought(last) and _is_thought(piece)) or last.get("signature"):
+            blocks.append(piece)
+            continue
+        old, new = last.get("thinking") or "", piece.get("thinking") or ""
+        again = piece.get("signature") and new.startswith(old)
+        blocks[-1] = {**last, **piece, "thinking": new if again else old + new}
+
+
+def _is_thought(block: Any) -> bool:
+    return isinstance(block, dict) and block.get("type") == "thinking" and isinstance(block.get("thinking"), str | None)
 
 
 def _add_audio(audio: dict[str, Any], piece: Any) -> None:

@@ -184,6 +184,36 @@ def test_deltas_add_up_to_a_message(deltas: list[Any], wanted: Json | None) -> N
     assert fold(*deltas) == wanted
 
 
+def thought(text: Any = "", signature: Any = "", **more: Any) -> Json:
+    return {"type": "thinking", "thinking": text, "signature": signature, **more}
+
+
+REDACTED = {"type": "redacted_thinking", "data": "X"}
+BLOCKS: list[tuple[str, list[Any], list[Any]]] = [
+    # BerriAI/litellm 29428: one for each event of Claude's
+    ("the signature alone", [thought("a"), thought("b"), thought("", "s")], [thought("ab", "s")]),
+    ("the whole text again", [thought("a"), thought("b"), thought("ab", "s")], [thought("ab", "s")]),
+    ("the last of the text", [thought("a"), thought("b", "s")], [thought("ab", "s")]),
+    ("a signature of no text", [thought("", "s")], [thought("", "s")]),
+    ("nothing for a signature", [thought("a", None), thought(None, "s")], [thought("a", "s")]),
+    ("one after another", [thought("a", "s"), thought("b"), thought("", "t")], [thought("a", "s"), thought("b", "t")]),
+    (
+        "a redacted one between",
+        [thought("a", "s"), REDACTED, thought("b", "t")],
+        [thought("a", "s"), REDACTED, thought("b", "t")],
+    ),
+    ("a redacted one first", [REDACTED, REDACTED, thought("b", "t")], [REDACTED, REDACTED, thought("b", "t")]),
+    ("none signed", [thought("a"), thought("b", index=1)], [thought("ab", index=1)]),
+    ("no blocks", ["a", 5, thought("a"), None], ["a", 5, thought("a"), None]),
+]
+
+
+@pytest.mark.parametrize(("pieces", "wanted"), [case[1:] for case in BLOCKS], ids=[case[0] for case in BLOCKS])
+def test_a_thought_goes_on_until_its_signature(pieces: list[Any], wanted: list[Any]) -> None:
+    assert fold(*[{"thinking_blocks": [each]} for each in pieces]) == said(thinking_blocks=wanted)
+    assert fold({"thinking_blocks": pieces}) == said(thinking_blocks=wanted)
+
+
 def test_content_and_tool_calls_stand_in_one_reply() -> None:
     message = fold({"content": " "}, {"content": "\n", "tool_calls": [piece(0, "a", "f")]}, {"tool_calls": None})
     assert message == said(" \n", tool_calls=[call("a", "f")])
