@@ -22,6 +22,7 @@ from proxy.errors import CannotListen, ConfigError, ProxyError, StoreLocked
 
 if TYPE_CHECKING:
     from proxy.config import Config
+    from proxy.shapes import Shape
 
 FAILURE, CONFIGURATION = 1, 78
 
@@ -54,7 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="run the proxy")
     serve.add_argument("--config", type=Path, metavar="FILE", help="the defaults without one; init writes one")
-    serve.add_argument("--listen", metavar="ADDR", help="instead of the file's: HOST:PORT or unix:PATH")
+    help = "instead of the file's: HOST:PORT or unix:PATH"
+    serve.add_argument("--listen", type=_address, metavar="ADDR", help=help)
     upstream = serve.add_mutually_exclusive_group()
     upstream.add_argument("--upstream", type=_base_url, metavar="URL", help="instead of the file's first base_url")
     upstream.add_argument("--demo", action="store_true", help="in front of the embedded demo upstream")
@@ -65,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     schema = commands.add_parser("schema", help="print the configuration's JSON schema, for editors")
     schema.set_defaults(command=_schema)
     demo = commands.add_parser("demo", help="run the demo upstream alone")
-    demo.add_argument("--listen", default="127.0.0.1:8485", metavar="HOST:PORT")
+    demo.add_argument("--listen", type=_host_and_port, default="127.0.0.1:8485", metavar="HOST:PORT")
     demo.set_defaults(command=_demo)
     for each in (init, backup, restore, db, doctor):
         each.add(commands)
@@ -83,11 +85,14 @@ def _serve(options: argparse.Namespace) -> int:
     lines = daemon.configure_logging(config, os.environ)
     for doubt in [] if options.demo else doubts:
         daemon.log.warning("%s", doubt)
-    if options.demo or options.upstream or options.config is None or sys.stdout.isatty():
-        from proxy.commands.greeting import greeting
 
-        print(greeting(config, options.listen or config.listen, options.demo), flush=True)
-    _run(daemon.serve(load, options.listen, options.demo, os.environ, lines))
+    def greet() -> None:
+        if options.demo or options.upstream or options.config is None or sys.stdout.isatty():
+            from proxy.commands.greeting import greeting
+
+            print(greeting(config, options.listen or config.listen, options.demo), flush=True)
+
+    _run(daemon.serve(load, options.listen, options.demo, os.environ, lines, greet))
     return 0
 
 
@@ -126,8 +131,25 @@ def _defaults() -> tuple[Config, list[str]]:
 def _base_url(text: str) -> str:
     from proxy.shapes import BASE_URL
 
+    return str(_read(BASE_URL, text))
+
+
+def _address(text: str) -> str:
+    from proxy.shapes import ADDRESS
+
+    _read(ADDRESS, text)
+    return text
+
+
+def _host_and_port(text: str) -> str:
+    if text.startswith("unix:"):
+        raise argparse.ArgumentTypeError("must be HOST:PORT, such as 127.0.0.1:8485")
+    return _address(text)
+
+
+def _read(shape: Shape, text: str) -> Any:
     try:
-        return str(BASE_URL.read(text))
+        return shape.read(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"must be {error}") from None
 

@@ -93,9 +93,15 @@ def copy_before_migration(path: Path) -> None:
 
 
 async def serve(
-    load: Callable[[], Config], listen: str | None, with_demo: bool, environ: Mapping[str, str], lines: Lines
+    load: Callable[[], Config],
+    listen: str | None,
+    with_demo: bool,
+    environ: Mapping[str, str],
+    lines: Lines,
+    greet: Callable[[], None],
 ) -> None:
-    """Run until SIGTERM or SIGINT. `load` reads the configuration, now and at each reload.
+    """Run until SIGTERM or SIGINT. `load` reads the configuration, now and at each reload; `greet` is called once the
+    proxy listens.
 
     Raises CannotListen, StoreLocked, StoreUnavailable and ConfigError, each with a sentence.
     """
@@ -127,6 +133,7 @@ async def serve(
     try:
         await runner.setup()
         await listening.start(runner)
+        greet()
         log.info("listening on %s", listening)
         if (named := listen or config.listen) not in listening.addresses:
             log.warning("listen: %s is not used, for systemd holds the sockets", named)

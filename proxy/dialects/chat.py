@@ -125,7 +125,7 @@ def _fold(body: bytes) -> Reply:
         for chunk in chunks:
             if not isinstance(chunk, dict):
                 error = error or name == "error"
-            elif chunk.get("error") or (name == "error" and not isinstance(chunk.get("choices"), list)):
+            elif deltas.fails(chunk) or (name == "error" and not isinstance(chunk.get("choices"), list)):
                 error = True
             else:
                 model = model or chunk.get("model")

@@ -13,6 +13,7 @@ from proxy.dialects.pieces import Calls, add_function, as_dict
 from proxy.dialects.pieces import as_list as as_list  # which `chat` reads with, too
 
 _CONCATENATED = frozenset(("content", "reasoning", "reasoning_content", "refusal"))
+_NO_REASON = ("", "null")  # iFlytek writes the word into each chunk before the last
 
 
 class Fold:
@@ -54,7 +55,7 @@ class Fold:
         reason = choice.get("finish_reason")
         if choice.get("error") or reason == "error":
             self.error = True
-        if isinstance(reason, str) and reason:
+        if isinstance(reason, str) and reason not in _NO_REASON:
             self.finish_reason = self.finish_reason or reason
 
     def _whole(self, message: dict[str, Any]) -> None:
@@ -76,12 +77,26 @@ class Fold:
                 self._calls.add(as_list(value))
             elif key == "reasoning_details":
                 _add_details(message.setdefault(key, []), as_list(value))
+            elif key == "thinking_blocks":
+                _add_thoughts(message.setdefault(key, []), as_list(value))
             elif key == "function_call":
                 add_function(message.setdefault(key, {}), value)
             elif key == "audio":
                 _add_audio(message.setdefault(key, {}), value)
             else:
                 message[key] = _joined(key, message.get(key), value)
+
+
+def fails(chunk: dict[str, Any]) -> bool:
+    """Whether a chunk says that the reply failed. It mostly has an `error`; vLLM's older servers and Mistral send one
+    that is the error, MiniMax one with a status and no choices."""
+    if chunk.get("error"):
+        return True
+    if isinstance(chunk.get("choices"), list):
+        return False
+    return "error" in (chunk.get("object"), chunk.get("type")) or bool(
+        as_dict(chunk.get("base_resp")).get("status_code")
+    )
 
 
 def _nothing_yet() -> dict[str, Any]:
@@ -108,6 +123,23 @@ def _add_details(details: list[Any], pieces: list[Any]) -> None:
 
 def _detail_key(detail: dict[str, Any]) -> tuple[Any, Any]:
     return detail.get("type"), detail.get("index")
+
+
+def _add_thoughts(blocks: list[Any], pieces: list[Any]) -> None:
+    """LiteLLM sends Claude's thinking as a block for each event: one goes on until its signature, which comes alone, or
+    with the whole text again."""
+    for piece in pieces:
+        last: Any = blocks[-1] if blocks else None
+        if not (_is_thought(last) and _is_thought(piece)) or last.get("signature"):
+            blocks.append(piece)
+            continue
+        old, new = last.get("thinking") or "", piece.get("thinking") or ""
+        again = piece.get("signature") and new.startswith(old)
+        blocks[-1] = {**last, **piece, "thinking": new if again else old + new}
+
+
+def _is_thought(block: Any) -> bool:
+    return isinstance(block, dict) and block.get("type") == "thinking" and isinstance(block.get("thinking"), str | None)
 
 
 def _add_audio(audio: dict[str, Any], piece: Any) -> None:

@@ -116,6 +116,9 @@ def _kept(message: Json, names: frozenset[str]) -> Json:
         kept["audio"] = {"id": kept["audio"]["id"]}
     if "images" in kept:
         kept["images"] = [unstamped(each) for each in kept["images"]]
+    if blocks := pieces.as_list(kept.pop("thinking_blocks", None)):
+        signed = [each for each in blocks if not _is(each, "type", "thinking") or each.get("signature", True)]
+        kept |= {"thinking_blocks": signed} if signed else {}  # Claude refuses a thought whose signature did not come
     if "annotations" in kept:
         kept["annotations"] = [each for each in kept["annotations"] if _is(each, "type", "file")]
     if "function_call" in kept:

@@ -17,6 +17,7 @@ from proxy.dialects.profiles import statements
 # and routers whose model failed after they had answered.
 STATUSES = frozenset((200, 400, 413, 422, 429, 500))
 LEAST, MOST = 128, 100_000_000  # tokens: what a limit may be; other numbers are codes and counts
+_LONGEST = 64 * 1024  # bytes of an error that is waited for
 SHARE = 8  # of a limit that an answer is left as room for, where the request does not say how long it may be
 LARGEST = 0.75  # of a limit: who asks for a longer answer asks for what no prompt leaves room for
 
@@ -134,7 +135,9 @@ _ANSWERS = (
 _TOOLS = re.compile(r"(\d+) of tool input", re.IGNORECASE)
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}\b)")
 _ROOM = re.compile(rb'"max_(?:completion_)?tokens"\s*:\s*(\d{1,9})')
-_EVENT = re.compile(rb"\s*(?:(?::[^\n]*|event:[^\n]*|id:[^\n]*|retry:[^\n]*)?\r?\n)*")  # of a stream, before its data
+_COMMENTS = re.compile(rb"\s*(?:(?::[^\n]*)?\r?\n)*")  # of a stream, before its first event
+_EVENT = re.compile(rb"\s*(?:(?::[^\n]*|event:[^\n]*|id:[^\n]*|retry:[^\n]*)?\r?\n)*")  # before its data
+_NAMED = re.compile(rb"^event: ?error", re.MULTILINE)
 
 
 def overflow(status: int, body: bytes) -> Overflow | None:
@@ -196,10 +199,20 @@ def _wanted(ask: Ask) -> int | None:
 
 def begins(piece: bytes) -> bool:
     """Whether a piece of a stream says something: comments keep a connection alive."""
-    return bool(_EVENT.sub(b"", piece, count=1))
+    return bool(_COMMENTS.sub(b"", piece, count=1))
+
+
+def goes_on(piece: bytes) -> bool:
+    """Whether the line that begins a stream is still on its way, and may be an error's."""
+    line = _EVENT.sub(b"", piece, count=1)
+    return len(line) < _LONGEST and b"\n" not in line and b"\r" not in line and b'"choices"' not in line
 
 
 def within(piece: bytes) -> Overflow | None:
     """What the first event of a stream says about a prompt that does not fit."""
-    data = _EVENT.sub(b"", piece, count=1)
-    return overflow(200, data[5:].strip()) if data.startswith(b"data:") else None
+    line = _EVENT.sub(b"", piece, count=1)
+    field, _, said = line.partition(b":")
+    if field not in (b"data", b"error"):
+        return None
+    named = _NAMED.search(piece, 0, len(piece) - len(line)) and b'"choices"' not in said
+    return overflow(400 if named or field == b"error" else 200, said.strip())

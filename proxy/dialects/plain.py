@@ -64,7 +64,8 @@ def folded(body: bytes) -> Reply | None:
     choices = [chunk.choices[0] for chunk in chunks if chunk.choices]
     reasons = [choice.finish_reason for choice in choices if choice.finish_reason]
     message = _message([choice.delta for choice in choices])
-    if not message or "error" in reasons or not any([text for name, text in message.items() if name != "role"]):
+    odd = "error" in reasons or "null" in reasons
+    if not message or odd or not any([text for name, text in message.items() if name != "role"]):
         return None  # what says nothing may have said it elsewhere: a message in place of its deltas
     usage = next((chunk.usage for chunk in reversed(chunks) if chunk.usage), None)
     return Reply(

@@ -16,7 +16,8 @@ from proxy.dialects.profiles import Profile
 Json = dict[str, Any]
 
 # After these a call may be torn; after none at all (Snowflake's streams, aborted ones) nobody knows.
-_TORN = ("", "length", "max_tokens", "content_filter", "sensitive", "insufficient_system_resource")
+# `model_length` is Mistral's word for a context that is full; some gateways hand on Gemini's in capitals.
+_TORN = ("", "length", "max_tokens", "model_length", "content_filter", "sensitive", "insufficient_system_resource")
 # What streams put on their pieces, and on whole replies too. Details of reasoning keep theirs: they go back unchanged.
 _STAMPS = frozenset(("index", "channel", "padding", "obfuscation", "p"))
 
@@ -45,7 +46,7 @@ def is_whole(function: Json, finish_reason: str | None, cut: bool) -> bool:
     the end of them is missing in any other. The input of a custom tool is free text and tells nothing."""
     if cut and not finish_reason:
         return False
-    torn = (finish_reason or "") in _TORN
+    torn = (finish_reason or "").lower() in _TORN
     if "arguments" not in function:
         return not torn
     return not (torn or cut) or _parses(function["arguments"])

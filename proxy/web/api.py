@@ -23,11 +23,10 @@ from proxy.web import line as lines
 from proxy.web.broadcast import replay
 from proxy.web.listener import Answered, Listener, WhileThere
 from proxy.web.runtime import Runtime
-from proxy.web.turn import RecordedTurn
+from proxy.web.turn import GRACE, RecordedTurn
 from proxy.web.window import limit_of
 
 PAGE, MOST = 100, 1000  # messages in a page, and at most
-GRACE = 2.0  # seconds
 _NO_STORE = [("cache-control", "no-store")]
 Handler = Callable[[web.BaseRequest, Runtime, SessionKey], Awaitable[Answered]]
 

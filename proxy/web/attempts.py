@@ -7,7 +7,7 @@ from __future__ import annotations
 from proxy.core.history import History
 from proxy.core.plan import Plan
 from proxy.dialects import profiles, sending
-from proxy.dialects.overflow import begins
+from proxy.dialects.overflow import begins, goes_on
 from proxy.dialects.sending import Form
 from proxy.errors import ProxyError
 from proxy.web.call import Call
@@ -48,8 +48,11 @@ class Attempts:
         """Whether the first event of a stream refuses what was sent, and something else is to be sent now. What comes
         before it keeps the connection alive, and goes to `take`."""
         try:
-            while (piece := await body.peek()) and not begins(piece):
-                await body.flow(lambda comment, chunks: take(comment, chunks) and False)
+            while piece := await body.peek():
+                if not begins(piece):
+                    await body.flow(lambda comment, chunks: take(comment, chunks) and False)
+                elif not (goes_on(piece) and await body.more()):
+                    break
         except ProxyError:
             return False  # it breaks off, and does so again for who reads on
         if not await self.fit.refused_within(piece):

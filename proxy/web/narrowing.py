@@ -103,7 +103,10 @@ class Narrowing(Fit):
         return True
 
     def _from(self, start: int) -> Window:
-        return self.window._replace(start=start, summary=self._fitting(self.window.summary))
+        """The window from there on; where it begins there already, without the summary, the last that can be left out:
+        what its client says now counts for more."""
+        less = self.window._replace(start=start, summary=self._fitting(self.window.summary))
+        return less if less != self.window else less._replace(summary=None)
 
     def _narrower(self, limit: int | None, counted: int | None, depth: float) -> int:
         """Where a window begins that is refused as it is."""

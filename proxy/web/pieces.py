@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from proxy.core.inflate import Coding, Unknown, inflater
+from proxy.core.inflate import Broken, Coding, Unknown, inflater
 from proxy.web.connection import Take
 from proxy.web.upstream import Response
 
@@ -22,16 +22,35 @@ class Body:
         self._is_here = False  # all of it was looked at
 
     async def beginning(self, limit: int) -> bytes:
-        """The first pieces, up to `limit` bytes or the end; they come again. A break is left for who reads on."""
+        """What the first pieces say, up to `limit` bytes or the end; they come again. A break is left for who reads on.
+        An encoding is undone where it can be."""
         size, whole = sum(map(len, self._looked_at)), self._answer.length
         while size < limit and size != whole and (piece := self._answer.here() or await self._answer.piece()):
             self._looked_at.append(piece)
             size += len(piece)
         self._is_here = size == whole
-        return b"".join(self._looked_at)
+        return self._read(b"".join(self._looked_at), limit)
+
+    def _read(self, raw: bytes, limit: int) -> bytes:
+        try:
+            encoding, plain = self._named(), b""
+            for part in encoding.feed(raw) if encoding else [raw]:
+                plain += part
+                if len(plain) >= limit:
+                    break
+            return plain
+        except (Unknown, Broken):
+            return raw
+
+    def _named(self) -> Coding | None:
+        """The undoing of the encoding that the answer names. Raises Unknown."""
+        if self._answer.get("content-encoding") is None:
+            return None
+        every = [value for name, value in self._answer.headers if name.lower() == "content-encoding"]
+        return inflater(",".join(every))
 
     def come(self) -> bytes:
-        """What has come so far, without a wait; it comes again."""
+        """What has come so far as it came, without a wait; it comes again."""
         if piece := self._answer.here():
             self._looked_at.append(piece)
         self._is_here = sum(map(len, self._looked_at)) == self._answer.length
@@ -43,15 +62,18 @@ class Body:
             self._looked_at.append(piece)
         return self._looked_at[0] if self._looked_at else b""
 
+    async def more(self) -> bool:
+        """Read on, as part of what was looked at; False at the end."""
+        piece = self._answer.here() or await self._answer.piece()
+        self._looked_at[-1] += piece
+        return bool(piece)
+
     def undo(self) -> bool:
         """Undo the answer's encoding, where it has one: we asked for none, and cannot record what we cannot read."""
-        named = self._answer.get("content-encoding")
-        if named is not None:
-            every = [value for name, value in self._answer.headers if name.lower() == "content-encoding"]
-            try:
-                self._encoding = inflater(",".join(every))
-            except Unknown:
-                self.unknown = True
+        try:
+            self._encoding = self._named()
+        except Unknown:
+            self.unknown = True
         return self._encoding is not None
 
     @property

@@ -29,7 +29,7 @@ from proxy.web.listener import Answered, Listener, WhileThere
 from proxy.web.live import Place
 from proxy.web.runtime import Runtime
 from proxy.web.target import Target
-from proxy.web.turn import RecordedTurn
+from proxy.web.turn import GRACE, RecordedTurn
 
 log = logging.getLogger("proxy.relay")
 
@@ -201,16 +201,18 @@ def _reused() -> IdempotencyKeyReused:
 
 async def _place(request: web.BaseRequest, runtime: Runtime, call: Call, on_busy: Busy) -> Place:
     """The place in a line that is not free now. Turns that nobody listens to any more are cut for it, but not
-    one with the same body: its client may come back for it."""
+    one with the same body: its client may come back for it. One that has its finish_reason has a moment to end."""
     sessions, live = runtime.config.sessions, runtime.live
     if on_busy is Busy.REJECT:
         raise SessionBusy("A turn of this session is in flight. Send this one when it has ended, or let it queue.")
+
+    patient = time.monotonic() + GRACE
 
     def look(interrupts: bool = False) -> None:
         for turn in live.turns(call.key):
             orphaned = turn.broadcast.deserted and turn.call.request != call.request
             if turn.follows and (interrupts or orphaned):
-                turn.stop(_interrupted())
+                turn.stop(_interrupted(), at_once=time.monotonic() > patient)
 
     look(on_busy is Busy.INTERRUPT)
     waits: float | None = time.monotonic()

@@ -34,6 +34,7 @@ from proxy.web.upstream import Response
 
 log = logging.getLogger("proxy.turn")
 _CHAT = cast(Dialect, chat)
+GRACE = 2.0  # seconds that a reply which has its finish_reason gets to end as its upstream ends it, once it is stopped
 
 
 class RecordedTurn:

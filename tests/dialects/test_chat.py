@@ -197,6 +197,12 @@ def test_a_stream_folds_to_its_message_model_usage_and_finish() -> None:
         (stream(text("a")) + b"event: error\ndata: not json\n\n", False, True),
         (stream(text("a")) + b"event: error\ndata: []\n\n", False, True),
         (stream(text("a")) + b'error: {"code":500}\n', False, True),
+        # vLLM's older servers and Mistral; gateways in front of Anthropic; MiniMax.
+        (stream(text("a"), {"object": "error", "message": "x", "code": 500}, b"[DONE]"), False, True),
+        (stream(text("a"), {"type": "error", "message": "x"}, b"[DONE]"), False, True),
+        (stream(text("a"), {"choices": None, "base_resp": {"status_code": 1002}}), False, True),
+        (stream(text("a"), {"choices": None, "base_resp": {"status_code": 0}}, b"[DONE]"), False, False),
+        (stream({"object": "error"} | text("a"), {"type": "error"} | text("")), False, False),
     ],
 )
 def test_an_error_anywhere_makes_the_reply_an_error(body: bytes, finished: bool, error: bool) -> None:

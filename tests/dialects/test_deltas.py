@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.dialects.deltas import Fold
+from proxy.dialects.deltas import Fold, fails
 
 Json = dict[str, Any]
 
@@ -184,6 +184,36 @@ def test_deltas_add_up_to_a_message(deltas: list[Any], wanted: Json | None) -> N
     assert fold(*deltas) == wanted
 
 
+def thought(text: Any = "", signature: Any = "", **more: Any) -> Json:
+    return {"type": "thinking", "thinking": text, "signature": signature, **more}
+
+
+REDACTED = {"type": "redacted_thinking", "data": "X"}
+BLOCKS: list[tuple[str, list[Any], list[Any]]] = [
+    # BerriAI/litellm 29428: one for each event of Claude's
+    ("the signature alone", [thought("a"), thought("b"), thought("", "s")], [thought("ab", "s")]),
+    ("the whole text again", [thought("a"), thought("b"), thought("ab", "s")], [thought("ab", "s")]),
+    ("the last of the text", [thought("a"), thought("b", "s")], [thought("ab", "s")]),
+    ("a signature of no text", [thought("", "s")], [thought("", "s")]),
+    ("nothing for a signature", [thought("a", None), thought(None, "s")], [thought("a", "s")]),
+    ("one after another", [thought("a", "s"), thought("b"), thought("", "t")], [thought("a", "s"), thought("b", "t")]),
+    (
+        "a redacted one between",
+        [thought("a", "s"), REDACTED, thought("b", "t")],
+        [thought("a", "s"), REDACTED, thought("b", "t")],
+    ),
+    ("a redacted one first", [REDACTED, REDACTED, thought("b", "t")], [REDACTED, REDACTED, thought("b", "t")]),
+    ("none signed", [thought("a"), thought("b", index=1)], [thought("ab", index=1)]),
+    ("no blocks", ["a", 5, thought("a"), None], ["a", 5, thought("a"), None]),
+]
+
+
+@pytest.mark.parametrize(("pieces", "wanted"), [case[1:] for case in BLOCKS], ids=[case[0] for case in BLOCKS])
+def test_a_thought_goes_on_until_its_signature(pieces: list[Any], wanted: list[Any]) -> None:
+    assert fold(*[{"thinking_blocks": [each]} for each in pieces]) == said(thinking_blocks=wanted)
+    assert fold({"thinking_blocks": pieces}) == said(thinking_blocks=wanted)
+
+
 def test_content_and_tool_calls_stand_in_one_reply() -> None:
     message = fold({"content": " "}, {"content": "\n", "tool_calls": [piece(0, "a", "f")]}, {"tool_calls": None})
     assert message == said(" \n", tool_calls=[call("a", "f")])
@@ -262,6 +292,8 @@ def test_choices_interleave_and_the_first_is_recorded() -> None:
     ("reasons", "wanted", "error"),
     [
         ([None, ""], None, False),
+        (["null", "null"], None, False),
+        (["null", "stop"], "stop", False),
         (["stop"], "stop", False),
         (["stop", "stop", None], "stop", False),
         (["tool_calls", "stop"], "tool_calls", False),
@@ -278,6 +310,23 @@ def test_the_first_finish_reason_counts_and_an_error_is_one(
     for reason in reasons:
         folded.chunk({"choices": [{"delta": {}, "finish_reason": reason}]})
     assert (folded.finish_reason, folded.error) == (wanted, error)
+
+
+@pytest.mark.parametrize(
+    ("chunk", "wanted"),
+    [
+        ({"error": {"message": "x"}, "choices": []}, True),
+        ({"object": "error", "message": "x"}, True),
+        ({"type": "error", "message": "x"}, True),
+        ({"choices": None, "base_resp": {"status_code": 1002}}, True),
+        ({"choices": None, "base_resp": {"status_code": 0}}, False),
+        ({"choices": [], "object": "error", "base_resp": {"status_code": 1002}}, False),
+        ({"error": None, "base_resp": 5}, False),
+        ({"usage": {"total_tokens": 2}}, False),
+    ],
+)
+def test_a_chunk_fails_by_its_error_or_by_being_one_without_choices(chunk: dict[str, Any], wanted: bool) -> None:
+    assert fails(chunk) is wanted
 
 
 def test_a_finish_reason_may_share_the_chunk_with_text_and_an_error_with_either() -> None:

@@ -144,6 +144,16 @@ WRONG: Json = {**SAID, "tool_calls": [call(arguments="{")]}
 
 PROFILED: list[tuple[str, str, Json, Json | None]] = [
     ("every reasoning", "echo", {**REASONED, **DETAILED}, {**REASONED, **DETAILED}),
+    (
+        "LiteLLM's thinking that was cut",
+        "echo",
+        {
+            **ACTED,
+            "thinking_blocks": [THOUGHT, {**THOUGHT, "signature": ""}, {"type": "redacted_thinking", "data": "X"}],
+        },
+        {**ACTED, "thinking_blocks": [THOUGHT, {"type": "redacted_thinking", "data": "X"}]},
+    ),
+    ("and nothing else", "echo", {**ACTED, "thinking_blocks": [{**THOUGHT, "signature": ""}]}, ACTED),
     ("LiteLLM's thinking", "echo", {**ACTED, "thinking_blocks": [THOUGHT]}, {**ACTED, "thinking_blocks": [THOUGHT]}),
     ("no reasoning", "openai", REASONED | DETAILED, ACTED),
     ("a refusal", "openai", {**SAID, "refusal": "no"}, {**SAID, "refusal": "no"}),
@@ -342,6 +352,8 @@ SURROGATE = call("d", '{"a":"\ud83d"}')
         ("tool_calls", False, "abcd"),
         ("tool_calls", True, "acd"),
         ("length", False, "ad"),
+        ("model_length", False, "ad"),
+        ("MAX_TOKENS", False, "ad"),
         ("content_filter", False, "ad"),
         ("length", True, "ad"),
         (None, False, "ad"),

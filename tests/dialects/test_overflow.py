@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.dialects import chat
-from proxy.dialects.overflow import STATUSES, Kind, Overflow, begins, is_own, overflow, room, within
+from proxy.dialects.overflow import STATUSES, Kind, Overflow, begins, goes_on, is_own, overflow, room, within
 from tests.fakes import recordings
 
 OPENAI = "This model's maximum context length is 8192 tokens. However, your messages resulted in 8545 tokens. Please"
@@ -515,10 +515,18 @@ def test_an_answer_that_no_prompt_leaves_room_for_is_the_requests_own_fault(aske
 @pytest.mark.parametrize("head", [b"", b": PROCESSING\n\n", b"event: error\n", b"\r\n: a\r\nid: 1\r\n"])
 def test_the_first_event_of_a_stream_may_say_it(head: bytes) -> None:
     said = head + b"data: " + json.dumps(openai(OPENAI)).encode() + b"\n\n"
-    assert begins(said) and not (head and begins(head))
+    assert begins(said) and begins(head) is (b"event" in head or b"id" in head)
+    assert goes_on(head) and not goes_on(said)
     assert within(said) == Overflow(8192, 8545)
     assert within(head + b'data: {"choices":[{"delta":{"content":"maximum context length"}}]}\n\n') is None
     assert within(head + b"{}") is None
+    assert within(head + json.dumps(openai(OPENAI)).encode()) is None  # what its head says would not hold any more
+    # llama.cpp's older servers have a field of their own; there is no `error` in what it says.
+    llama = json.dumps({"code": 400, "message": "it exceeds the available context size", "n_ctx": 8192}).encode()
+    assert within(head + b"error: " + llama + b"\n\n") == Overflow(8192)
+    # vLLM's names the event alone (fms-guardrails-orchestrator 436)
+    named = b"event: error" in head
+    assert (within(head + b"data: " + llama + b"\n\n") == Overflow(8192)) is named
     # vLLM behind a gateway (NousResearch/hermes-agent 68451)
     venice = {"error_type": "context_length_exceeded", "error_message": "maximum context length is 163840 tokens"}
     assert within(head + b"data: " + json.dumps(venice).encode() + b"\n\n") == Overflow(163840)

@@ -79,6 +79,7 @@ def test_what_stands_before_and_behind_counts_for_nothing(before: bytes, behind:
         stream(said(content="hi", name="x")),
         stream(said(reasoning="a"), said(reasoning_content="b")),
         stream(HI, said("error")),
+        stream(HI, said("null")),
         stream(HI, {**HI, "error": {"code": 502}}),
         stream({"choices": [*HI["choices"], *HI["choices"]]}),
         stream({"choices": [{"index": 1, "delta": {"content": "x"}}]}),

@@ -371,6 +371,16 @@ async def test_an_orphan_whose_finish_reason_came_is_waited_for(serve: Serve) ->
         assert upstream.requests[1].messages == [user("x"), assistant("re x"), user("next")]
 
 
+async def test_an_orphan_that_never_ends_behind_its_finish_reason_holds_nobody_up_for_long(serve: Serve) -> None:
+    held = Held(x=4)
+    async with ScriptedUpstream(held) as upstream:
+        proxy = await serve(upstream.base_url)
+        await orphaned(held, proxy)
+        after: Any = await asyncio.wait_for(ask(proxy.port, user("next")), 5)
+        assert after.answer.status == 200
+        assert upstream.requests[1].messages == [user("x"), assistant("re x"), user("next")]
+
+
 async def test_one_whose_client_leaves_while_another_waits_is_interrupted(serve: Serve) -> None:
     held = Held(x=2)
     async with ScriptedUpstream(held) as upstream:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gzip
 import json
 from collections.abc import Callable
 from itertools import pairwise
@@ -12,7 +14,7 @@ import pytest
 from proxy.core.learned import PROBED
 from proxy.web.failures import PATIENCE, TRIED
 from tests.dialects.test_overflow import COUNTS, SAYS, VLLM
-from tests.fakes import Received, Reply, ScriptedUpstream, completion, error, event, sse
+from tests.fakes import RawClient, Received, Reply, ScriptedUpstream, completion, error, event, sse
 from tests.web.conftest import RunningProxy, Serve
 from tests.web.talk import Answer, ask, history, user
 from tests.web.test_long_sessions import TOKENS, WORDS, counted, dropped, is_prefix, talked, too_long
@@ -76,6 +78,40 @@ async def test_nor_does_one_of_messages_images_or_bytes(serve: Serve, number: in
         assert len(upstream.requests) <= 26  # how many it takes is remembered
         assert all(request.messages[0] != user([PICTURE]) for request in upstream.requests[-4:])
         assert len(upstream.requests[-1].messages) == 47  # no message left
+
+
+async def test_an_error_in_an_encoding_is_read_and_handed_on_as_it_is(serve: Serve) -> None:
+    said = too_long(16)
+
+    def answered(request: Received) -> Reply:
+        reply = said(request)
+        if reply.status != 200:
+            reply.pieces = [gzip.compress(reply.pieces[0])]
+            reply.headers += [("Content-Encoding", "gzip")]
+        return reply
+
+    async with ScriptedUpstream(answered) as upstream:
+        proxy = await serve(upstream.base_url)
+        told = await talked(proxy, 12)
+        assert dropped(told[-1]) > 0
+        answer = await ask(proxy.port, [user("question")] * 17)
+        assert (answer.status, answer.head.header("content-encoding")) == (400, "gzip")
+        assert b"available context size" in gzip.decompress(answer.data)
+
+
+@pytest.mark.parametrize("encoding", ["none", "gzip", "x-unknown"])
+async def test_an_error_that_is_not_in_the_encoding_it_names_is_looked_at_as_it_is(serve: Serve, encoding: str) -> None:
+    said = too_long(16)
+
+    def answered(request: Received) -> Reply:
+        reply = said(request)
+        if reply.status != 200:
+            reply.headers += [("Content-Encoding", encoding)]
+        return reply
+
+    async with ScriptedUpstream(answered) as upstream:
+        proxy = await serve(upstream.base_url)
+        assert dropped((await talked(proxy, 12))[-1]) > 0
 
 
 async def test_an_error_that_nobody_can_read_is_answered_by_a_careful_cut(serve: Serve) -> None:
@@ -170,6 +206,47 @@ async def test_an_error_that_begins_a_stream_is_answered_by_a_cut(serve: Serve, 
     assert len((await history(proxy)).line) == 48
     if comment and framing == "chunked":
         assert sum([answer.data.startswith(comment) for answer in told]) == len(upstream.requests) - 24
+
+
+@pytest.mark.parametrize("cuts", [(4,), (13, 16), (14, 24), (27,), (34,), (36,), (40, 41), (60,)])
+async def test_an_error_that_begins_a_stream_may_come_in_pieces(serve: Serve, cuts: tuple[int, ...]) -> None:
+    said = {"error": {"message": "maximum context length is 960 tokens only"}}
+    body = b": PROCESSING\n\n" + b"event: error\n" + event(said)
+
+    def studio(request: Received) -> Reply:
+        if len(request.messages) <= 16:
+            return counted(request)
+        places = [0, *cuts, len(body)]
+        reply = sse("x", delay=0.02)
+        reply.pieces = [body[begin:end] for begin, end in pairwise(places)]
+        return reply
+
+    async with ScriptedUpstream(studio) as upstream:
+        proxy = await serve(upstream.base_url)
+        told = await talked(proxy, 10, stream=True)
+    assert all([b"answer" in answer.data and b"error" not in answer.data for answer in told])
+
+
+async def test_the_first_event_of_an_answer_is_not_held_until_its_line_ends(serve: Serve) -> None:
+    async with ScriptedUpstream(counted) as upstream:
+        proxy = await serve(upstream.base_url)
+        await talked(proxy, 10, stream=True)
+        go = asyncio.Event()
+
+        async def gate(index: int) -> None:
+            if index:
+                await go.wait()
+
+        begun = event({"choices": [{"index": 0, "delta": {"content": "Hel"}}]})
+        upstream.script = [sse("x", gate=gate)]
+        upstream.script[0].pieces = [begun[:-2], begun[-2:] + b"data: [DONE]\n\n"]
+        async with RawClient(proxy.port) as client:
+            body = {"model": "m", "messages": [user("more" + WORDS)], "stream": True}
+            await client.post("/v1/chat/completions", body, [("sessionId", "s1")])
+            await client.head()
+            assert await client.piece() == begun[:-2]
+            go.set()
+            assert await client.body() == begun[-2:] + b"data: [DONE]\n\n"
 
 
 async def test_an_error_that_begins_a_stream_stands_where_no_cut_helps(serve: Serve) -> None:

@@ -4,6 +4,7 @@ and what is paid for is bounded."""
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import os
 import time
@@ -131,10 +132,16 @@ async def test_one_that_fails_leaves_the_last_one_in_every_prompt(
         print(f"\n{kind}: {asked} requests for summaries in {DEEP} turns that fail, {took:.1f} s", end="")
 
 
+def in_gzip(reply: Reply) -> Reply:
+    headers = [*reply.headers, ("Content-Encoding", "gzip")]
+    return Reply(200, headers, [gzip.compress(b"".join(reply.pieces))])
+
+
 TAKEN: dict[str, tuple[Callable[[], Reply], str]] = {
     "length": (lambda: completion("Ann lives in Rome. She has", finish="length"), f"Ann lives in Rome. She has{SHORT}"),
     "sse": (lambda: sse("Ann lives ", "in Rome."), "Ann lives in Rome."),
     "thoughts": (lambda: completion("<think>Hm.</think>\nAnn lives in Rome."), "Ann lives in Rome."),
+    "gzip": (lambda: in_gzip(completion("Ann lives in Rome.")), "Ann lives in Rome."),
     "a copied first line": (lambda: completion(f"{HEADING}\n\nAnn lives in Rome."), "Ann lives in Rome."),
 }
 
@@ -243,6 +250,27 @@ async def test_an_upstream_whose_context_shrinks_gets_less_of_the_summary(serve:
             await idle(proxy)
     assert refused <= 2
     assert all([summary_of(request) for request in upstream_of.turns[turns:]])
+
+
+@pytest.mark.parametrize("said", ["maximum context length is 1200 tokens", "Too many messages, at most 20", "no"])
+async def test_where_nothing_else_can_leave_the_summary_does_for_that_request(serve: Serve, said: str) -> None:
+    upstream_of = Failing()
+
+    async def answer(request: Received) -> Reply:
+        if len(request.messages) > 20:
+            return error(400, {"error": {"message": said}})
+        return await upstream_of(request)
+
+    async with ScriptedUpstream(answer) as upstream:
+        proxy = await serve(upstream.base_url, upstream=OURS, history=TIMED)
+        turns = await begun(proxy, upstream_of)
+        many = [user(f"part {n}{WORDS}") for n in range(19)]
+        told = [(await ask(proxy.port, many)).status for _ in range(3)]
+        assert told == ([200] * 3 if said != "no" else [400, 400, 200])
+        assert summary_of(upstream_of.turns[-1]) is None
+        await idle(proxy)
+        await talk(proxy.port, 1, turns)
+        assert summary_of(upstream_of.turns[-1])
 
 
 async def test_a_summary_for_a_small_model_is_none_of_a_large_ones_business(serve: Serve) -> None:
