@@ -21,8 +21,8 @@ from proxy.commands import backup, completion, db, doctor, init, restore
 from proxy.errors import CannotListen, ConfigError, ProxyError, StoreLocked
 
 if TYPE_CHECKING:
-    from proxy.config import Config
-    from proxy.shapes import Shape
+    from proxy.config.model import Config
+    from proxy.config.value_types import Shape
 
 FAILURE, CONFIGURATION = 1, 78
 
@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from proxy import daemon
+    from proxy.service import daemon
 
     def load() -> Config:
         return _load(options.config, options.listen, options.upstream)[0]
@@ -99,7 +99,8 @@ def _serve(options: argparse.Namespace) -> int:
 def _load(file: Path | None, listen: str | None, upstream: str | None = None) -> tuple[Config, list[str]]:
     """The configuration, and what in it is hardly meant: a file's, else the defaults, in front of `upstream` where
     one is named."""
-    from proxy import config, shapes
+    from proxy.config import model as config
+    from proxy.config import value_types as shapes
 
     if file:
         loaded, doubts = config.examine(file, os.environ)
@@ -116,7 +117,7 @@ def _load(file: Path | None, listen: str | None, upstream: str | None = None) ->
 
 def _defaults() -> tuple[Config, list[str]]:
     """What the file says that `init` writes, and so the environment, in the same words without a place."""
-    from proxy import config
+    from proxy.config import model as config
 
     def placeless(said: list[str]) -> list[str]:
         return [re.sub(r"^.*?:\d+:\d+: (warning: )?", "", line) for line in said]
@@ -129,13 +130,13 @@ def _defaults() -> tuple[Config, list[str]]:
 
 
 def _base_url(text: str) -> str:
-    from proxy.shapes import BASE_URL
+    from proxy.config.value_types import BASE_URL
 
     return str(_read(BASE_URL, text))
 
 
 def _address(text: str) -> str:
-    from proxy.shapes import ADDRESS
+    from proxy.config.value_types import ADDRESS
 
     _read(ADDRESS, text)
     return text
@@ -163,7 +164,7 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _schema(options: argparse.Namespace) -> int:
-    from proxy import config
+    from proxy.config import model as config
 
     print(json.dumps(config.schema(), indent=2))
     return 0

@@ -1,7 +1,7 @@
 """What can go wrong, who is at fault, and what the caller should do.
 
 One class per kind of fault. Raised at the cause, turned into HTTP in one place
-(`web/app.py`). This module imports nothing and knows no HTTP library.
+(`server/app.py`). This module imports nothing and knows no HTTP library.
 """
 
 from __future__ import annotations

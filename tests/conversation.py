@@ -11,17 +11,20 @@ from typing import Any, cast
 
 from msgspec import structs
 
-from proxy.core.clients import client_of, moved_on
 from proxy.core.exchange import Dialect, Exchange, Outcome, Verdict
 from proxy.core.history import History
-from proxy.core.members import dumps, elements
+from proxy.core.json_bytes import dumps, elements
+from proxy.core.matching.reconcile import decide
+from proxy.core.matching.retries import is_retry, retried
+from proxy.core.matching.speakers import client_of, moved_on
 from proxy.core.model import Ask, Cut, Turn, TurnState
 from proxy.core.plan import Flight, Mode, Plan
-from proxy.core.reconcile import decide
-from proxy.core.retries import is_retry, retried
-from proxy.core.window import Bound, Window, begin, in_force, is_trimmed, places, reaching
-from proxy.dialects import chat, groups, marks, sending
-from proxy.dialects.turns import turns_of
+from proxy.core.window.choose import Bound, Window, begin, in_force, is_trimmed, places, reaching
+from proxy.dialects.chat import compose as sending
+from proxy.dialects.chat import fingerprints as marks
+from proxy.dialects.chat import tool_groups as groups
+from proxy.dialects.chat import wire as chat
+from proxy.dialects.chat.turns import turns_of
 
 Json = dict[str, Any]
 

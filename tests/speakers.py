@@ -13,7 +13,7 @@ from itertools import count
 from random import Random
 from typing import Any
 
-from proxy.core.members import dumps
+from proxy.core.json_bytes import dumps
 from proxy.core.model import CLIENT
 from tests.conversation import Answer, Pending, Posted, Session
 

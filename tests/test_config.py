@@ -14,9 +14,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy import config, source
+from proxy.config import model as config
+from proxy.config import yaml_source as source
+from proxy.config.workable import too_small
 from proxy.errors import ConfigError
-from proxy.workable import too_small
 
 SHIPPED = Path(__file__).parent.parent / "config"
 HASH = hashlib.sha256(b"kitchen-key").hexdigest()

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from proxy.lines import Lines, is_journal, loop_fault
+from proxy.observe.log import Lines, is_journal, loop_fault
 
 REQUEST = {"method": "POST", "path": "/v1/chat/completions", "status": 200, "request": "r1", "in": 3, "total_ms": 1.25}
 TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
@@ -52,7 +52,7 @@ def pipe() -> Iterator[Pipe]:
 
 def record(message: str, *arguments: object, level: int = logging.INFO, error: BaseException | None = None) -> Any:
     info = (type(error), error, error.__traceback__) if error else None
-    return logging.LogRecord("proxy.daemon", level, "", 0, message, arguments, info)
+    return logging.LogRecord("proxy.service.daemon", level, "", 0, message, arguments, info)
 
 
 def raised(error: Exception, cause: Exception | None = None) -> Exception:

@@ -15,22 +15,24 @@ from typing import Any
 
 import pytest
 
-from proxy.config import Config
+from proxy.config.model import Config
+from proxy.context.request_log import Line
+from proxy.context.routing import find
+from proxy.context.runtime import Runtime
 from proxy.core.history import History
+from proxy.core.matching.reconcile import decide
 from proxy.core.model import Message, Reply, SessionKey, Turn
 from proxy.core.plan import Plan
-from proxy.core.reconcile import decide
-from proxy.dialects import chat, marks, sending
-from proxy.dialects.turns import turns_of
+from proxy.dialects.chat import compose as sending
+from proxy.dialects.chat import fingerprints as marks
+from proxy.dialects.chat import wire as chat
+from proxy.dialects.chat.turns import turns_of
+from proxy.stores.cache import WarmStore
 from proxy.stores.memory import MemoryStore
-from proxy.stores.sqlite import SQLiteStore
-from proxy.stores.warm import WarmStore
-from proxy.web.call import Call
-from proxy.web.line import Line
-from proxy.web.runtime import Runtime
-from proxy.web.target import find
-from proxy.web.upstream import Client
-from proxy.web.window import Fit
+from proxy.stores.sqlite.store import SQLiteStore
+from proxy.turns.chat_request import Call
+from proxy.turns.fit import Fit
+from proxy.upstream.client import Client
 
 KEY = SessionKey(b"t", "s")
 WINDOW = 40  # messages

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.core.members import dumps, loads
+from proxy.core.json_bytes import dumps, loads
 from proxy.core.plan import Decision
-from proxy.dialects.profiles import PROFILES
+from proxy.dialects.chat.profiles import PROFILES
 from proxy.errors import BadRequest
 from tests import strict
 from tests.conversation import Answer, Session

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core.usage import Counts
-from proxy.numbers import LONG, SHORT, Numbers, Spread
+from proxy.observe.counters import LONG, SHORT, Numbers, Spread
 
 
 @given(st.lists(st.floats(0, 2000) | st.sampled_from(LONG)))

@@ -19,10 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.core.history import Entry
-from proxy.core.members import dumps
+from proxy.core.json_bytes import dumps
 from proxy.core.model import Turn
 from proxy.core.plan import Decision, Mode
-from proxy.dialects import marks
+from proxy.dialects.chat import fingerprints as marks
 from tests.conversation import Answer, Posted, Session
 
 Json = dict[str, Any]

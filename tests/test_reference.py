@@ -13,15 +13,19 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
 
-from proxy import config, errors, shapes
+from proxy import errors
+from proxy.config import model as config
+from proxy.config import value_types as shapes
+from proxy.context import request_log as lines
 from proxy.core import headers
 from proxy.core.exchange import Verdict
-from proxy.metrics import Metrics, Present
-from proxy.numbers import Numbers
+from proxy.downstream import cors
+from proxy.observe.counters import Numbers
+from proxy.observe.prometheus import Metrics, Present
+from proxy.server import sessions_api as api
 from proxy.stores.base import Standing
-from proxy.stores.migration import steps
-from proxy.web import api, call, cors
-from proxy.web import line as lines
+from proxy.stores.sqlite.migration import steps
+from proxy.turns import chat_request as call
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "reference"

@@ -14,7 +14,7 @@ from random import Random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.core.members import loads
+from proxy.core.json_bytes import loads
 from tests.conversation import Answer, Pending, Session
 from tests.speakers import Json, Words, answered, body_of, line_of, plainly, sent_to, software, system
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.status import Status
+from proxy.service.status import Status
 
 
 class Told:

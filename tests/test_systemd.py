@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.systemd import inherited, notify, patience
+from proxy.service.systemd import inherited, notify, patience
 
 
 def heard(address: str, environ: dict[str, str]) -> tuple[bool, bytes]:

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from proxy.commands import place
+from proxy.commands import db_location as place
 from proxy.commands.progress import bar
 
 
@@ -20,7 +20,7 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from proxy.stores import backup
+    from proxy.stores.sqlite import backup
 
     made = options.folder / time.strftime(backup.STAMP, time.gmtime())
     backup.back_up(place.database(options), made, bar("backup"))

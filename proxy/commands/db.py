@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from proxy.commands import place
+from proxy.commands import db_location as place
 from proxy.commands.progress import bar
 
 BATCH = 100  # sessions; a batch is one short transaction
@@ -35,7 +35,9 @@ def add(commands: Any) -> None:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from proxy.stores import inspection, reading, secret
+    from proxy.stores import secret
+    from proxy.stores.sqlite import inspection
+    from proxy.stores.sqlite import snapshot as reading
 
     database = place.database(options)
     with reading.snapshot(database) as connection:
@@ -55,7 +57,8 @@ def _check(options: argparse.Namespace) -> int:
 def _stats(options: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from proxy.stores import inspection, reading
+    from proxy.stores.sqlite import inspection
+    from proxy.stores.sqlite import snapshot as reading
 
     database = place.database(options)
     with reading.snapshot(database) as connection:
@@ -72,7 +75,8 @@ def _stats(options: argparse.Namespace) -> int:
 
 
 def _purge(options: argparse.Namespace) -> int:
-    from proxy.stores import inspection, reading
+    from proxy.stores.sqlite import inspection
+    from proxy.stores.sqlite import snapshot as reading
 
     database = place.database(options)
     now = time.time_ns() // 1_000_000
@@ -88,7 +92,7 @@ def _purge(options: argparse.Namespace) -> int:
 
 def _through_the_proxy(database: Path, idle: int, count: int) -> int | None:
     """The number of sessions purged; None where no proxy runs."""
-    from proxy.commands import running
+    from proxy.commands import running_proxy as running
 
     draw, purged, more = bar("purge"), 0, True
     while more:
@@ -103,7 +107,7 @@ def _through_the_proxy(database: Path, idle: int, count: int) -> int | None:
 
 async def _directly(database: Path, now: int, idle: int, count: int) -> int:
     """The same under the lock; and the file is as small as it can be."""
-    from proxy.stores.sqlite import SQLiteStore
+    from proxy.stores.sqlite.store import SQLiteStore
 
     draw, purged = bar("purge"), 0
     store = await SQLiteStore.open(database, idle)
@@ -120,7 +124,7 @@ async def _directly(database: Path, now: int, idle: int, count: int) -> int:
 
 def _duration(text: str) -> int:
     """In ms."""
-    from proxy.shapes import DURATION
+    from proxy.config.value_types import DURATION
 
     try:
         return int(DURATION.read(text) * 1000)

@@ -7,11 +7,11 @@ import asyncio
 import os
 from typing import TYPE_CHECKING, Any
 
-from proxy.commands import place
+from proxy.commands import db_location as place
 
 if TYPE_CHECKING:
     from proxy.commands.finding import Finding
-    from proxy.config import Config
+    from proxy.config.model import Config
 
 
 def add(commands: Any) -> None:
@@ -25,7 +25,7 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from proxy.commands import machine
+    from proxy.commands import doctor_machine as machine
 
     config, database = place.load(options)
     key = None
@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 async def _network(config: Config, url: str | None, key: str | None) -> list[Finding]:
-    from proxy.commands import network
+    from proxy.commands import doctor_network as network
 
     found = []
     async for finding in network.upstreams(config):

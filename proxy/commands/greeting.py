@@ -6,7 +6,7 @@ import ipaddress
 from shlex import quote
 from urllib.parse import urlsplit
 
-from proxy.config import Config, address
+from proxy.config.model import Config, address
 
 _CALL = """\
 {curl}/chat/completions -H 'Content-Type: application/json' {headers} \

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from proxy.commands import place
+from proxy.commands import db_location as place
 from proxy.commands.progress import bar
 
 
@@ -19,7 +19,7 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from proxy.stores import backup
+    from proxy.stores.sqlite import backup
 
     database = place.database(options)
     aside = database.with_name("replaced-" + time.strftime(backup.STAMP, time.gmtime()))

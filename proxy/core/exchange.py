@@ -11,7 +11,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import NamedTuple, Protocol
 
-from proxy.core.members import Malformed
+from proxy.core.json_bytes import Malformed
 from proxy.core.model import Reply
 from proxy.core.sse import BOM, Terminator
 

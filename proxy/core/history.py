@@ -12,8 +12,8 @@ from typing import Any
 
 from msgspec import Struct
 
-from proxy.core.cuts import Made, joined, made
 from proxy.core.model import CARRIES, CLIENT, SIDE, Cut, Layout, Message, SessionState, Turn, TurnState
+from proxy.core.window.cuts import Made, joined, made
 
 # What stays of branches that the tip has left, until the session expires.
 SPARE_TURNS = 64

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from msgspec import Struct
 
-from proxy.core.alignment import Line
 from proxy.core.history import Entry
+from proxy.core.matching.alignment import Line
 from proxy.core.model import Ask, Layout, Message
 
 

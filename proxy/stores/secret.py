@@ -7,7 +7,7 @@ import hmac
 import os
 from pathlib import Path
 
-from proxy.stores.files import hand_over, sync
+from proxy.stores.sqlite.files import hand_over, sync
 
 SIZE = 32  # bytes
 

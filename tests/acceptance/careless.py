@@ -6,7 +6,7 @@ Not a way to run it: what a power cut takes from this one proves that its test c
 from __future__ import annotations
 
 from proxy import cli
-from proxy.stores import sqlite
+from proxy.stores.sqlite import store as sqlite
 
 FULL, NORMAL = "PRAGMA synchronous=FULL", "PRAGMA synchronous=NORMAL"
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from proxy.commands.running import ask
+from proxy.commands.running_proxy import ask
 from proxy.errors import StoreUnavailable
-from proxy.stores.lock import Lock
+from proxy.stores.sqlite.lock import Lock
 from tests.acceptance.acknowledged import Client, at_work, script
 from tests.fakes import RawClient, ScriptedUpstream, completion, eventually, sse
 from tests.process import ROOT, Proxy, run

@@ -18,7 +18,7 @@ import pytest
 
 from proxy.commands.greeting import greeting
 from proxy.commands.init import TEMPLATE
-from proxy.config import Config, load
+from proxy.config.model import Config, load
 from tests.acceptance.test_commands import ROOT, session_proxy
 from tests.fakes import RawClient, Received, Reply, ScriptedUpstream, completion, free_port
 

@@ -128,7 +128,7 @@ async def test_whatever_clients_send_there_are_as_many_series_as_before(tmp_path
 
 
 async def test_without_an_admin_listener_prometheus_client_is_not_loaded() -> None:
-    code = "import sys, proxy.daemon; print([name for name in sys.modules if 'prometheus' in name])"
+    code = "import sys, proxy.service.daemon; print([name for name in sys.modules if 'prometheus' in name])"
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE, cwd=ROOT)
     said, _ = await process.communicate()
     assert said == b"[]\n"

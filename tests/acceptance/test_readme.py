@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from proxy.commands.greeting import greeting
-from proxy.config import Config
+from proxy.config.model import Config
 
 ROOT = Path(__file__).resolve().parents[2]
 # What agents are set to is run by `make clients`.

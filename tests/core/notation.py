@@ -22,13 +22,14 @@ from itertools import count, groupby
 from typing import Any
 
 from proxy.core.history import Entry, History
-from proxy.core.members import dumps, loads
+from proxy.core.json_bytes import dumps, loads
+from proxy.core.matching.reconcile import decide
 from proxy.core.model import CLIENT, Ask, Message, Reply, TurnState
 from proxy.core.plan import Flight, Mode, Plan, Sent
-from proxy.core.reconcile import decide
-from proxy.dialects import chat, marks
-from proxy.dialects.sending import form_of
-from proxy.dialects.turns import turns_of
+from proxy.dialects.chat import fingerprints as marks
+from proxy.dialects.chat import wire as chat
+from proxy.dialects.chat.compose import form_of
+from proxy.dialects.chat.turns import turns_of
 
 FORM = form_of("auto", "upstream.example", None)
 ROLES = {"s": "system", "d": "developer", "n": "system", "r": "tool", **dict.fromkeys("uvey", "user")}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from proxy.core.exchange import RECORDED, Exchange, Verdict
 from proxy.core.model import Reply
-from proxy.dialects import chat
+from proxy.dialects.chat import wire as chat
 
 SSE = "text/event-stream; charset=utf-8"
 JSON = "application/json"

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.cuts import Made
 from proxy.core.history import (
     SIDE_TURNS,
     SPARE_BYTES,
@@ -23,6 +22,7 @@ from proxy.core.history import (
     own_entries,
 )
 from proxy.core.model import CARRIES, SIDE, Cut, Layout, Message, SessionState, Turn, TurnState
+from proxy.core.window.cuts import Made
 
 ROLES = {"u": "user", "a": "assistant", "t": "tool", "p": "assistant"}
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from proxy.core.members import Malformed
-from proxy.dialects import chat
+from proxy.core.json_bytes import Malformed
+from proxy.dialects.chat import wire as chat
 from tests import reader
 from tests.reader import READERS, paired
 

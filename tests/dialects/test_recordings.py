@@ -14,7 +14,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from proxy.core.exchange import Exchange, Outcome, Verdict
-from proxy.dialects import chat, forms, profiles
+from proxy.dialects.chat import profiles
+from proxy.dialects.chat import reply_form as forms
+from proxy.dialects.chat import wire as chat
 from tests.fakes import Recording, recordings
 
 RECORDINGS = recordings()

@@ -15,9 +15,9 @@ import pytest
 from proxy.core.history import History, Session
 from proxy.core.model import Answer, Message, SessionKey, SessionState, Turn
 from proxy.stores.base import Store
+from proxy.stores.cache import WarmStore
 from proxy.stores.memory import MemoryStore
-from proxy.stores.sqlite import PACE, Pace, SQLiteStore
-from proxy.stores.warm import WarmStore
+from proxy.stores.sqlite.store import PACE, Pace, SQLiteStore
 
 TTL = 1000  # ms
 DAY = 24 * 3600 * 1000

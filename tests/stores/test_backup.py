@@ -15,18 +15,18 @@ import pytest
 
 from proxy.core.model import SessionKey
 from proxy.errors import StoreLocked, StoreUnavailable
-from proxy.stores.backup import NAME, back_up, prune, restore
-from proxy.stores.lock import Lock
-from proxy.stores.migration import steps
 from proxy.stores.secret import load_secret, secret_path
-from proxy.stores.sqlite import SQLiteStore
+from proxy.stores.sqlite.backup import NAME, back_up, prune, restore
+from proxy.stores.sqlite.lock import Lock
+from proxy.stores.sqlite.migration import steps
+from proxy.stores.sqlite.store import SQLiteStore
 from tests.stores.conftest import TTL, A, B, answer, full_disk, turn, turns
 
 ROOT = Path(__file__).parents[2]
 OLD, NEW = bytes(range(32)), bytes(range(32, 64))
 KILLED = """
 import os, pathlib, signal, sys
-from proxy.stores import backup
+from proxy.stores.sqlite import backup
 left = int(sys.argv[4])
 def hook(event, arguments):
     global left

@@ -10,10 +10,10 @@ import pytest
 
 from proxy.core.model import TurnState
 from proxy.errors import StoreUnavailable
-from proxy.stores.inspection import Stats, idle, problems, stats
-from proxy.stores.migration import steps
-from proxy.stores.reading import snapshot
-from proxy.stores.sqlite import SQLiteStore
+from proxy.stores.sqlite.inspection import Stats, idle, problems, stats
+from proxy.stores.sqlite.migration import steps
+from proxy.stores.sqlite.snapshot import snapshot
+from proxy.stores.sqlite.store import SQLiteStore
 from tests.stores.conftest import TTL, A, B, answer, turn, turns
 
 

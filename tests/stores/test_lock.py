@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from proxy.errors import StoreLocked
-from proxy.stores.lock import Lock
+from proxy.stores.sqlite.lock import Lock
 from tests.stores.conftest import full_disk
 
 HOLD = """
 import sys, pathlib
-from proxy.stores.lock import Lock
+from proxy.stores.sqlite.lock import Lock
 lock = Lock(pathlib.Path(sys.argv[1]))
 print("held", flush=True)
 sys.stdin.read()

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from proxy.core.model import SessionKey
-from proxy.stores.migration import steps
-from proxy.stores.sqlite import SQLiteStore
+from proxy.stores.sqlite.migration import steps
+from proxy.stores.sqlite.store import SQLiteStore
 from tests.stores.conftest import TTL
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +22,7 @@ SESSIONS = 50
 # The store opens the database itself; SQLite tells each statement before it runs.
 KILLED = """
 import asyncio, os, pathlib, signal, sys
-from proxy.stores import sqlite
+from proxy.stores.sqlite import store as sqlite
 left = int(sys.argv[2])
 def told(statement):
     global left

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from proxy.stores.secret import load_secret, refuse_foreign, seal_of
-from proxy.stores.sqlite import SQLiteStore
+from proxy.stores.sqlite.store import SQLiteStore
 from tests.stores.conftest import TTL, A, full_disk, turn
 
 FIRST, SECOND = bytes(range(32)), bytes(range(32, 64))

@@ -19,10 +19,10 @@ from proxy.core.history import fresh
 from proxy.core.learned import LIMIT_KEPT
 from proxy.core.model import Answer, Message, ModelKey, SessionKey, SessionState, Turn
 from proxy.errors import StoreLocked, StoreUnavailable
-from proxy.stores.migration import steps
-from proxy.stores.rows import SMALL
 from proxy.stores.secret import load_secret
-from proxy.stores.sqlite import BUSY, SQLiteStore
+from proxy.stores.sqlite.migration import steps
+from proxy.stores.sqlite.rows import SMALL
+from proxy.stores.sqlite.store import BUSY, SQLiteStore
 from tests.fakes import eventually
 from tests.stores.conftest import TTL, A, B, answer, full_disk, session, turn, turns
 

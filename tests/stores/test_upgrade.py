@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from proxy.stores.backup import NAME, restore
-from proxy.stores.migration import steps
 from proxy.stores.secret import SIZE, load_secret
-from proxy.stores.sqlite import SQLiteStore
-from proxy.stores.upgrade import KEPT, SPARE, copy_before, remove_old_copies
+from proxy.stores.sqlite.backup import NAME, restore
+from proxy.stores.sqlite.migration import steps
+from proxy.stores.sqlite.store import SQLiteStore
+from proxy.stores.sqlite.upgrade import KEPT, SPARE, copy_before, remove_old_copies
 from tests.stores.conftest import TTL
 from tests.stores.test_migration import make, schema
 

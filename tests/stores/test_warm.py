@@ -12,9 +12,9 @@ import pytest
 from proxy.core.history import History, Session, fresh
 from proxy.core.model import Message, SessionKey, SessionState, Turn
 from proxy.errors import StoreUnavailable
+from proxy.stores.cache import WarmStore
 from proxy.stores.memory import MemoryStore
-from proxy.stores.sqlite import SQLiteStore
-from proxy.stores.warm import WarmStore
+from proxy.stores.sqlite.store import SQLiteStore
 from tests.stores.conftest import TTL, A, B, answer, full_disk, session, turn, turns
 
 KEYS = [SessionKey(b"t", str(n)) for n in range(20)]

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from proxy.config import Config
+from proxy.config.model import Config
+from proxy.context.runtime import Runtime
+from proxy.server.app import build_app, build_runner
 from proxy.stores.base import Store
 from proxy.stores.memory import MemoryStore
-from proxy.web.app import build_app, build_runner
-from proxy.web.runtime import Runtime
-from proxy.web.upstream import Client
+from proxy.upstream.client import Client
 
 Serve = Callable[..., Awaitable["RunningProxy"]]
 

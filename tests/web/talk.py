@@ -12,14 +12,14 @@ from typing import Any
 
 from multidict import CIMultiDict
 
+from proxy.context import tenants as caller
 from proxy.core.history import History
-from proxy.core.members import elements
+from proxy.core.json_bytes import elements
 from proxy.core.model import SessionKey
-from proxy.dialects import chat
-from proxy.dialects.marks import mark
-from proxy.stores.sqlite import SQLiteStore
-from proxy.stores.warm import WarmStore
-from proxy.web import caller
+from proxy.dialects.chat import wire as chat
+from proxy.dialects.chat.fingerprints import mark
+from proxy.stores.cache import WarmStore
+from proxy.stores.sqlite.store import SQLiteStore
 from tests.fakes import Head, Pairs, RawClient, Received
 from tests.web.conftest import RunningProxy
 

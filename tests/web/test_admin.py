@@ -6,14 +6,14 @@ from typing import Any
 
 from aiohttp import web
 
-from proxy import metrics
-from proxy.config import Config
+from proxy.config.model import Config
+from proxy.context.runtime import Runtime
 from proxy.errors import StoreUnavailable
-from proxy.numbers import Numbers
+from proxy.observe import prometheus as metrics
+from proxy.observe.counters import Numbers
+from proxy.server import admin
 from proxy.stores.base import Standing
 from proxy.stores.memory import MemoryStore
-from proxy.web import admin
-from proxy.web.runtime import Runtime
 from tests.fakes import RawClient
 from tests.web.conftest import Serve
 

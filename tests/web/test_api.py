@@ -12,9 +12,9 @@ from urllib.parse import quote
 
 import pytest
 
+from proxy.stores.cache import WarmStore
 from proxy.stores.memory import MemoryStore
-from proxy.stores.sqlite import SQLiteStore
-from proxy.stores.warm import WarmStore
+from proxy.stores.sqlite.store import SQLiteStore
 from tests.fakes import Head, RawClient, Received, Reply, ScriptedUpstream, completion, eventually, sse
 from tests.web.conftest import Serve
 from tests.web.test_relay import ask, assistant, user

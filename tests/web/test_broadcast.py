@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core.headers import Pairs
+from proxy.downstream.broadcast import AHEAD, Broadcast
+from proxy.downstream.client_stream import Listener
 from proxy.errors import ProxyError, Stopped
-from proxy.web.broadcast import AHEAD, Broadcast
-from proxy.web.listener import Listener
 
 HEADERS = [("Content-Type", "text/event-stream"), ("X-Session-Decision", "append")]
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from proxy.config import Config
-from proxy.web import caller
+from proxy.config.model import Config
+from proxy.context import tenants as caller
 from tests.fakes import ScriptedUpstream, completion
 from tests.web.conftest import Serve
 from tests.web.talk import ask, user

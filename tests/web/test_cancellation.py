@@ -21,17 +21,17 @@ import pytest
 from aiohttp import web
 from multidict import CIMultiDict
 
-from proxy.config import Config
+from proxy.config.model import Config
+from proxy.context import tenants as caller
+from proxy.context.in_flight import Live
+from proxy.context.runtime import Runtime
 from proxy.core import sse as events
 from proxy.core.model import Message, SessionKey, Turn, TurnState
+from proxy.server.app import build_app, build_runner
 from proxy.stores.base import Store
-from proxy.stores.sqlite import SQLiteStore
-from proxy.stores.warm import WarmStore
-from proxy.web import caller
-from proxy.web.app import build_app, build_runner
-from proxy.web.live import Live
-from proxy.web.runtime import Runtime
-from proxy.web.upstream import Client
+from proxy.stores.cache import WarmStore
+from proxy.stores.sqlite.store import SQLiteStore
+from proxy.upstream.client import Client
 from tests.fakes import RawClient, Received, Reply, ScriptedUpstream, completion, eventually, sse
 from tests.strict import problems
 

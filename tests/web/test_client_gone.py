@@ -18,9 +18,9 @@ import pytest
 from aiohttp import web
 from multidict import CIMultiDict
 
+from proxy.context import tenants as caller
 from proxy.core.model import SessionKey
-from proxy.web import caller
-from proxy.web.app import build_app, build_runner
+from proxy.server.app import build_app, build_runner
 from tests.fakes import RawClient, Received, Reply, ScriptedUpstream, completion, eventually, sse
 from tests.web.conftest import RunningProxy, Serve
 from tests.web.test_api import Held, asking, call, kept

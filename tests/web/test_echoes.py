@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from proxy.core.members import elements
-from proxy.dialects import chat
-from proxy.dialects.profiles import PROFILES
+from proxy.core.json_bytes import elements
+from proxy.dialects.chat import wire as chat
+from proxy.dialects.chat.profiles import PROFILES
 from tests.fakes import RECORDINGS, Recording, ScriptedUpstream, recordings
 from tests.web.conftest import RunningProxy, Serve
 from tests.web.talk import Answer, Json, history, marks, sent, tell

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from multidict import CIMultiDict
 
+from proxy.context import tenants as caller
+from proxy.context.runtime import NOTES
 from proxy.core.model import SessionKey
-from proxy.web import caller
-from proxy.web.runtime import NOTES
-from proxy.web.turn import RecordedTurn
+from proxy.turns.turn_task import RecordedTurn
 from tests.fakes import Pairs, RawClient, ScriptedUpstream, completion, error, eventually, sse
 from tests.web.conftest import RunningProxy, Serve
 from tests.web.talk import Answer, user

@@ -23,15 +23,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from proxy.config import Config
+from proxy.config.model import Config
+from proxy.context.runtime import Runtime
 from proxy.core.history import Session
 from proxy.core.model import Answer, SessionKey, Turn, TurnState
 from proxy.errors import UpstreamUnreachable
+from proxy.server.app import build_app, build_runner
 from proxy.stores.memory import MemoryStore
-from proxy.web.app import build_app, build_runner
-from proxy.web.connection import Take
-from proxy.web.runtime import Runtime
-from proxy.web.upstream import Client, Response
+from proxy.upstream.client import Client, Response
+from proxy.upstream.connection import Take
 from tests.fakes import RawClient, event
 
 PROGRAMS = 2000

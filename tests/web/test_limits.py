@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from proxy.context.failures import PATIENCE, TRIED
 from proxy.core.learned import PROBED
-from proxy.web.failures import PATIENCE, TRIED
-from tests.dialects.test_overflow import COUNTS, SAYS, VLLM
+from tests.dialects.chat.test_context_errors import COUNTS, SAYS, VLLM
 from tests.fakes import RawClient, Received, Reply, ScriptedUpstream, completion, error, event, sse
 from tests.web.conftest import RunningProxy, Serve
 from tests.web.talk import Answer, ask, history, user

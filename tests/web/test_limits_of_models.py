@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from proxy.core.chain import most_of
+from proxy.core.window.chain import most_of
 from tests.fakes import Received, Reply, ScriptedUpstream, completion, error
 from tests.web.conftest import RunningProxy, Serve
 from tests.web.talk import Json, ask, user

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from proxy.errors import StoreUnavailable
-from proxy.lines import Lines
+from proxy.observe.log import Lines
 from proxy.stores.memory import MemoryStore
 from tests.fakes import RawClient, Received, Reply, ScriptedUpstream, completion, error, eventually, raw_request, sse
 from tests.web.conftest import RunningProxy, Serve

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from proxy.core.learned import PROBED
-from proxy.web.narrowing import TRIES
+from proxy.turns.narrowing import TRIES
 from tests.fakes import Received, Reply, ScriptedUpstream, completion, error, sse
 from tests.web.conftest import RunningProxy, Serve
 from tests.web.talk import Answer, Json, ask, assistant, calling, history, old_part, result, system, user, warm_store

@@ -11,9 +11,9 @@ import pytest
 
 from proxy.core.history import Session
 from proxy.core.model import Answer, SessionKey
+from proxy.stores.cache import WarmStore
 from proxy.stores.memory import MemoryStore
-from proxy.stores.sqlite import SQLiteStore
-from proxy.stores.warm import WarmStore
+from proxy.stores.sqlite.store import SQLiteStore
 from tests.fakes import ScriptedUpstream
 from tests.web.conftest import Serve
 

@@ -14,14 +14,14 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.config import Config
+from proxy.config.model import Config
+from proxy.context.runtime import Runtime
+from proxy.downstream.client_stream import Listener
+from proxy.downstream.parting import LONGEST, QUIET, Moment, Parting
+from proxy.downstream.watch import Watch
+from proxy.server.app import build_app, build_runner
 from proxy.stores.memory import MemoryStore
-from proxy.web.app import build_app, build_runner
-from proxy.web.listener import Listener
-from proxy.web.parting import LONGEST, QUIET, Moment, Parting
-from proxy.web.runtime import Runtime
-from proxy.web.upstream import Client
-from proxy.web.watch import Watch
+from proxy.upstream.client import Client
 from tests.fakes import RawClient, Received, Reply, ScriptedUpstream, eventually, sse
 from tests.web.conftest import Serve
 

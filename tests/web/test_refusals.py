@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from proxy.core.members import members
-from proxy.dialects.profiles import choose
-from proxy.web.narrowing import ERROR_SIZE
+from proxy.core.json_bytes import members
+from proxy.dialects.chat.profiles import choose
+from proxy.turns.narrowing import ERROR_SIZE
 from tests.fakes import ScriptedUpstream, completion, error, sse
 from tests.web.conftest import Serve
 from tests.web.talk import Json, ask, assistant, calling, history, result, system, tell, user, warm_store

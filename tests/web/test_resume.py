@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from proxy.stores.sqlite import SQLiteStore
-from proxy.stores.warm import WarmStore
+from proxy.stores.cache import WarmStore
+from proxy.stores.sqlite.store import SQLiteStore
 from tests.fakes import Head, RawClient, Received, Reply, ScriptedUpstream, completion, error, event, eventually, sse
 from tests.web.conftest import RunningProxy, Serve
 from tests.web.test_api import Held, asking, call, code

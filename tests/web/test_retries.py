@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from proxy.stores.sqlite import SQLiteStore
-from proxy.stores.warm import WarmStore
+from proxy.stores.cache import WarmStore
+from proxy.stores.sqlite.store import SQLiteStore
 from tests.fakes import Ended, Head, RawClient, Reply, ScriptedUpstream, completion, error, eventually, sse
 from tests.web.conftest import RunningProxy, Serve
 

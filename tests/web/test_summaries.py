@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from multidict import CIMultiDict
 
-from proxy.config import Config
+from proxy.config.model import Config
 from tests.fakes import Received, Reply, ScriptedUpstream, completion, error, eventually
 from tests.web.conftest import RunningProxy, Serve
 from tests.web.talk import Json, ask, history, old_part, user, warm_store
@@ -70,8 +70,8 @@ async def slowly(proxy: RunningProxy, writing: Writing, turns: int, start: int =
 
 
 def KEY(proxy: RunningProxy) -> Any:
+    from proxy.context import tenants as caller
     from proxy.core.model import SessionKey
-    from proxy.web import caller
 
     return SessionKey(caller.tenant(proxy.runtime.config, CIMultiDict(), proxy.runtime.secret), "s1")
 

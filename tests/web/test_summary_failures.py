@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from proxy.core.chain import SHORT
+from proxy.core.window.chain import SHORT
 from tests.fakes import Received, Reply, ScriptedUpstream, completion, error, eventually, sse
 from tests.web.conftest import Serve
 from tests.web.talk import Json, ask, calling, history, user, warm_store

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.config import Upstream
+from proxy.config.model import Upstream
+from proxy.context.routing import find
 from proxy.errors import BadRequest
-from proxy.web.target import find
 
 OPENAI = Upstream(mount=("/v1", "/api/publicLLM"), base_url="https://openai.example/v1")
 LOCAL = Upstream(mount=("/v1/local",), base_url="http://127.0.0.1:8080")

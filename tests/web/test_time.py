@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from proxy.stores.base import Store
+from proxy.stores.cache import WarmStore
 from proxy.stores.memory import MemoryStore
-from proxy.stores.sqlite import SQLiteStore
-from proxy.stores.warm import WarmStore
+from proxy.stores.sqlite.store import SQLiteStore
 from tests.fakes import RawClient, Reply, ScriptedUpstream, completion, error, eventually, sse
 from tests.web.conftest import RunningProxy, Serve
 from tests.web.test_retries import Gate, Got, Torn, arrival, ask, assistant, idle, received, user

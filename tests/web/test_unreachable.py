@@ -19,10 +19,10 @@ from typing import Any
 
 import pytest
 
-from proxy.config import Upstream
+from proxy.config.model import Upstream
 from proxy.errors import UpstreamUnreachable
-from proxy.web.reasons import AWAY, why
-from proxy.web.upstream import Client
+from proxy.upstream.client import Client
+from proxy.upstream.reasons import AWAY, why
 from tests.fakes import RawClient, free_port
 from tests.web.conftest import Serve
 from tests.web.test_upstream import on_both_loops, silent_port

@@ -25,8 +25,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.errors import BadRequest, UpstreamTimeout, UpstreamUnreachable
-from proxy.web import origin
-from proxy.web.upstream import Client, Response
+from proxy.upstream import dialing as origin
+from proxy.upstream.client import Client, Response
 from tests.fakes import eventually
 
 Step = bytes | float | asyncio.Event | Literal["fin", "rst", "hang"]

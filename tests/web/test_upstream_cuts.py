@@ -16,8 +16,8 @@ from typing import Any, Literal, NamedTuple
 import pytest
 from multidict import CIMultiDict
 
+from proxy.context import tenants as caller
 from proxy.core.model import Message, SessionKey, Turn, TurnState
-from proxy.web import caller
 from tests.fakes import RawClient, Received, Reply, ScriptedUpstream, completion, eventually, sse
 from tests.strict import problems
 from tests.web.conftest import RunningProxy, Serve

@@ -1,0 +1,31 @@
+"""A running proxy, asked through the socket beside its database. Knows no command."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from pathlib import Path
+from typing import Any
+
+from proxy.errors import StoreUnavailable
+from proxy.service import control_socket as control
+
+TIMEOUT = 60.0  # seconds
+
+
+def ask(database: Path, method: str, path: str) -> dict[str, Any]:
+    """What the process that writes to this database answers. Raises OSError where none listens, and
+    StoreUnavailable with its own sentence where it refuses."""
+    connection = http.client.HTTPConnection("localhost")
+    connection.sock = control.connected(database, TIMEOUT)
+    try:
+        connection.request(method, path)
+        answer = connection.getresponse()
+        said: dict[str, Any] = json.loads(answer.read())
+    except (http.client.HTTPException, ValueError) as error:
+        raise StoreUnavailable("The running proxy gave no answer. Its log may say why.") from error
+    finally:
+        connection.close()
+    if answer.status != 200:
+        raise StoreUnavailable(said["error"]["message"])
+    return said

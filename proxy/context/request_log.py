@@ -1,0 +1,174 @@
+"""What is known of a request when it has ended: one line of the log, and what is counted of it.
+
+Filled in on the way, each moment by the part of the house that sees it. It never holds what was said, nor a
+credential; tenant and session are told by hashes that only this database's secret makes.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Any
+from urllib.parse import quote
+
+from aiohttp import web
+from msgspec import Struct
+
+from proxy.context.runtime import Runtime
+from proxy.core.model import SessionKey
+from proxy.downstream.client_stream import Answered, Listener
+
+NAME = "x-request-id"
+CHOSEN = "x-session-id"
+GIVEN = re.compile(r"[0-9A-Za-z._:+/@-]{1,128}")  # an ID of a client's that is taken
+_SESSION = re.compile(r"(/sessions/)[^/]*")
+_ODD = re.compile(r"[^!#-<>-\[\]-~]+")  # what a line cannot take without quotes
+_PATH, _METHOD = 200, 16  # characters that are shown
+_WRONG = ("broken", "unkept")
+
+
+class Line(Struct, gc=False):
+    """Moments are those of the monotonic clock in seconds, 0 for one that has not come.
+
+    `read`: the body is here. `asked`: the request is on its way to the upstream. `ended`: the upstream's end is here.
+    `released`: the client may have it. `queue` is how long it waited in line, `size` the bytes of its body.
+    """
+
+    id: str
+    begun: float
+    is_given: bool = False  # the client named it
+    route: str = "other"
+    upstream: str = ""
+    key: SessionKey | None = None
+    chosen: str = ""  # the session ID that was preferred to another one, for the answer to say so
+    decision: str = ""
+    turn: str = ""
+    outcome: str = ""
+    fault: str = ""
+    size: int = 0
+    read: float = 0.0
+    queue: float = 0.0
+    asked: float = 0.0
+    ended: float = 0.0
+    released: float = 0.0
+
+    @property
+    def overhead(self) -> float | None:
+        """Seconds that the proxy itself took, before it asked and behind the upstream's end."""
+        if not self.asked:
+            return None
+        before = self.asked - (self.read or self.begun) - self.queue
+        return max(0.0, before + (self.released - self.ended if self.released else 0.0))
+
+
+KEY = web.RequestKey("line", Line)
+
+
+def begun(request: web.BaseRequest, runtime: Runtime) -> Line:
+    """The line of a request that has just come."""
+    given = request.headers.get(NAME)
+    if given is not None and GIVEN.fullmatch(given):
+        line = Line(given, time.monotonic(), True)
+    else:
+        line = Line(runtime.request_id(), time.monotonic(), given is not None)
+    request[KEY] = line
+    return line
+
+
+def of(request: web.BaseRequest) -> Line:
+    return request[KEY]
+
+
+def over(request: web.BaseRequest, runtime: Runtime, line: Line, answer: Answered | None) -> None:
+    """It has its answer; None where its client has gone without one."""
+    now = time.monotonic()
+    first: float | None = None
+    status = size = 0
+    gone, reset = answer is None, ""
+    if isinstance(answer, Listener):
+        status, size, gone, reset = answer.status, answer.size, answer.gone and not answer.why, answer.why
+        first = answer.first - line.begun if answer.first else None
+    elif answer is not None:
+        status, body = answer.status, getattr(answer, "body", None)
+        size = len(body) if isinstance(body, bytes) else 0
+    total, overhead = now - line.begun, line.overhead
+    runtime.numbers.answered(line.route, line.upstream, status, total, first, overhead)
+    if line.queue:
+        runtime.numbers.queue.add(line.queue)
+    if line.fault:
+        runtime.numbers.rejected[line.fault] += 1
+    if lines := runtime.lines:
+        level = _level(line, status)
+        if level >= lines.level:
+            lines.request(
+                level, _told(request, line, status, size, gone, reset, total, first, overhead, runtime.secret)
+            )
+
+
+def _level(line: Line, status: int) -> int:
+    if line.route == "health" and status < 400:
+        return logging.DEBUG  # somebody asks every few seconds
+    return logging.WARNING if line.outcome in _WRONG or status >= 500 else logging.INFO
+
+
+def _told(
+    request: web.BaseRequest,
+    line: Line,
+    status: int,
+    size: int,
+    gone: bool,
+    reset: str,
+    total: float,
+    first: float | None,
+    overhead: float | None,
+    secret: bytes,
+) -> dict[str, Any]:
+    told: dict[str, Any] = {"method": request.method[:_METHOD], "path": _shown(request.raw_path), "status": status}
+    told["request"] = line.id
+    if key := line.key:
+        told["tenant"], told["session"] = names(key, secret)
+    if line.upstream:
+        told["upstream"] = _shown(line.upstream)
+    if line.decision:
+        told["decision"] = line.decision
+    if line.turn:
+        told["turn"] = line.turn
+    if line.outcome:
+        told["outcome"] = line.outcome
+    if line.fault:
+        told["error"] = line.fault
+    if gone:
+        told["client"] = "gone"
+    if reset:
+        told["reset"] = reset
+    told["in"], told["out"] = line.size, size
+    if line.queue:
+        told["queue_ms"] = _ms(line.queue)
+    if first is not None:
+        told["first_ms"] = _ms(first)
+    told["total_ms"] = _ms(total)
+    if overhead is not None:
+        told["overhead_ms"] = _ms(overhead)
+    return told
+
+
+def _ms(seconds: float) -> float:
+    return int(seconds * 100_000) / 100
+
+
+@lru_cache(1024)
+def _shown(target: str) -> str:
+    """A path as it is shown: a query may hold a key, and the session API's paths hold a session ID."""
+    path = _SESSION.sub(r"\1*", target.partition("?")[0])
+    return _ODD.sub(lambda found: quote(found[0], errors="surrogateescape"), path[:_PATH])
+
+
+@lru_cache(4096)
+def names(key: SessionKey, secret: bytes) -> tuple[str, str]:
+    """By which the log tells tenants and sessions apart."""
+    whose = key.tenant.hex()[:8]
+    session = blake2b(key.tenant + key.id.encode(), key=secret[:64], person=b"log", digest_size=6)
+    return whose, session.hexdigest()

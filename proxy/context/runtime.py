@@ -1,0 +1,73 @@
+"""What a request needs from the process: one value, replaced in part by a reload."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from proxy.config.model import Config
+from proxy.context.failures import Failures
+from proxy.context.in_flight import Live
+from proxy.context.routing import Target, find
+from proxy.context.summaries import Summaries
+from proxy.downstream.watch import LOOK, Watch
+from proxy.observe.counters import Numbers
+from proxy.observe.log import Lines
+from proxy.stores.base import Store
+from proxy.upstream.client import Client
+
+ROUTES = 1000  # request targets that are remembered
+NOTES = 64  # texts that are remembered as told
+
+
+class Noted:
+    """What was told once and need not be told again; beyond so many nothing is told any more."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+
+    def is_first(self, text: str) -> bool:
+        if text in self._seen or len(self._seen) >= NOTES:
+            return False
+        self._seen.add(text)
+        return True
+
+
+@dataclass
+class Runtime:
+    """`now` gives the wall clock in ms, `turn_id` a new turn ID that nobody can guess, `request_id` a new name for a
+    request."""
+
+    config: Config
+    store: Store
+    client: Client
+    secret: bytes
+    now: Callable[[], int]
+    turn_id: Callable[[], str]
+    live: Live[Any] = field(default_factory=Live)  # of turn.RecordedTurn, which is made of a runtime
+    summaries: Summaries = field(default_factory=Summaries)
+    watch: Watch = field(init=False)
+    request_id: Callable[[], str] = field(default_factory=lambda: map("req_{}".format, itertools.count(1)).__next__)
+    numbers: Numbers = field(default_factory=Numbers)
+    lines: Lines | None = None
+    noted: Noted = field(default_factory=Noted)
+    failures: Failures = field(default_factory=Failures)
+    _routes: dict[tuple[str, str], Target | None] = field(default_factory=dict)
+    _routed: Config | None = None
+
+    def __post_init__(self) -> None:
+        self.watch = Watch(lambda: min(LOOK, self.config.limits.write_timeout), lambda: self.live.draining)
+
+    def find(self, raw_target: str, method: str) -> Target | None:
+        """Where a request goes; see `target.find`. What was found is remembered as long as the configuration holds."""
+        if self._routed is not self.config:
+            self._routed, self._routes = self.config, {}
+        place = (raw_target, method)
+        if place in self._routes:
+            return self._routes[place]
+        found = find(raw_target, method, self.config.upstreams)
+        if len(self._routes) < ROUTES:
+            self._routes[place] = found
+        return found

@@ -1,0 +1,118 @@
+"""Whose turns a session's line holds, where several clients speak in it.
+
+A client that resends shows its own list, and has never seen what another client said in between. What it does not
+show it has not taken back: it stays in the line. Pure; a client is known by the fingerprint of its software and by
+where its list begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+
+from msgspec import structs
+
+from proxy.core.history import History
+from proxy.core.matching.alignment import Line, Marks
+from proxy.core.model import CLIENT, Layout, Message, Turn
+from proxy.core.plan import Decision, Plan
+
+
+def client_of(software: bytes, messages: Sequence[Message], marks: Marks) -> bytes:
+    """A client's fingerprint, with that of its list's first message."""
+    return software + (marks.mark(messages[0].raw)[:CLIENT] if messages else b"")
+
+
+def is_of_another(turn: Turn, software: bytes) -> bool:
+    """Whether other software sent a turn. Of turns that an earlier version kept nobody knows."""
+    return turn.client != b"" and turn.client[:CLIENT] != software
+
+
+def begins_with(turn: Turn, marks: Marks) -> bytes:
+    """The fingerprint of the message that the list of a turn's client begins with."""
+    if len(turn.client) > CLIENT:
+        return turn.client[CLIENT:]
+    return marks.mark(turn.asked[0].raw)[:CLIENT] if turn.asked else b""
+
+
+class Speakers:
+    """The turns of a line, and which of them are others' than the client's.
+
+    What a list of the client's has shown whole since is its own, whoever said it first.
+    """
+
+    def __init__(self, history: History, client: bytes, marks: Marks) -> None:
+        """Of the tip's line."""
+        self._line, self._marks = history.line, marks
+        self._software, self._head = client[:CLIENT], client[CLIENT:]
+        ids = {entry.turn.id for entry in history.line}
+        self._turns = [turn for turn in history.turns if turn.id in ids]  # in the order of their commit
+        own = [turn for turn in self._turns if not is_of_another(turn, self._software)]
+        firsts = {begins_with(turn, marks) for turn in own if not turn.carries}  # said alone, as a client begins
+        self._heads = {turn.client[CLIENT:] for turn in own if turn.carries} & firsts
+        self._begins = self._last([turn for turn in own if begins_with(turn, marks) == self._head])
+        lists = [turn for turn in own if turn.carries and not turn.is_spliced]
+        self._shown = self._last([turn for turn in lists if turn.client[CLIENT:] == self._head])
+        self._overtaken = self._last([turn for turn in lists if turn.client[CLIENT:] != self._head])
+
+    def _last(self, turns: Sequence[Turn]) -> int:
+        """Where the last of some turns of the line stands; -1 where there is none."""
+        return self._turns.index(turns[-1]) if turns else -1
+
+    def unseen(self, matched: Container[int]) -> list[int]:
+        """The places of what others said and the list does not show; `matched` are the places that it repeats.
+
+        A turn of which any message is repeated was seen whole: what is missing of it was edited.
+        """
+        seen = {entry.turn.id for at, entry in enumerate(self._line) if at in matched}
+        order = {turn.id: n for n, turn in enumerate(self._turns)}
+        first = next((at for at in range(len(self._line)) if at in matched), len(self._line))
+        places: dict[str, list[int]] = {}
+        for at, entry in enumerate(self._line):
+            if entry.turn.id not in seen:
+                places.setdefault(entry.turn.id, []).append(at)
+        others = [n for id, n in order.items() if id in places and self._is_others(n, places[id][0] > first)]
+        return sorted([at for n in others for at in places[self._turns[n].id]])
+
+    def _is_others(self, n: int, behind: bool) -> bool:
+        """Whether another client brought a turn, that stands `behind` what the list begins with or before it."""
+        turn = self._turns[n]
+        if behind and n <= self._shown:
+            return False
+        if is_of_another(turn, self._software):
+            return True
+        head = begins_with(turn, self._marks)
+        if head == self._head or self._begins <= self._overtaken:
+            return False
+        # A client that resends appends nothing between its lists.
+        return head in self._heads or (behind and not (turn.carries or turn.resends) and self._head in self._heads)
+
+
+def moved_on(plan: Plan, own: bytes | None, before: History, latest: History, marks: Marks) -> Plan:
+    """A plan made at the tip of `before`, where turns were kept since, up to the tip of `latest`: it follows them,
+    unless they are of the same client or it branches. `own` is the system block that the request brought."""
+    if plan.side or plan.branches or latest.tip == before.tip:
+        return plan
+    line, size = latest.line, len(before.line)
+    if plan.decision is Decision.APPEND and plan.parent == before.tip:
+        system = latest.system if own is None else own
+        return structs.replace(plan, parent=latest.tip, line=line, system=system, spliced=True)
+    if len(line) <= size or not _is_start(before.line, line) or not _is_start(plan.line, line):
+        return plan
+    client = plan.client if len(plan.client) > CLIENT else client_of(plan.client, plan.asked, marks)
+    theirs = [entry.turn for entry in line[size:] if not is_of_another(entry.turn, client[:CLIENT])]
+    if any([begins_with(turn, marks) == client[CLIENT:] for turn in theirs]):
+        return plan  # two lists of one client, sent at once: branches
+    layout: Layout = (
+        ((0, len(plan.line)), *([len(plan.asked)] if plan.asked else [])) if plan.layout is None else plan.layout
+    )
+    new = len(layout)
+    while new and isinstance(layout[new - 1], int):
+        new -= 1
+    layout = (*layout[:new], (size, len(line)), *layout[new:])
+    whole = layout[:2] == ((0, size), (size, len(line)))
+    return structs.replace(plan, parent=latest.tip, layout=None if whole else layout, line=line, spliced=True)
+
+
+def _is_start(some: Line, line: Line) -> bool:
+    """Whether a line begins with those messages."""
+    return all([mine.message is theirs.message for mine, theirs in zip(some, line, strict=False)])

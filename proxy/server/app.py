@@ -1,0 +1,188 @@
+"""The dispatch of a request, and the one place where a fault becomes an answer.
+
+Decides by path and headers alone: passed through, recorded, or ours. Knows nothing of bodies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
+
+from aiohttp import http_exceptions, web
+
+from proxy.config.model import Config
+from proxy.context import request_log as lines
+from proxy.context import tenants as caller
+from proxy.context.runtime import Runtime
+from proxy.core import headers
+from proxy.core.json_bytes import dumps
+from proxy.downstream import cors
+from proxy.downstream.client_stream import Answered
+from proxy.errors import Draining, NotFound, ProxyError
+from proxy.server import passthrough
+from proxy.server import sessions_api as api
+from proxy.turns import admission as relay
+
+log = logging.getLogger("proxy.request")
+Handler = Callable[[web.BaseRequest], Awaitable[Answered]]
+
+
+class App:
+    """Answers requests. aiohttp's own Application would look for a route first, and there is none to find."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._loop = asyncio.get_running_loop()
+
+    async def __call__(self, request: web.BaseRequest) -> Answered:
+        if request.headers.get("Expect", "").lower() == "100-continue":
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0  # nothing of the answer itself
+        return await _answer(request, self._runtime)
+
+    def make_request(self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
+        """A request whose response's headers are finished by us."""
+        request = _Request(message, payload, protocol, writer, task, self._loop)
+        request.runtime = self._runtime
+        return request
+
+
+class _Request(web.BaseRequest):
+    runtime: Runtime
+
+    async def _prepare_hook(self, response: web.StreamResponse) -> None:
+        """For answers of our own. What an Application has signals for; tests/web/test_untouched.py pins it."""
+        response.headers.pop("Server", None)
+        line = self.get(lines.KEY)  # none where aiohttp refuses what is no HTTP
+        if line and (line.route != "passed" or line.fault):
+            response.headers[lines.NAME] = line.id
+        if line and line.chosen:
+            response.headers[lines.CHOSEN] = line.chosen
+        for name, value in cors.ours(self, self.runtime.config):
+            response.headers.add(name, value)
+
+    @property
+    def keep_alive(self) -> bool:
+        """Not while the proxy leaves: the client's next request is to find the next process."""
+        return bool(super().keep_alive) and not self.runtime.live.leaving
+
+
+def build_app(runtime: Runtime) -> App:
+    return App(runtime)
+
+
+def build_runner(app: App, config: Config, handler: Handler | None = None) -> web.ServerRunner:
+    """The HTTP server, with what must differ from aiohttp's defaults. `handler` may stand in front of the app."""
+    server = web.Server(
+        cast(Any, handler or app),  # a listener is all that aiohttp asks of a response
+        request_factory=app.make_request,
+        handler_cancellation=False,
+        access_log=None,
+        logger=_http_log(),
+        auto_decompress=False,
+        keepalive_timeout=config.limits.header_timeout,  # the one limit of an idle or half-sent head
+        lingering_time=5.0,
+    )
+    return web.ServerRunner(server, shutdown_timeout=min(5.0, config.shutdown.drain))  # after the drain; waited twice
+
+
+def _http_log() -> logging.Logger:
+    """aiohttp's log without the bytes it could not parse: they may hold a key."""
+    logger = logging.getLogger("proxy.http")
+    logger.addFilter(_without_bytes)
+    return logger
+
+
+def _without_bytes(record: logging.LogRecord) -> bool:
+    if record.exc_info and isinstance(record.exc_info[1], ConnectionError):
+        return False  # a client that left is no error
+    if record.exc_info and isinstance(record.exc_info[1], http_exceptions.HttpProcessingError):
+        record.exc_info = None
+        record.levelno, record.levelname = logging.WARNING, "WARNING"
+    return True
+
+
+async def _answer(request: web.BaseRequest, runtime: Runtime) -> Answered:
+    line = lines.begun(request, runtime)
+    response: Answered | None = None
+    try:
+        response = await dispatch(request, runtime, line)
+    except ProxyError as fault:
+        line.fault, response = fault.code, _fault(request, fault)
+    except ConnectionError:
+        raise
+    except Exception:
+        log.exception("a fault of the proxy's own, at request %s", line.id)
+        own = ProxyError("The proxy failed at this request. Its log says why.")
+        line.fault, response = own.code, _fault(request, own)
+    finally:
+        lines.over(request, runtime, line, response)
+    return response
+
+
+async def dispatch(request: web.BaseRequest, runtime: Runtime, line: lines.Line) -> Answered:
+    if request.path in ("/healthz", "/readyz"):
+        line.route = "health"
+        return await _health(request.path, runtime)
+    headers.refuse_invalid_utf8(request.headers.items())
+    if request.raw_path.startswith("/sessions/"):
+        line.route = "sessions"
+        return (
+            cors.preflight(request)
+            if cors.is_preflight(request, runtime.config)
+            else await api.answer(request, runtime)
+        )
+    found = runtime.find(request.raw_path, request.method)
+    if found is None:
+        mounts = ", ".join(mount for upstream in runtime.config.upstreams for mount in upstream.mount)
+        raise NotFound(f"Nothing is mounted at this path. Point the client's base URL at one of: {mounts}.")
+    if cors.is_preflight(request, runtime.config):
+        return cors.preflight(request)
+    line.upstream = found.host
+    caller.admit(runtime.config, found.upstream, request.headers)
+    line.route = "passed"
+    if request.method == "GET" and request.headers.get("Upgrade", "").lower() == "websocket":
+        return await passthrough.websocket(request, runtime, found)
+    if request.method == "POST" and found.is_chat:
+        session_id, was_chosen = caller.session_id(runtime.config, request.headers)
+        if session_id is not None:
+            line.route = "recorded"
+            if was_chosen:
+                line.chosen = session_id
+            if found.tidy:
+                found = found._replace(url=found.tidy)
+            if (shown := headers.placeholder(session_id)) is not None and runtime.noted.is_first(shown):
+                _tell_of_placeholder(shown)
+            return await relay.handle(request, runtime, found, session_id)
+    return await passthrough.forward(request, runtime, found)
+
+
+def _tell_of_placeholder(shown: str) -> None:
+    """Once for each: whoever has the same key and the same gap in a template shares one session."""
+    log.warning(
+        "a session ID %s is no ID but a template that was not filled in, and all who send it under one key share a"
+        " session: correct the client that sends it",
+        f"with {shown[:80]!a}" if shown else "of blanks or quotes alone",
+    )
+
+
+async def _health(path: str, runtime: Runtime) -> web.Response:
+    if path == "/readyz":
+        if runtime.live.draining:
+            raise Draining("The proxy is being stopped.")
+        await runtime.store.ping()
+    return web.Response(body=b'{"status":"ok"}', content_type="application/json")
+
+
+def _fault(request: web.BaseRequest, fault: ProxyError) -> web.Response:
+    response = web.Response(status=fault.status, body=dumps(fault.body()), content_type="application/json")
+    response.headers["Cache-Control"] = "no-store"
+    if fault.delay is not None:
+        response.headers["Retry-After"] = str(fault.delay)
+    if fault.should_retry is not None:
+        response.headers["x-should-retry"] = str(fault.should_retry).lower()
+    if not request.content.is_eof():
+        response.force_close()  # what is left of the body would be read as the next request
+    return response

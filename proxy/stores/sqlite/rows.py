@@ -1,0 +1,129 @@
+"""Turns, answers and refusals as rows of the database, and back. Pure; the statements stand in `statements.py`."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from proxy.core.history import History
+from proxy.core.json_bytes import dumps, elements, loads
+from proxy.core.model import Answer, Cut, Layout, Message, SessionKey, Turn, TurnState
+
+MARK = 16  # bytes of a message's mark
+SMALL = 2048  # bytes of an answer that compressing would gain nothing
+
+
+_USER = '["user"]'  # the roles of most turns
+Row = tuple[Any, ...]  # in the order of `statements.COLUMNS`
+
+
+def row_of(id: int, key: SessionKey, turn: Turn, now: int, answer: Answer | None = None) -> Row:
+    return (
+        id,
+        key.tenant,
+        key.id,
+        now,
+        turn.parent,
+        turn.id,
+        turn.state.value,
+        turn.system,
+        b"[" + b",".join([message.raw for message in turn.asked]) + b"]",
+        _USER if len(turn.asked) == 1 and turn.asked[0].role == "user" else _roles(turn.asked),
+        turn.reply,
+        turn.echo.raw if turn.echo else None,
+        text(turn.model),
+        text(turn.finish_reason),
+        turn.usage,
+        turn.started,
+        turn.ended,
+        None if turn.layout is None else dumps(turn.layout).decode(),
+        _marks(turn),
+        turn.form,
+        turn.request,
+        turn.resends,
+        text(turn.idempotency_key),
+        *(turn.cut or (None, None, None)),
+        turn.client,
+        turn.traits,
+        text(turn.cut_for),
+        *((answer.status, text(answer.content_type), answer.body) if answer else (None, None, None)),
+    )
+
+
+def _roles(messages: Iterable[Message]) -> str:
+    return dumps([message.role for message in messages]).decode()
+
+
+def history_of(tip: int | None, rows: Iterable[Any]) -> History:
+    names: dict[int, str] = {}
+    turns = []
+    for id, parent, *row in rows:
+        turns.append(_turn(names.get(parent), row))
+        names[id] = turns[-1].id
+    return History(tuple(turns), None if tip is None else names.get(tip))
+
+
+def _turn(parent: str | None, row: Any) -> Turn:
+    name, state, system, asked, roles, reply, echo, model, finish_reason, usage, started, ended, *tree = row
+    layout, marks, form, request, resends, idempotency_key, cut, summary, told, client, traits, cut_for = tree
+    raws = [bytes(raw) for raw in elements(asked)]
+    each = [marks[at : at + MARK] for at in range(0, len(marks), MARK)] if marks else [b""] * (len(raws) + 1)
+    named = zip(loads(roles.encode()), raws, each, strict=False)
+    return Turn(
+        id=name,
+        system=system,
+        asked=tuple([Message(role, raw, mark) for role, raw, mark in named]),
+        reply=reply,
+        echo=Message("assistant", echo, each[-1]) if echo is not None else None,
+        parent=parent,
+        layout=None if layout is None else _layout(loads(layout.encode())),
+        state=TurnState(state),
+        form=form,
+        request=request,
+        resends=bool(resends),
+        idempotency_key=idempotency_key,
+        model=model,
+        finish_reason=finish_reason,
+        usage=usage,
+        cut=None if cut is None else Cut(cut, summary, told),
+        started=started,
+        ended=ended,
+        client=client,
+        traits=traits,
+        cut_for=cut_for,
+    )
+
+
+def _layout(parts: list[Any]) -> Layout:
+    return tuple([part if isinstance(part, int) else (part[0], part[1]) for part in parts])
+
+
+def _marks(turn: Turn) -> bytes | None:
+    """The marks of a turn's messages, one after another; None where one has none."""
+    if turn.echo and not turn.echo.mark:
+        return None
+    marks = [message.mark for message in (*turn.asked, *([turn.echo] if turn.echo else []))]
+    return b"".join(marks) if all([len(mark) == MARK for mark in marks]) else None
+
+
+def text(value: str | None) -> str | None:
+    """Text as SQLite takes it. A lone surrogate has no UTF-8, and would fail the whole group."""
+    return value if not value or value.isascii() else value.encode(errors="backslashreplace").decode()
+
+
+def packed(rows: Sequence[Row]) -> list[Any]:
+    """The values of several rows, with their answers' bodies as they are kept. Takes its time: not for the loop."""
+    return [value for row in rows for value in (*row[:-1], None if row[-1] is None else _packed(row[-1]))]
+
+
+def _packed(body: bytes) -> bytes:
+    """With tables as small as zlib has them: they are cleared for each answer, and larger ones push all else out of
+    the processor's cache."""
+    small = len(body) <= SMALL
+    squeeze = zlib.compressobj(0, wbits=9, memLevel=1) if small else zlib.compressobj(1, memLevel=4)
+    return squeeze.compress(body) + squeeze.flush()
+
+
+def unpacked(body: bytes) -> bytes:
+    return zlib.decompress(body)

@@ -1,0 +1,128 @@
+"""What waits to be written, and what is written together: the statements of several callers as one transaction, given
+to the database in one call.
+
+Knows SQL by name only, and neither sessions nor how long a caller may wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import sqlite3
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from proxy.errors import StoreUnavailable
+from proxy.stores.sqlite import sql
+from proxy.stores.sqlite.rows import packed
+
+GROUP = "a transaction of ours"  # no SQL: see Grouping
+TOGETHER = 32  # turns in a statement
+_PLACES = f"({', '.join('?' * len(sql.COLUMNS.split(',')))})"
+
+Statement = tuple[str, Sequence[Any]]
+
+
+@dataclass(slots=True)
+class Write:
+    """Statements that stand or fall together, and who waits for them."""
+
+    statements: list[Statement]
+    done: asyncio.Future[bool]
+    rewrite: int = 0  # the file is written anew where it has no more bytes
+    truncate: bool = False  # then the log is emptied, and `done` says whether it could be
+
+    settled: bool = False
+
+    def settle(self, outcome: bool | StoreUnavailable) -> None:
+        self.settled = True
+        if self.done.done():  # with its caller, which is being cancelled
+            return
+        if isinstance(outcome, bool):
+            self.done.set_result(outcome)
+        else:
+            self.done.set_exception(outcome)
+
+
+class Waiting:
+    """Writes that wait for the writer: called at once, or later where all of them may wait for others."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._writes: list[Write] = []
+        self._called = asyncio.Event()
+        self._due = math.inf
+        self._alarm: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        return len(self._writes)
+
+    def add(self, write: Write, seconds: float = 0.0) -> None:
+        """`seconds`: how long it may wait for others."""
+        self._writes.append(write)
+        if seconds <= 0:
+            self.call()
+        elif (due := self._loop.time() + seconds) < self._due:
+            self._put_off(due)
+
+    def call(self) -> None:
+        """Let the writer look, whatever waits."""
+        self._called.set()
+
+    async def take(self) -> list[Write]:
+        """For the writer: all that waits, once it is called."""
+        await self._called.wait()
+        self._called.clear()
+        self._put_off(math.inf)
+        taken, self._writes = self._writes, []
+        return taken
+
+    def _put_off(self, due: float) -> None:
+        if self._alarm:
+            self._alarm.cancel()
+        self._due = due
+        self._alarm = self._loop.call_at(due, self.call) if due < math.inf else None
+
+
+class Grouping(sqlite3.Connection):
+    """A connection that takes a whole transaction in one call: each hop to its thread costs as much as a row."""
+
+    def executemany(self, statement: str, parameters: Any, /) -> sqlite3.Cursor:
+        if statement != GROUP:
+            return super().executemany(statement, parameters)
+        if parameters.keys() == {sql.ARRIVE} and len(rows := parameters[sql.ARRIVE]) <= TOGETHER:
+            return self._each(sql.ARRIVE, rows)  # a statement is a transaction
+        try:
+            self.execute("BEGIN IMMEDIATE")
+            for each, rows in parameters.items():
+                self._each(each, rows)
+            return self.execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):  # an I/O error has rolled it back already
+                self.execute("ROLLBACK")
+            raise
+
+    def _each(self, statement: str, rows: Sequence[Any]) -> sqlite3.Cursor:
+        if statement != sql.ARRIVE:
+            return super().executemany(statement, rows)
+        for at in range(0, len(rows), TOGETHER):
+            some = rows[at : at + TOGETHER]
+            done = self.execute(_arrivals(len(some)), packed(some))
+        return done
+
+
+@lru_cache(TOGETHER)
+def _arrivals(rows: int) -> str:
+    return sql.ARRIVE + ", ".join([_PLACES] * rows)
+
+
+def merged(group: Iterable[Write]) -> dict[str, list[Any]]:
+    """Equal statements of a group as one."""
+    merged: dict[str, list[Any]] = {}
+    for write in group:
+        for each, rows in write.statements:
+            merged.setdefault(each, []).extend(rows)
+    return merged

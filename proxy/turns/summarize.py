@@ -1,0 +1,216 @@
+"""What leaves a window, as a summary that the upstream writes: asked for after a turn, in requests of its own, in as
+many as it takes.
+
+Never in a turn's way: a summary that is not there in time, or fails, leaves the one that was there, and what it does
+not tell of is trimmed until one does. Only where the upstream's key is ours, for there is no caller to pay for it
+otherwise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from proxy.context import tenants as caller
+from proxy.context.routing import Target
+from proxy.context.runtime import Runtime
+from proxy.context.summaries import Ready
+from proxy.core.history import History
+from proxy.core.model import Cut, ModelKey, SessionKey, Turn
+from proxy.core.usage import counts
+from proxy.core.window import chain
+from proxy.core.window.chain import Leaving, Place
+from proxy.core.window.cuts import holding
+from proxy.dialects.chat import summary
+from proxy.dialects.chat import tool_groups as groups
+from proxy.dialects.chat.compose import Form
+from proxy.dialects.chat.context_errors import Kind, overflow
+from proxy.errors import ProxyError
+from proxy.upstream.body import Body
+
+log = logging.getLogger("proxy.summary")
+PARTS = 32  # requests after one turn; what is left of a longer chain is asked for after the next
+SMALLER = 6  # times that a part is halved which its upstream finds too long
+_ANSWER = 1 << 20  # bytes of an answer
+
+
+class Asked(NamedTuple):
+    """The turn after which a summary may be asked for. `frame`: bytes of its system block and tools, `limit`: the
+    tokens that its prompt might have, None where that is not known; `same`: which turns had its window."""
+
+    key: SessionKey
+    target: Target
+    model: str | None
+    form: Form
+    frame: int
+    limit: int | None
+    same: Callable[[Turn], bool]
+
+
+class _Failed(Exception):
+    """No summary; the message says why."""
+
+
+class _TooLong(Exception):
+    """The upstream says that the request is too long for its model."""
+
+
+def after(runtime: Runtime, asked: Asked) -> None:
+    """A turn was kept: ask for a summary, if one is due."""
+    settings = runtime.config.history
+    host = asked.target.host
+    paid, free = asked.target.upstream.api_key is not None, runtime.summaries.is_free(asked.key, host)
+    if settings.overflow == "summarize" and paid and free and not runtime.live.draining:
+        runtime.summaries.start(asked.key, host, _prepared(runtime, asked))
+
+
+async def _prepared(runtime: Runtime, asked: Asked) -> None:
+    session = await runtime.store.load(asked.key, runtime.now(), in_use=True)
+    history, summaries = session.history, runtime.summaries
+    size = len(history.line)
+    if history.tip is None or not summaries.has_rested(asked.key, size):
+        return
+    now = holding(history.cuts, asked.limit, f"{asked.target.host} {asked.model or ''}")
+    found, other = (
+        summaries.ready(asked.key, history.line, now.covered),
+        chain.furthest([each.cut for each in history.cuts]),
+    )
+    base = chain.furthest([now, Cut(0, other.summary, other.covered), *([found.cut] if found else [])])
+    leaving, ratio = chain.due(history, now, base, asked.limit, asked.frame, asked.same, groups)
+    if leaving is None:
+        return
+    made = _Chain(runtime, asked, history, leaving, ratio)
+    try:
+        await made.run()
+    except _Failed as why:
+        summaries.fail(asked.key, size)
+        runtime.numbers.summaries["failed"] += 1
+        missing = max(0, now.at - made.covered)
+        log.warning(
+            "no summary: %s. The last one stays; %d messages are left out that none tells of.",
+            str(why).rstrip("."),
+            missing,
+        )
+    else:
+        summaries.succeed(asked.key)
+
+
+@dataclass
+class _Chain:
+    """A summary of what leaves, part by part: each has the summary so far in front."""
+
+    runtime: Runtime
+    asked: Asked
+    history: History
+    leaving: Leaving
+    ratio: float
+
+    def __post_init__(self) -> None:
+        self.covered = self.leaving.start
+        self._most = 0
+
+    async def run(self) -> None:
+        """Raises _Failed; what was told until then is kept."""
+        start, at, before = self.leaving
+        texts = summary.texts([entry.message for entry in self.history.line[start:at]])
+        place, requests, smaller = Place(), 0, 0
+        room = self._measured(before)
+        texts = [self._whole(text, room) for text in texts]
+        while place.message < len(texts):
+            room = min(room, self._measured(before)) if smaller else self._measured(before)
+            part = chain.part(texts, place, room)
+            if part.text:
+                if requests == PARTS:
+                    log.info("messages %d to %d are in a summary so far; the next turn goes on", start, self.covered)
+                    return
+                requests += 1
+                try:
+                    before = await self._written(part.text, before)
+                except _TooLong:
+                    smaller, room = smaller + 1, chain.size_of(part.text) // 2
+                    if smaller > SMALLER or room < chain.LEAST:
+                        raise _Failed("the upstream finds its request too long") from None
+                    continue
+            place = part.after
+            self._keep(start + place.message, before)
+        if requests:
+            log.info("messages %d to %d are in a summary of %d bytes", start, at, len(before or b""))
+
+    def _keep(self, covered: int, before: bytes | None) -> None:
+        """A summary of so many messages is there."""
+        if before is None or covered <= self.covered:
+            return
+        self.covered = covered
+        cut = Cut(covered, before) if covered == self.leaving.at else Cut(0, before, covered)
+        ready = Ready(cut, chain.digest(self.history.line, covered), self.asked.model)
+        self.runtime.summaries.keep(self.asked.key, ready)
+
+    def _whole(self, text: str, room: int) -> str:
+        """A message's text, unless it would take very many requests: then the middle is left out."""
+        kept = chain.abridged(text, chain.ROOMS * room)
+        if kept is not text:
+            log.warning("a message of %d characters is summarized without its middle", len(text))
+        return kept
+
+    def _measured(self, before: bytes | None) -> int:
+        """The bytes of text that the next request may carry. Raises _Failed where that is next to nothing."""
+        settings, limit = self.runtime.config.history, self._limit
+        self._most = chain.most_of(settings.summary.max_tokens, limit, settings.max_bytes)
+        taken = len(settings.summary.prompt.encode()) + len(before or b"")
+        room = chain.room(limit, self.ratio, self._most, taken)
+        if settings.max_bytes:
+            room = min(room, settings.max_bytes // 2 - taken)
+        if room < chain.LEAST:
+            raise _Failed(f"a limit of {limit or settings.max_bytes} leaves no room to ask for one")
+        return room
+
+    @property
+    def _limit(self) -> int | None:
+        """The tokens that a request may have: as the turn's, and as the model that summarizes is known to take."""
+        named = self.runtime.store.learned.limit(self._model, self.runtime.now())
+        return min([limit for limit in (self.asked.limit, named) if limit], default=None)
+
+    @property
+    def _model(self) -> ModelKey:
+        asked = self.asked
+        model = self.runtime.config.history.summary.model or asked.model or ""
+        return ModelKey(asked.key.tenant, asked.target.host, model)
+
+    async def _written(self, told: str, before: bytes | None) -> bytes:
+        """The message with a summary, as the upstream wrote it. Raises _Failed and _TooLong."""
+        asked, settings = self.asked, self.runtime.config.history.summary
+        body = summary.request(
+            settings.prompt, settings.model or asked.model, self._most, asked.form.profile, told, before
+        )
+        status, said = await self._answered(body)
+        found = (
+            summary.written(said, self._most, settings.heading) if status == 200 else f"the upstream answered {status}"
+        )
+        if isinstance(found, str):
+            if much := overflow(status, said):
+                if much.kind is Kind.TOKENS and much.limit:
+                    await self.runtime.store.learn_limit(self._model, much.limit, self.runtime.now())
+                raise _TooLong
+            raise _Failed(found if status != 200 else f"the upstream answered 200, but {found}")
+        self.runtime.numbers.summarized(counts(found.usage) if found.usage else None)
+        if found.cut:
+            log.warning("a summary was cut at %d tokens: history.summary.max_tokens is what it may have", self._most)
+        return summary.message(settings.heading, found.text)
+
+    async def _answered(self, body: bytes) -> tuple[int, bytes]:
+        runtime, upstream = self.runtime, self.asked.target.upstream
+        headers = caller.with_our_key(upstream, [("Content-Type", "application/json"), ("Accept-Encoding", "identity")])
+        seconds = runtime.config.history.summary.timeout
+        try:
+            async with asyncio.timeout(seconds):
+                answer = await runtime.client.ask("POST", self.asked.target.url, headers, (body,), upstream)
+                with closing(answer):
+                    return answer.status, await Body(answer).beginning(_ANSWER)
+        except TimeoutError:
+            raise _Failed(f"it took longer than {seconds:g} s") from None
+        except ProxyError as error:
+            raise _Failed(str(error)) from None
