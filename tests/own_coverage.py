@@ -16,15 +16,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PURE = ("core", "dialects")
 # How a list is read is proven in one table and by the shapes of clients, whatever module says it.
-READINGS = ("reconcile", "repeats", "sides", "plans", "retries")
-TABLE = ("core/test_reconcile.py", "test_shapes_of_clients.py")
+READINGS = ("reconcile", "repeats", "side_requests", "planner", "retries")
+TABLE = ("core/matching/test_reconcile.py", "test_shapes_of_clients.py")
 
 
 def covered(module: Path) -> str | None:
     """What is wrong with the coverage of a module; None where it is whole."""
-    own = (f"{module.parent.name}/test_{module.stem}.py",)
+    folder = module.parent.relative_to(ROOT / "proxy")
+    own = (f"{folder}/test_{module.stem}.py",)
     tests = [str(ROOT / "tests" / file) for file in (TABLE if module.stem in READINGS else own)]
-    name = f"proxy.{module.parent.name}.{module.stem}"
+    name = ".".join(["proxy", *folder.parts, module.stem])
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pytest", "-q", *tests, f"--cov={name}", "--cov-branch"]
         report = ["--cov-report=term-missing", "--cov-fail-under=100"]
@@ -34,7 +35,7 @@ def covered(module: Path) -> str | None:
 
 
 def main() -> int:
-    modules = [file for folder in PURE for file in sorted((ROOT / "proxy" / folder).glob("[a-z]*.py"))]
+    modules = [file for folder in PURE for file in sorted((ROOT / "proxy" / folder).rglob("[a-z]*.py"))]
     with ThreadPoolExecutor(2) as pool:
         problems = [problem for problem in pool.map(covered, modules) if problem]
     print("\n".join(problems) or f"{len(modules)} pure modules, each covered by its own test file")

@@ -13,12 +13,12 @@ from typing import Any
 from aiohttp import web
 
 from proxy.config.model import Config
+from proxy.core.chunks import LAST, chunk
 from proxy.core.headers import Pairs
 from proxy.downstream import cors
 from proxy.downstream.head import framed
 from proxy.downstream.parting import Parting, harden
 from proxy.downstream.watch import Watch
-from proxy.upstream.request_writer import LAST, chunk
 
 
 class Listener:

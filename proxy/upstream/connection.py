@@ -14,10 +14,11 @@ from typing import cast
 from aiohttp import EMPTY_PAYLOAD, StreamReader
 from aiohttp.http import HttpResponseParser, RawResponseMessage
 
+from proxy.core.chunks import LAST, chunk
 from proxy.errors import BadRequest, ProxyError, UpstreamTimeout, UpstreamUnreachable
 from proxy.upstream.deadline import Patience
 from proxy.upstream.dialing import CLOSED, LATE
-from proxy.upstream.request_writer import LAST, Request, chunk
+from proxy.upstream.request_writer import Request
 from proxy.upstream.response_parser import HEAD, holds_more, is_valid, parser, unchunked
 
 _HIGH = 128 * 1024  # bytes of an answer that may lie unread before no more are taken

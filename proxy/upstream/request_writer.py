@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from aiohttp import StreamReader
 from msgspec import Struct
 
+from proxy.core.chunks import LAST, chunk
 from proxy.core.headers import Pairs
 from proxy.errors import BadRequest
 
-LAST = b"0\r\n\r\n"  # the chunk that ends a body
 _SIZED = ("POST", "PUT", "PATCH")  # no body at all is told by a length of 0 (RFC 9110, section 8.6)
 
 
@@ -56,11 +56,6 @@ def written(method: str, authority: str, target: str, headers: Pairs, body: Cont
     if length is not None and not stream and length != size:
         raise BadRequest("The body of the request is not as long as its Content-Length says. Correct it.")
     return Request(_head(lines), pieces, stream, length, method == "HEAD", size)
-
-
-def chunk(data: bytes) -> bytes:
-    """A chunk of some bytes; of none it would be the last one."""
-    return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 def _given(headers: Pairs) -> tuple[int | None, bool]:

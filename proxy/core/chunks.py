@@ -1,0 +1,10 @@
+"""Chunks of HTTP/1.1, in which a body goes whose length nobody knows (RFC 9112, section 7.1). Pure."""
+
+from __future__ import annotations
+
+LAST = b"0\r\n\r\n"  # the chunk that ends a body
+
+
+def chunk(data: bytes) -> bytes:
+    """A chunk of some bytes; of none it would be the last one."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
