@@ -26,10 +26,10 @@ def covered(module: Path) -> str | None:
     own = (f"{folder}/test_{module.stem}.py",)
     tests = [str(ROOT / "tests" / file) for file in (TABLE if module.stem in READINGS else own)]
     name = ".".join(["proxy", *folder.parts, module.stem])
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as scratch:
         command = [sys.executable, "-m", "pytest", "-q", *tests, f"--cov={name}", "--cov-branch"]
         report = ["--cov-report=term-missing", "--cov-fail-under=100"]
-        environ = {**os.environ, "COVERAGE_FILE": f"{folder}/coverage"}
+        environ = {**os.environ, "COVERAGE_FILE": f"{scratch}/coverage"}
         done = subprocess.run([*command, *report], cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
     return None if done.returncode == 0 else f"{name}:\n{done.stdout[-2000:]}"
 

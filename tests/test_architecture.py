@@ -76,13 +76,13 @@ def test_every_arrow_is_an_import_and_every_import_goes_along_the_arrows() -> No
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_every_module_of_a_folder_is_named_once_below_it(folder: str) -> None:
     section = re.split(r"^#", PAGE.read_text().partition(f"\n### {folder}/\n")[2], maxsplit=1, flags=re.M)[0]
-    modules = [file.stem for file in (PACKAGE / folder).glob("[a-z]*.py")]
+    modules = [file.stem for file in (PACKAGE / folder).rglob("[a-z]*.py")]
     assert sorted(re.findall(r"`([a-z_]+)`", section)) == sorted(modules)
 
 
 @pytest.mark.parametrize(("page", "text"), DIAGRAMS)
 def test_every_module_that_a_diagram_names_is_there(page: Path, text: str) -> None:
-    named = re.findall(r"\b[a-z]+/\w+\.py", text)
+    named = re.findall(r"\b[a-z]+(?:/\w+)+\.py", text)
     assert [name for name in named if not (PACKAGE / name).is_file()] == []
 
 

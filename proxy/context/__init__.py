@@ -1,0 +1,1 @@
+"""What all requests share: tenants, routes, queues, the log line of a request."""

@@ -14,11 +14,11 @@ from hashlib import blake2b
 from typing import Any
 from urllib.parse import quote
 
-from aiohttp import web
 from msgspec import Struct
 
 from proxy.context.runtime import Runtime
 from proxy.core.model import SessionKey
+from proxy.downstream.client_request import ClientRequest, RequestKey
 from proxy.downstream.client_stream import Answered, Listener
 
 NAME = "x-request-id"
@@ -64,10 +64,10 @@ class Line(Struct, gc=False):
         return max(0.0, before + (self.released - self.ended if self.released else 0.0))
 
 
-KEY = web.RequestKey("line", Line)
+KEY = RequestKey("line", Line)
 
 
-def begun(request: web.BaseRequest, runtime: Runtime) -> Line:
+def begun(request: ClientRequest, runtime: Runtime) -> Line:
     """The line of a request that has just come."""
     given = request.headers.get(NAME)
     if given is not None and GIVEN.fullmatch(given):
@@ -78,11 +78,11 @@ def begun(request: web.BaseRequest, runtime: Runtime) -> Line:
     return line
 
 
-def of(request: web.BaseRequest) -> Line:
+def of(request: ClientRequest) -> Line:
     return request[KEY]
 
 
-def over(request: web.BaseRequest, runtime: Runtime, line: Line, answer: Answered | None) -> None:
+def over(request: ClientRequest, runtime: Runtime, line: Line, answer: Answered | None) -> None:
     """It has its answer; None where its client has gone without one."""
     now = time.monotonic()
     first: float | None = None
@@ -115,7 +115,7 @@ def _level(line: Line, status: int) -> int:
 
 
 def _told(
-    request: web.BaseRequest,
+    request: ClientRequest,
     line: Line,
     status: int,
     size: int,

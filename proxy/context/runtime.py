@@ -61,7 +61,7 @@ class Runtime:
         self.watch = Watch(lambda: min(LOOK, self.config.limits.write_timeout), lambda: self.live.draining)
 
     def find(self, raw_target: str, method: str) -> Target | None:
-        """Where a request goes; see `target.find`. What was found is remembered as long as the configuration holds."""
+        """Where a request goes; see `routing.find`. What was found is remembered as long as the configuration holds."""
         if self._routed is not self.config:
             self._routed, self._routes = self.config, {}
         place = (raw_target, method)

@@ -1,0 +1,1 @@
+"""History, matching, window, exchange: functions over bytes and values."""

@@ -1,0 +1,1 @@
+"""The log, what is counted, and how Prometheus reads it."""

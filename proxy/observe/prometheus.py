@@ -9,10 +9,10 @@ import platform
 import sqlite3
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from itertools import accumulate
 from typing import Any
 
-import aiohttp
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
@@ -39,7 +39,7 @@ class Present:
 
 
 class Metrics(Collector):
-    """Renders what is in `numbers`."""
+    """Renders the counters."""
 
     def __init__(self, numbers: Numbers) -> None:
         self._numbers = numbers
@@ -65,7 +65,7 @@ def _build() -> Metric:
     versions = {
         "version": __version__,
         "python": platform.python_version(),
-        "aiohttp": aiohttp.__version__,
+        "aiohttp": metadata.version("aiohttp"),
         "sqlite": sqlite3.sqlite_version,
     }
     family = GaugeMetricFamily(_NAME + "build_info", "What runs here; always 1.", labels=list(versions))

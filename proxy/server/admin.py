@@ -12,7 +12,7 @@ from aiohttp import web
 
 from proxy.context.runtime import Runtime
 from proxy.core.headers import bare_key
-from proxy.core.json_bytes import dumps
+from proxy.downstream.answers import error_answer
 from proxy.errors import InvalidApiKey, MethodNotAllowed, NotFound, ProxyError, StoreUnavailable
 from proxy.stores.base import Standing
 
@@ -38,7 +38,7 @@ async def _answer(request: web.BaseRequest, runtime: Runtime, render: Render) ->
         body, content_type = render(runtime, await _standing(runtime))
         response = web.Response(body=body, headers={"Content-Type": content_type})
     except ProxyError as fault:
-        response = web.Response(body=dumps(fault.body()), status=fault.status, content_type="application/json")
+        response = error_answer(fault)
         if isinstance(fault, InvalidApiKey):
             response.headers["WWW-Authenticate"] = "Bearer"
     response.headers["Cache-Control"] = "no-store"

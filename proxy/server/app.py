@@ -17,8 +17,8 @@ from proxy.context import request_log as lines
 from proxy.context import tenants as caller
 from proxy.context.runtime import Runtime
 from proxy.core import headers
-from proxy.core.json_bytes import dumps
 from proxy.downstream import cors
+from proxy.downstream.answers import error_answer
 from proxy.downstream.client_stream import Answered
 from proxy.errors import Draining, NotFound, ProxyError
 from proxy.server import passthrough
@@ -177,12 +177,7 @@ async def _health(path: str, runtime: Runtime) -> web.Response:
 
 
 def _fault(request: web.BaseRequest, fault: ProxyError) -> web.Response:
-    response = web.Response(status=fault.status, body=dumps(fault.body()), content_type="application/json")
-    response.headers["Cache-Control"] = "no-store"
-    if fault.delay is not None:
-        response.headers["Retry-After"] = str(fault.delay)
-    if fault.should_retry is not None:
-        response.headers["x-should-retry"] = str(fault.should_retry).lower()
+    response = error_answer(fault)
     if not request.content.is_eof():
         response.force_close()  # what is left of the body would be read as the next request
     return response

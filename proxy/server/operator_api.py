@@ -15,6 +15,7 @@ from aiohttp import web
 
 from proxy.context.runtime import Runtime
 from proxy.core.json_bytes import dumps
+from proxy.downstream.answers import error_answer, json_answer
 from proxy.errors import BadRequest, NotFound, ProxyError
 
 log = logging.getLogger("proxy.operator")
@@ -41,9 +42,9 @@ async def _answer(request: web.BaseRequest, runtime: Runtime) -> web.StreamRespo
     try:
         if (request.method, request.path) != ("POST", "/purge"):
             raise NotFound("An operator may POST to /purge?idle=MS, and to nothing else.")
-        return web.json_response(await _purge(runtime, request.query.get("idle", "")), dumps=_text)
+        return json_answer(dumps(await _purge(runtime, request.query.get("idle", ""))))
     except ProxyError as fault:
-        return web.json_response(fault.body(), status=fault.status, dumps=_text)
+        return error_answer(fault)
 
 
 async def _purge(runtime: Runtime, idle: str) -> dict[str, object]:
@@ -55,7 +56,3 @@ async def _purge(runtime: Runtime, idle: str) -> dict[str, object]:
         await runtime.store.scrub()
     log.info("%d sessions purged", gone)
     return {"purged": gone, "has_more": gone == BATCH}
-
-
-def _text(value: object) -> str:
-    return dumps(value).decode()

@@ -13,6 +13,7 @@ from proxy.context.routing import Target
 from proxy.context.runtime import Runtime
 from proxy.context.tenants import with_our_key
 from proxy.core.headers import Pairs, end_to_end
+from proxy.downstream.answers import error_answer
 from proxy.downstream.client_stream import Answered, Listener
 from proxy.errors import BadRequest, ProxyError, UpstreamUnreachable
 
@@ -132,7 +133,7 @@ def _refused(refusal: aiohttp.WSServerHandshakeError) -> web.Response:
     """The client library keeps the status and the headers of a refusal, not its body."""
     headers: Pairs = end_to_end((refusal.headers or {}).items(), _NOT_REFUSED)
     fault = UpstreamUnreachable("The upstream refused the WebSocket.")
-    response = web.json_response(fault.body(), status=refusal.status if refusal.status >= 300 else fault.status)
+    response = error_answer(fault, refusal.status if refusal.status >= 300 else None)
     for name, value in headers:
         response.headers.add(name, value)
     return response

@@ -20,6 +20,7 @@ from proxy.core.history import Entry, History, own_entries
 from proxy.core.json_bytes import dumps, elements, loads
 from proxy.core.model import Message, SessionKey, SessionState, Turn, TurnState
 from proxy.core.usage import Counts, counts
+from proxy.downstream.answers import json_answer
 from proxy.downstream.broadcast import replay
 from proxy.downstream.client_stream import Answered, Listener, WhileThere
 from proxy.errors import BadRequest, MethodNotAllowed, NotFound, SessionNotFound, TurnNotFound
@@ -72,7 +73,7 @@ async def _show(request: web.BaseRequest, runtime: Runtime, key: SessionKey) -> 
         "summarized": history.cut.covered,
         "in_flight": [{"turn": turn.id, "decision": turn.plan.decision} for turn in turns],
     }
-    return _json(dumps(shown))
+    return json_answer(dumps(shown))
 
 
 def _totals(branch: Sequence[Turn]) -> dict[str, int]:
@@ -98,7 +99,7 @@ async def _messages(request: web.BaseRequest, runtime: Runtime, key: SessionKey)
     data = b",".join([_message(after + n, entry) for n, entry in enumerate(page)])
     more = dumps({"has_more": end < len(line), "next": end})
     system = b"[" + (b"" if side else history.system or b"") + b"]"
-    return _json(b'{"object":"list","system":' + system + b',"data":[' + data + b"]," + more[1:])
+    return json_answer(b'{"object":"list","system":' + system + b',"data":[' + data + b"]," + more[1:])
 
 
 def _beside(history: History) -> list[Turn]:
@@ -124,7 +125,7 @@ async def _stop(request: web.BaseRequest, runtime: Runtime, key: SessionKey) -> 
     stopped = await _stopped(runtime, key)
     if not stopped:
         raise TurnNotFound("This session has no turn in flight. There is nothing to stop.")
-    return _json(dumps({"object": "session.stopped", "id": key.id, "turns": stopped}))
+    return json_answer(dumps({"object": "session.stopped", "id": key.id, "turns": stopped}))
 
 
 async def _stopped(runtime: Runtime, key: SessionKey) -> list[dict[str, Any]]:
@@ -167,7 +168,7 @@ async def _delete(request: web.BaseRequest, runtime: Runtime, key: SessionKey) -
         runtime.summaries.forget(key)
     finally:
         place.leave()
-    return _json(dumps({"id": key.id, "object": "session.deleted", "deleted": True}))
+    return json_answer(dumps({"id": key.id, "object": "session.deleted", "deleted": True}))
 
 
 _ROUTES: dict[str, dict[str, Handler]] = {
@@ -191,7 +192,3 @@ def _number(request: web.BaseRequest, name: str, default: int) -> int:
     if not text.isascii() or not text.isdecimal() or len(text) > 9:
         raise BadRequest(f"{name} must be a whole number. Correct it, or leave it out.", param=name)
     return int(text)
-
-
-def _json(body: bytes) -> web.Response:
-    return web.Response(body=body, content_type="application/json", headers={"Cache-Control": "no-store"})

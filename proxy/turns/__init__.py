@@ -1,0 +1,1 @@
+"""A recorded turn: the request, how it is meant, the exchange with the upstream, the record."""

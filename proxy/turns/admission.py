@@ -1,7 +1,7 @@
 """A request for a recorded turn: read it, decide how it is meant, wait in line where it must, start the turn.
 
 Decided twice: on arrival, against the history and the turns in flight, and in its place again, for the tip
-may have moved. The turn itself stands in `turn`; how lists are read, in `core.reconcile`.
+may have moved. The turn itself stands in `turn_task`; how lists are read, in `core.matching`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import time
 
-from aiohttp import web
 from msgspec import Struct, structs
 
 from proxy.context import request_log as lines
@@ -24,7 +23,9 @@ from proxy.core.matching.retries import is_retry, retried
 from proxy.core.model import Answer, SessionState, Turn, TurnState
 from proxy.core.plan import Decision, Mode, Plan
 from proxy.dialects.chat import fingerprints as marks
+from proxy.downstream.answers import json_answer
 from proxy.downstream.broadcast import replay
+from proxy.downstream.client_request import ClientRequest
 from proxy.downstream.client_stream import Answered, Listener, WhileThere
 from proxy.errors import IdempotencyKeyReused, Interrupted, SessionBusy, SessionNotFound, SessionQueueFull
 from proxy.turns.attempts import Attempts
@@ -50,7 +51,7 @@ class Reading(Struct, frozen=True):
         return self.attached is not None or self.answer is not None
 
 
-async def handle(request: web.BaseRequest, runtime: Runtime, target: Target, session_id: str) -> Answered:
+async def handle(request: ClientRequest, runtime: Runtime, target: Target, session_id: str) -> Answered:
     wishes, call = wishes_of(request, runtime), await read_call(request, runtime, target, session_id)
     listener = Listener(request, runtime.config, runtime.watch)
     reading = await _read(runtime, call, wishes)
@@ -199,7 +200,7 @@ def _reused() -> IdempotencyKeyReused:
     )
 
 
-async def _place(request: web.BaseRequest, runtime: Runtime, call: Call, on_busy: Busy) -> Place:
+async def _place(request: ClientRequest, runtime: Runtime, call: Call, on_busy: Busy) -> Place:
     """The place in a line that is not free now. Turns that nobody listens to any more are cut for it, but not
     one with the same body: its client may come back for it. One that has its finish_reason has a moment to end."""
     sessions, live = runtime.config.sessions, runtime.live
@@ -227,7 +228,7 @@ async def _place(request: web.BaseRequest, runtime: Runtime, call: Call, on_busy
     return place
 
 
-def _dry_run(runtime: Runtime, call: Call, reading: Reading) -> web.Response:
+def _dry_run(runtime: Runtime, call: Call, reading: Reading) -> Answered:
     """What `x-session-dry-run` answers: the exact body, and where each of its messages came from."""
     plan = reading.plan
     first = Attempts(runtime, call, plan, reading.session.history, probes=False)
@@ -247,7 +248,4 @@ def _dry_run(runtime: Runtime, call: Call, reading: Reading) -> web.Response:
         elif theirs:
             sources.append({"from": "request", "role": theirs.role})
     told = {"decision": plan.decision, "reason": plan.reason, "injected": first.injected, "dropped": dropped}
-    return web.Response(
-        body=dumps({**told, "messages": sources, "body": b"".join(first.body).decode(errors="replace")}),
-        content_type="application/json",
-    )
+    return json_answer(dumps({**told, "messages": sources, "body": b"".join(first.body).decode(errors="replace")}))

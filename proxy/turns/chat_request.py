@@ -6,7 +6,6 @@ Decides nothing and knows no history.
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
 from enum import StrEnum
@@ -14,7 +13,6 @@ from functools import lru_cache
 from hashlib import blake2b, sha256
 from hmac import digest
 
-from aiohttp import web
 from msgspec import Struct
 
 from proxy.context import request_log as lines
@@ -23,12 +21,11 @@ from proxy.context.request_log import Line
 from proxy.context.routing import Target
 from proxy.context.runtime import Runtime
 from proxy.core import headers
-from proxy.core.inflate import STEP, Broken, Coding, Unknown, inflater
 from proxy.core.json_bytes import with_default
 from proxy.core.model import CLIENT, Ask, SessionKey
 from proxy.core.plan import Mode
 from proxy.dialects.chat import wire as chat
-from proxy.errors import BadRequest, RequestTimeout, RequestTooLarge, UnsupportedEncoding
+from proxy.downstream.client_request import ClientRequest, read_body
 from proxy.upstream.client import Response
 
 _NOT_SENT = headers.OURS | {"host", "expect", "content-length", "content-encoding", "accept-encoding"}
@@ -74,7 +71,7 @@ class Call(Struct, frozen=True):
     finishes: bool = True  # a reply whose client has gone is read to its end
 
 
-def wishes_of(request: web.BaseRequest, runtime: Runtime) -> Wishes:
+def wishes_of(request: ClientRequest, runtime: Runtime) -> Wishes:
     sent, sessions = request.headers, runtime.config.sessions
     return Wishes(
         _MODES[headers.choice(sent, "x-session-mode", _MODES) or sessions.mode],
@@ -85,14 +82,14 @@ def wishes_of(request: web.BaseRequest, runtime: Runtime) -> Wishes:
     )
 
 
-async def read_call(request: web.BaseRequest, runtime: Runtime, target: Target, session_id: str) -> Call:
+async def read_call(request: ClientRequest, runtime: Runtime, target: Target, session_id: str) -> Call:
     config, pairs = runtime.config, list(request.headers.items())
     line = lines.of(request)
     line.key = key = SessionKey(caller.tenant(config, request.headers, runtime.secret), session_id)
     recorded = headers.choice(request.headers, "x-session-store", _NO) is None
     idempotency_key = headers.idempotency_key(request.headers)
     policy = headers.choice(request.headers, "x-session-on-disconnect", _POLICIES)
-    body = await _body(request, config.limits.request_body, config.limits.body_timeout)
+    body = await read_body(request, config.limits.request_body, config.limits.body_timeout)
     line.read, line.size = time.monotonic(), len(body)
     ask = _ask(request, body, runtime, target, key)
     return Call(
@@ -109,73 +106,13 @@ async def read_call(request: web.BaseRequest, runtime: Runtime, target: Target, 
     )
 
 
-def _ask(request: web.BaseRequest, body: bytes, runtime: Runtime, target: Target, key: SessionKey) -> Ask:
+def _ask(request: ClientRequest, body: bytes, runtime: Runtime, target: Target, key: SessionKey) -> Ask:
     if member := target.upstream.affinity.get("body"):
         return chat.read(with_default(body, member, affinity(key, runtime.secret)))
     if "x-session-dry-run" in request.headers:
         return chat.read(body)  # it tells of every message
     warm = runtime.store.warm(key)
     return chat.read(body, warm.history.forms.get(SEEN) if warm else None)
-
-
-async def _body(request: web.BaseRequest, limit: int, timeout: float) -> bytes:
-    named = request.headers.get("Content-Encoding")
-    try:
-        coding = None if named is None else inflater(",".join(request.headers.getall("Content-Encoding")))
-    except Unknown as error:
-        raise UnsupportedEncoding(
-            f"A request body in the encoding {str(error)!r} cannot be read here. Send it as gzip, or as it is, without"
-            " Content-Encoding."
-        ) from None
-    if (request.content_length or 0) > limit:
-        raise _too_large(limit)
-    if request.content.is_eof():  # it came with the head
-        body = request.content.read_nowait()
-        if len(body) > limit:
-            raise _too_large(limit)
-    else:
-        body = await _come(request, limit, timeout)
-    return await _undone(coding, body, limit) if coding else body
-
-
-async def _undone(coding: Coding, body: bytes, limit: int) -> bytes:
-    """The plain form of an encoded body, within the limit; others have their turn while it is made."""
-    pieces, size = [], 0
-    try:
-        for at in range(0, len(body), STEP):
-            for piece in coding.feed(body[at : at + STEP]):
-                pieces.append(piece)
-                if (size := size + len(piece)) > limit:
-                    raise _too_large(limit)
-                await asyncio.sleep(0)
-            await asyncio.sleep(0)
-    except Broken as error:
-        raise UnsupportedEncoding(
-            "The request body is not in the encoding that its Content-Encoding names. Encode it so, or leave the header"
-            " out."
-        ) from error
-    if not coding.eof:
-        raise BadRequest("The encoded request body ends too early. Send all of it.")
-    return b"".join(pieces)
-
-
-async def _come(request: web.BaseRequest, limit: int, timeout: float) -> bytes:
-    pieces, size = [], 0
-    try:
-        async with asyncio.timeout(timeout):
-            async for piece in request.content.iter_any():
-                pieces.append(piece)
-                if (size := size + len(piece)) > limit:
-                    raise _too_large(limit)
-    except TimeoutError:
-        raise RequestTimeout(f"The request body did not come within {timeout:g} seconds. Send it again.") from None
-    except (web.RequestPayloadError, ConnectionError) as error:
-        raise BadRequest("The request was cut short. Send it again.") from error
-    return b"".join(pieces)
-
-
-def _too_large(limit: int) -> RequestTooLarge:
-    return RequestTooLarge(f"The request body is over {limit} bytes. Send a smaller one.")
 
 
 def upstream_headers(call: Call, runtime: Runtime) -> headers.Pairs:

@@ -70,7 +70,7 @@ class Fit:
                 self._probe()
 
     def body(self, form: Form) -> tuple[Sequence[bytes], int]:
-        """The body to send, and how many messages in it the client did not send; see `sending.compose`."""
+        """The body to send, and how many messages in it the client did not send; see `compose.compose`."""
         now = self._runtime.now()
         body, injected = sending.compose(self._call.ask, self._plan, self._history, form, self.window, now)
         self._size = sum(map(len, body))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.upstream.request_writer import LAST, chunk
+from proxy.core.chunks import LAST, chunk
 from proxy.upstream.response_parser import unchunked
 
 PIECES = st.lists(st.binary(min_size=1, max_size=40) | st.sampled_from([LAST, b"\r\n", b"1\r\nx\r\n", b"x" * 300]))

@@ -1,0 +1,1 @@
+"""How a list of messages is matched with the history. Pure."""

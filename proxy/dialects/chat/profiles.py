@@ -1,7 +1,7 @@
 """Profiles: what each upstream wants back of its own messages, and what it refuses, as data.
 
 A profile is looked up by name or by the host of an upstream. The functions here read names, hosts and
-error bodies; no message is made or changed here (`forms.py`, `asked.py` and the repair of a history do that).
+error bodies; no message is made or changed here (`reply_form.py`, `client_form.py` and `repair.py` do that).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A reply is kept as it came; what of it goes back depends on the upstream's profile and on whether it came from
 there. Pure, bytes to bytes, message by message: the order of messages is not known here, and what a client asked
-stands in `asked`. What cannot be read (no JSON object, nested too deep) goes as it is, for the upstream to judge.
+stands in `client_form`. What cannot be read (no JSON object, nested too deep) goes as it is, for the upstream to judge.
 """
 
 from __future__ import annotations

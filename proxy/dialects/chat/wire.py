@@ -1,7 +1,7 @@
 """Chat completions: reading a request, reading a reply.
 
 The one place that knows the members of `/chat/completions`. How deltas add up stands in `deltas.py`,
-what goes back upstream in `sending.py`. Pure; knows no session, no upstream and no limits.
+what goes back upstream in `compose.py`. Pure; knows no session, no upstream and no limits.
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ def _slow_fold(body: bytes) -> Reply:
 
 
 def fold_text(body: bytes, content_type: str) -> Reply:
-    """A whole body that is neither; see `odd`."""
+    """A whole body that is neither; see `lenient`."""
     return odd.fold_text(body, content_type)
 
 

@@ -1,4 +1,4 @@
-"""Turns, answers and refusals as rows of the database, and back. Pure; the statements stand in `statements.py`."""
+"""Turns, answers and refusals as rows of the database, and back. Pure; the statements stand in `sql.py`."""
 
 from __future__ import annotations
 

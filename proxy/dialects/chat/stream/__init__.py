@@ -1,0 +1,1 @@
+"""A stream of chat completions, folded into one reply. Pure."""
