@@ -52,7 +52,7 @@ def pipe() -> Iterator[Pipe]:
 
 def record(message: str, *arguments: object, level: int = logging.INFO, error: BaseException | None = None) -> Any:
     info = (type(error), error, error.__traceback__) if error else None
-    return logging.LogRecord("proxy.service.daemon", level, "", 0, message, arguments, info)
+    return logging.LogRecord("proxy.daemon", level, "", 0, message, arguments, info)
 
 
 def raised(error: Exception, cause: Exception | None = None) -> Exception:
