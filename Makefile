@@ -16,11 +16,11 @@ test: .venv/test
 	$(MAKE) check
 
 check: style types imports coverage
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations 20
 
 style:
-	$(BIN)/ruff check proxy tests
-	$(BIN)/ruff format --check proxy tests
+	$(BIN)/ruff check proxy tests bench
+	$(BIN)/ruff format --check proxy tests bench
 
 types:
 	$(BIN)/mypy
@@ -41,16 +41,16 @@ clients: .venv/test
 	CLIENTS=1 $(BIN)/python -m pytest -q -s tests/clients
 
 fuzz: .venv/test
-	PROFILE=fuzz $(BIN)/python -m pytest -q --timeout 3600 tests/core tests/dialects tests/stores tests/test_config.py
+	PROFILE=fuzz $(BIN)/python -m pytest -q --timeout 3600 tests/core tests/dialects tests/stores tests/config/test_config.py
 
 # Prints a table (docs/operate/performance.md); fails where an answer is wrong, never where it is slow. LONG=1: more rounds;
 # ARGS='--only unary', ARGS='--against REV', ARGS=--growth, ARGS=--soak, ARGS=--long.
 bench: .venv/test
-	$(BIN)/python -m tests.bench $(ARGS)
+	$(BIN)/python -m bench $(ARGS)
 
 format:
-	$(BIN)/ruff check --fix proxy tests
-	$(BIN)/ruff format proxy tests
+	$(BIN)/ruff check --fix proxy tests bench
+	$(BIN)/ruff format proxy tests bench
 
 # As root: /opt/session-proxy, its units, /etc/session-proxy. DESTDIR, PREFIX, BINDIR, UNITS, SYSTEM_PYTHON move things.
 install: .venv/run

@@ -8,6 +8,8 @@ import signal
 
 from hypothesis import settings
 
+from tests.support.serving import serve as serve
+
 settings.register_profile("gate", deadline=None, derandomize=True)
 settings.register_profile("fuzz", deadline=None, max_examples=20_000)
 settings.load_profile(os.environ.get("PROFILE", "gate"))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from proxy import demo
-from tests.fakes import RawClient
+from tests.support.fakes import RawClient
 
 CHAT = "/v1/chat/completions"
 

@@ -147,7 +147,7 @@ class Listener:
             harden(transport)
             transport.abort()
 
-    # What aiohttp asks of what a handler returns; tests/web/test_untouched.py pins it.
+    # What aiohttp asks of what a handler returns; tests/server/test_untouched.py pins it.
 
     async def prepare(self, request: web.BaseRequest) -> None:
         """The head is out already, unless the client went before it. aiohttp closes the connection behind this."""

@@ -53,7 +53,7 @@ class _Request(web.BaseRequest):
     runtime: Runtime
 
     async def _prepare_hook(self, response: web.StreamResponse) -> None:
-        """For answers of our own. What an Application has signals for; tests/web/test_untouched.py pins it."""
+        """For answers of our own. What an Application has signals for; tests/server/test_untouched.py pins it."""
         response.headers.pop("Server", None)
         line = self.get(lines.KEY)  # none where aiohttp refuses what is no HTTP
         if line and (line.route != "passed" or line.fault):

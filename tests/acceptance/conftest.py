@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes import free_port
+from tests.support.fakes import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.acknowledged import Client, at_work, script
-from tests.fakes import RawClient, ScriptedUpstream
-from tests.process import Proxy, run
+from tests.support.acknowledged import Client, at_work, script
+from tests.support.fakes import RawClient, ScriptedUpstream
+from tests.support.process import Proxy, run
 
 ROUNDS = 50 if os.environ.get("SOAK") else 5
 CLIENTS = 8

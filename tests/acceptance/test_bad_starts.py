@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.test_commands import GOOD, session_proxy
-from tests.fakes import free_port
+from tests.support.fakes import free_port
 
 
 def start(state: Path, config: str | Path = GOOD) -> tuple[int, str]:

@@ -10,9 +10,9 @@ from typing import Literal
 
 import pytest
 
-from tests.browser import Browser, chromium_or_skip
-from tests.fakes import Received, Reply, ScriptedUpstream, sse
-from tests.process import Proxy
+from tests.support.browser import Browser, chromium_or_skip
+from tests.support.fakes import Received, Reply, ScriptedUpstream, sse
+from tests.support.process import Proxy
 
 RUNS = 12  # of each way to break
 PAGE = Reply(headers=[("Content-Type", "text/html")], pieces=[b"<!doctype html><title>chat</title>"], framing="length")

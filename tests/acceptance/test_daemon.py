@@ -15,8 +15,8 @@ import pytest
 import requests
 
 from tests.acceptance.conftest import ROOT
-from tests.acceptance.daemon import Daemon
-from tests.fakes import free_port
+from tests.support.daemon import Daemon
+from tests.support.fakes import free_port
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ import pytest
 from proxy.commands.running_proxy import ask
 from proxy.errors import StoreUnavailable
 from proxy.stores.sqlite.lock import Lock
-from tests.acceptance.acknowledged import Client, at_work, script
-from tests.fakes import RawClient, ScriptedUpstream, completion, eventually, sse
-from tests.process import ROOT, Proxy, run
+from tests.support.acknowledged import Client, at_work, script
+from tests.support.fakes import RawClient, ScriptedUpstream, completion, eventually, sse
+from tests.support.process import ROOT, Proxy, run
 
 SECRET_WORDS = "words that must not stay"
 

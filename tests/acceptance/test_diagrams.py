@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.browser import Browser, Page
+from tests.support.browser import Browser, Page
 from tests.test_architecture import DIAGRAMS
 from tests.test_docs import ROOT
 

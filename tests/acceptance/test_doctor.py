@@ -17,8 +17,8 @@ import pytest
 
 from tests.acceptance.test_db_commands import say
 from tests.acceptance.test_nginx import Nginx, nginx
-from tests.fakes import Received, Reply, ScriptedUpstream, completion, eventually, free_port
-from tests.process import Proxy, command, run
+from tests.support.fakes import Received, Reply, ScriptedUpstream, completion, eventually, free_port
+from tests.support.process import Proxy, command, run
 
 __all__ = ["nginx"]
 

@@ -20,7 +20,7 @@ from proxy.commands.greeting import greeting
 from proxy.commands.init import TEMPLATE
 from proxy.config.model import Config, load
 from tests.acceptance.test_commands import ROOT, session_proxy
-from tests.fakes import RawClient, Received, Reply, ScriptedUpstream, completion, free_port
+from tests.support.fakes import RawClient, Received, Reply, ScriptedUpstream, completion, free_port
 
 MODELS = b'{"object": "list", "data": [{"id": "first-one", "object": "model"}, {"id": "second", "object": "model"}]}'
 

@@ -18,9 +18,9 @@ import pytest
 from aiohttp import web
 
 from tests.acceptance.conftest import ROOT
-from tests.acceptance.daemon import Daemon
-from tests.fakes import RawClient, Received, Reply, ScriptedUpstream, eventually, free_port, sse
-from tests.web.conftest import Serve, serve
+from tests.support.daemon import Daemon
+from tests.support.fakes import RawClient, Received, Reply, ScriptedUpstream, eventually, free_port, sse
+from tests.support.serving import Serve, serve
 
 __all__ = ["serve"]
 

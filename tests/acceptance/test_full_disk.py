@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.test_db_commands import say
-from tests.fakes import ScriptedUpstream
-from tests.process import Proxy, run
+from tests.support.fakes import ScriptedUpstream
+from tests.support.process import Proxy, run
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.acknowledged import Client, at_work, said, script
-from tests.fakes import RawClient, ScriptedUpstream
-from tests.process import Proxy
+from tests.support.acknowledged import Client, at_work, said, script
+from tests.support.fakes import RawClient, ScriptedUpstream
+from tests.support.process import Proxy
 
 ROUNDS = 100 if os.environ.get("SOAK") else 10
 CLIENTS = 8

@@ -10,7 +10,7 @@ import aiohttp
 from aiohttp import web
 
 from tests.acceptance.conftest import serve, started
-from tests.fakes import free_port
+from tests.support.fakes import free_port
 
 SIZE, PIECE = 200 << 20, b"x" * (64 << 10)
 GROWTH = 20_000  # kB

@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from tests.acceptance.conftest import serve, started
-from tests.fakes import free_port
+from tests.support.fakes import free_port
 
 TURNS = 4
 
@@ -22,7 +22,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"the package {package} is not installed (it has no wheel for every platform)")
     port, listen = free_port(), f"127.0.0.1:{free_port()}"
-    model = started(["tests/acceptance/llama.py", str(port)], {})
+    model = started(["tests/support/llama.py", str(port)], {})
     environ = {
         "UPSTREAM_BASE_URL": f"http://127.0.0.1:{port}/v1",
         "XDG_STATE_HOME": str(tmp_path_factory.mktemp("state")),

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.fakes import RawClient, Received, Reply, ScriptedUpstream, completion, error, eventually, sse
-from tests.process import Proxy
+from tests.support.fakes import RawClient, Received, Reply, ScriptedUpstream, completion, error, eventually, sse
+from tests.support.process import Proxy
 
 KEY, TEXT, SESSION, OURS, TOKEN = "sk-canary-key", "canary-text", "canary-session", "sk-canary-ours", "canary-token"
 HEADERS = [("Authorization", f"Bearer {KEY}"), ("Cookie", "canary-cookie")]

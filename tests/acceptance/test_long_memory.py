@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import long
-from tests.bench.machine import CannotStart
-from tests.process import Proxy
+from bench import long
+from bench.machine import CannotStart
+from tests.support.process import Proxy
 
 TURNS = 60
 HEADING = "Summary of the earlier messages"

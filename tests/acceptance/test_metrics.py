@@ -18,8 +18,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.acceptance.test_logs import call, chat, script
-from tests.fakes import ScriptedUpstream, completion, error, free_port
-from tests.process import ROOT, Proxy, run
+from tests.support.fakes import ScriptedUpstream, completion, error, free_port
+from tests.support.process import ROOT, Proxy, run
 
 GRAFANA = ROOT / "config" / "grafana"
 DASHBOARD, ALERTS = GRAFANA / "dashboard.json", GRAFANA / "alerts.yaml"

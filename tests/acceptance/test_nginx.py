@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes import RawClient, Reply, ScriptedUpstream, completion, eventually, free_port, sse
-from tests.web.conftest import Serve, serve
+from tests.support.fakes import RawClient, Reply, ScriptedUpstream, completion, eventually, free_port, sse
+from tests.support.serving import Serve, serve
 
 __all__ = ["serve"]
 

@@ -12,17 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance import acknowledged
-from tests.acceptance.acknowledged import Client, at_work
-from tests.acceptance.disk import Disk, Unavailable
-from tests.fakes import ScriptedUpstream
-from tests.process import Proxy
+from tests.support import acknowledged
+from tests.support.acknowledged import Client, at_work
+from tests.support.disk import Disk, Unavailable
+from tests.support.fakes import ScriptedUpstream
+from tests.support.process import Proxy
 
 SOAK = bool(os.environ.get("SOAK"))
 CUTS = 30 if SOAK else 3  # of each file system
 CONTROL_CUTS = 40 if SOAK else 3  # of each, at most
 CLIENTS = 8
-CARELESS = "tests.acceptance.careless"  # the proxy, but it does not sync its commits
+CARELESS = "tests.support.careless"  # the proxy, but it does not sync its commits
 
 
 @pytest.fixture(params=["ext4", "xfs"])

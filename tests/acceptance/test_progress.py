@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.test_db_commands import say
-from tests.fakes import ScriptedUpstream
-from tests.process import Proxy, command
+from tests.support.fakes import ScriptedUpstream
+from tests.support.process import Proxy, command
 
 
 @pytest.mark.parametrize("terminal", [True, False])

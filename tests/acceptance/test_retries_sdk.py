@@ -15,8 +15,8 @@ import httpx2
 import openai
 import pytest
 
-from tests.fakes import Received, Reply, ScriptedUpstream, completion, error, eventually, sse
-from tests.process import Proxy
+from tests.support.fakes import Received, Reply, ScriptedUpstream, completion, error, eventually, sse
+from tests.support.process import Proxy
 
 DEATHS = 100 if os.environ.get("SOAK") else 10
 SIDE_BY_SIDE = 25  # sessions; the SDK waits about half a second before it tries again

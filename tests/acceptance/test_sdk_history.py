@@ -12,9 +12,9 @@ from typing import Any
 import openai
 import pytest
 
-from tests.fakes import Received, Reply, ScriptedUpstream, completion, error, sse
-from tests.process import Proxy
-from tests.strict import problems
+from tests.support.fakes import Received, Reply, ScriptedUpstream, completion, error, sse
+from tests.support.process import Proxy
+from tests.support.strict import problems
 
 TOOLS: Any = [
     {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}},

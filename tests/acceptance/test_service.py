@@ -20,9 +20,9 @@ import pytest
 import requests
 
 from tests.acceptance.conftest import ROOT
-from tests.acceptance.machine import Machine, Unavailable, clean_debian
 from tests.acceptance.test_tls import certify, shown
-from tests.fakes import RawClient, Received, Reply, ScriptedUpstream, completion, eventually, free_port, sse
+from tests.support.fakes import RawClient, Received, Reply, ScriptedUpstream, completion, eventually, free_port, sse
+from tests.support.machine import Machine, Unavailable, clean_debian
 
 CONFIG = "/etc/session-proxy/session-proxy.yaml"
 KEY = "sk-canary-of-the-service"

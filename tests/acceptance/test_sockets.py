@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.daemon import Daemon
 from tests.acceptance.test_commands import GOOD, session_proxy
-from tests.fakes import free_port
+from tests.support.daemon import Daemon
+from tests.support.fakes import free_port
 
 ASK = b"GET /readyz HTTP/1.0\r\n\r\n"
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.fakes import RawClient, Received, Reply, ScriptedUpstream, completion, eventually, sse
-from tests.process import Proxy
+from tests.support.fakes import RawClient, Received, Reply, ScriptedUpstream, completion, eventually, sse
+from tests.support.process import Proxy
 
 CHAT = "/v1/chat/completions"
 SLOW = {"shutdown": {"drain": "20s"}}  # longer than the test takes: what ends sooner was not waited for

@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 import requests
 
-from tests.acceptance.daemon import Daemon
 from tests.acceptance.test_commands import session_proxy
 from tests.acceptance.test_sockets import asked, unix
-from tests.fakes import ScriptedUpstream, eventually, free_port, sse
+from tests.support.daemon import Daemon
+from tests.support.fakes import ScriptedUpstream, eventually, free_port, sse
 
 KINDS = {"rsa": ["rsa:2048"], "ec": ["ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]}
 NAMES = ["-subj", "/CN=proxy", "-addext", "subjectAltName=IP:127.0.0.1"]

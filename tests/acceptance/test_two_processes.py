@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.fakes import RawClient, ScriptedUpstream, free_port
-from tests.process import Proxy, run
+from tests.support.fakes import RawClient, ScriptedUpstream, free_port
+from tests.support.process import Proxy, run
 
 MISTAKES = """\
 lisen: 127.0.0.1:8484

@@ -14,8 +14,8 @@ from typing import Any
 import aiohttp
 
 from tests.clients.tap import NUMBER, Sent, Tap
-from tests.fakes import Received, Reply, ScriptedUpstream, completion, sse
-from tests.process import Proxy
+from tests.support.fakes import Received, Reply, ScriptedUpstream, completion, sse
+from tests.support.process import Proxy
 
 PROGRAMS = Path(__file__).parent / "programs"
 KEY = "k"

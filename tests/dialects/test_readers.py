@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from proxy.core.json_bytes import Malformed
 from proxy.dialects.chat import wire as chat
-from tests import reader
-from tests.reader import READERS, paired
+from tests.support import reader
+from tests.support.reader import READERS, paired
 
 MANY = settings(max_examples=100_000 if os.environ.get("PROFILE") == "fuzz" else 400)
 BOM = b"\xef\xbb\xbf"

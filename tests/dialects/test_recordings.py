@@ -17,7 +17,7 @@ from proxy.core.exchange import Exchange, Outcome, Verdict
 from proxy.dialects.chat import profiles
 from proxy.dialects.chat import reply_form as forms
 from proxy.dialects.chat import wire as chat
-from tests.fakes import Recording, recordings
+from tests.support.fakes import Recording, recordings
 
 RECORDINGS = recordings()
 BY_TURN = {(recording.group, recording.turn): recording for recording in RECORDINGS}

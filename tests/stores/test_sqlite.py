@@ -23,8 +23,8 @@ from proxy.stores.secret import load_secret
 from proxy.stores.sqlite.migration import steps
 from proxy.stores.sqlite.rows import SMALL
 from proxy.stores.sqlite.store import BUSY, SQLiteStore
-from tests.fakes import eventually
 from tests.stores.conftest import TTL, A, B, answer, full_disk, session, turn, turns
+from tests.support.fakes import eventually
 
 KEYS = [SessionKey(b"t", str(n)) for n in range(100)]
 

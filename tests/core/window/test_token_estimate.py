@@ -17,7 +17,7 @@ from proxy.core.model import Cut, Message, Turn, TurnState
 from proxy.core.usage import counts
 from proxy.core.window.token_estimate import IMAGE, LOOK_BACK, RATIO, Size, Sizes, Tokens, size_of, sizes_of, tokens
 from proxy.dialects.chat import wire as chat
-from tests.fakes import Recording, recordings_or_skip
+from tests.support.fakes import Recording, recordings_or_skip
 
 IMAGE_URL = b'{"role":"user","content":[{"type":"image_url","image_url":{"url":"data:image/png;base64,%b"}}]}'
 SOUND = b'{"role":"user","content":[{"type":"input_audio","input_audio":{"data": "%b","format":"wav"}}]}'

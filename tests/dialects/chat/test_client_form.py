@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from proxy.core.json_bytes import dumps, loads
 from proxy.dialects.chat.client_form import asked_form, with_marks
-from tests.shapes import ACTED, MARK, SAID, THOUGHT, UNREADABLE, Json, anything, call, messages
+from tests.support.shapes import ACTED, MARK, SAID, THOUGHT, UNREADABLE, Json, anything, call, messages
 
 
 def text(words: str, mark: Any = None) -> Json:

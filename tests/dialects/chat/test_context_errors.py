@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from proxy.dialects.chat import wire as chat
 from proxy.dialects.chat.context_errors import STATUSES, Kind, Overflow, begins, goes_on, is_own, overflow, room, within
-from tests.fakes import recordings
+from tests.support.fakes import recordings
 
 OPENAI = "This model's maximum context length is 8192 tokens. However, your messages resulted in 8545 tokens. Please"
 OPENAI += " reduce the length of the messages."

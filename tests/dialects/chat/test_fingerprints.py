@@ -17,7 +17,7 @@ from proxy.core.json_bytes import dumps
 from proxy.dialects.chat import fingerprints as marks
 from proxy.dialects.chat.fingerprints import answered, bare, is_loose, joined, made, mark, says_nothing
 from proxy.dialects.chat.stream import deltas
-from tests.fakes import Recording, recordings
+from tests.support.fakes import Recording, recordings
 
 Json = dict[str, Any]
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 
 from proxy.dialects.chat.images import without_images, word
-from tests.shapes import UNREADABLE, messages
+from tests.support.shapes import UNREADABLE, messages
 
 URL = "data:image/png;base64," + "A" * 50
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.dialects.chat.profiles import EMPTY, NULL, OPTIONAL, PROFILES, choose, family, refused
-from tests import strict
+from tests.support import strict
 
 HOSTS = [
     ("api.openai.com", "openai"),

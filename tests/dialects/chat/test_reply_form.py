@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from proxy.core.json_bytes import Malformed, dumps, loads
 from proxy.dialects.chat.profiles import EMPTY, NULL, OPTIONAL, PROFILES
 from proxy.dialects.chat.reply_form import expiry, reply_form
-from tests import strict
-from tests.shapes import ACTED, FILE, SAID, THOUGHT, UNREADABLE, Json, anything, call, messages
+from tests.support import strict
+from tests.support.shapes import ACTED, FILE, SAID, THOUGHT, UNREADABLE, Json, anything, call, messages
 
 
 def form(message: Any, name: str = "echo", **how: Any) -> Any:

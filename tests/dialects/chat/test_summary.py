@@ -12,7 +12,7 @@ from proxy.core.model import Message
 from proxy.dialects.chat.profiles import PROFILES
 from proxy.dialects.chat.summary import message as summary_message
 from proxy.dialects.chat.summary import request, text, texts, within, written
-from tests.shapes import UNREADABLE, messages
+from tests.support.shapes import UNREADABLE, messages
 
 ECHO = PROFILES["echo"]
 HEADING = "In short:"

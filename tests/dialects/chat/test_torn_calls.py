@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from proxy.core.json_bytes import dumps
 from proxy.dialects.chat.profiles import PROFILES
 from proxy.dialects.chat.torn_calls import begins, is_whole, sent_calls, torn, unstamped
-from tests.shapes import ACTED, SAID, UNREADABLE, Json, anything, call, messages
+from tests.support.shapes import ACTED, SAID, UNREADABLE, Json, anything, call, messages
 
 CUT = call("b", '{"a')
 EXTRA = {"google": "s"}
