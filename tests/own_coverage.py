@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PURE = ("core", "dialects")
 # How a list is read is proven in one table and by the shapes of clients, whatever module says it.
-READINGS = ("reconcile", "repeats", "sides", "plans", "retries")
+READINGS = ("reconcile", "usual", "repeats", "starts", "sides", "plans", "retries")
 TABLE = ("core/test_reconcile.py", "test_shapes_of_clients.py")
 
 

@@ -6,14 +6,16 @@ Pure. Finds out; what is planned of it stands in `reconcile`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 from proxy.core.alignment import Alignment, Content, Line, Pairs, has_ours
 from proxy.core.history import Entry, History
-from proxy.core.model import CLIENT, Message, TurnState
+from proxy.core.model import Message, TurnState
 from proxy.core.plan import Decision
-from proxy.core.prompts import is_quoted, quoted_in
+from proxy.core.prompts import is_quoted
 from proxy.core.sides import Beside
+from proxy.core.starts import Start
 
 ALL = "all of the history, and then what is new"
 
@@ -45,6 +47,10 @@ class Repeats:
     def alignment(self) -> Alignment:
         return self._found
 
+    @cached_property
+    def _start(self) -> Start:
+        return Start(self._list, self._history, self._marks, self._beside, self._found)
+
     def of_the_history(self) -> Found | None:
         """The first reading that fits."""
         history, resends = self._history, self._resends
@@ -52,10 +58,10 @@ class Repeats:
         if pairs and pairs[-1][1] + 1 == len(line) and (tip == history.tip or history.by_id[tip or ""].is_side):
             return Found(pairs, ALL, line, tip, Decision.RESEND)
         end = [] if pairs and resends else self._found.window(history.line, to_the_tip=True)
-        if end and (pairs or not self._is_answered_anew(end[0][1])):
+        if end and (pairs or not self._is_answered_anew(end)):
             return self._window(end)
         again = self._tries_again()
-        if again and (pairs or not self._is_answered_anew(again.pairs[0][1])):
+        if again and (pairs or not self._is_answered_anew(again.pairs)):
             return again
         pairs = pairs or self._to_the_first_reply()
         if pairs:
@@ -160,49 +166,13 @@ class Repeats:
         before = end[0][1]
         if self._resends:
             reason, before = reason + "; what precedes it was cut on purpose", 0
-        elif self._heals(end):
+        elif self._start.is_behind_sides(end):
             reason, before = "all of its own list; what precedes it were side requests", 0
         return Found(end, reason, history.line, history.tip, Decision.RESEND, before)
 
-    def _is_answered_anew(self, start: int) -> bool:
-        """Whether a list that shows itself from the first message on has another reply to it than the first: its client
-        has shown that its list begins there, or nothing but tries of that message, what their tools gave, and messages
-        that quote a reply to it precede the `start` of what it repeats."""
-        if not self._to_the_first_reply() or not self._goes_on():
-            return False
-        head, lists = self._found.head()[:CLIENT], [turn for turn in self._history.turns if turn.carries]
-        if any([turn.client[CLIENT:] == head and not self._beside.is_of_another(turn) for turn in lists]):
-            return True
-        before = self._history.line[:start]
-        turns = {entry.turn.id: entry.turn for entry in before if entry.message.role == "user"}
-        others = [turn for turn in turns.values() if not self._found.begins(0, turn.asked)]
-        replies = [self._marks.text(entry.message.raw) for entry in before if entry.ours] if others else []
-        told = [[self._marks.text(message.raw) for message in turn.asked] for turn in others]
-        return all([quoted_in(replies, texts) is not None for texts in told])
-
-    def _goes_on(self) -> bool:
-        """Whether a list has a message of the user's behind a reply: a tool loop shows a client's last turn only."""
-        roles = [message.role for message in self._list]
-        return "user" in roles[roles.index("assistant") + 1 :]
-
-    def _heals(self, end: Pairs) -> bool:
-        """Whether a list that shows itself from its own start was preceded by side requests alone: other prompts,
-        of the same client, that carried nothing."""
-        line, history = self._history.line, self._history
-        start = line[end[0][1]].turn
-        if not self._goes_on():
-            return False
-        if self._beside.prompt == "" or not self._beside.is_under(history.system_of(start.id)):
-            return False
-        if start.carries or not start.asked or line[end[0][1]].message is not start.asked[0]:
-            return False
-        before = {entry.turn.id: entry.turn for entry in line[: end[0][1]]}
-        return all([self._was_beside(turn.id) for turn in before.values()])
-
-    def _was_beside(self, id: str) -> bool:
-        turn = self._history.by_id[id]
-        system = self._history.system_of(id)
-        return not (turn.carries or self._beside.is_of_another(turn) or self._beside.is_under(system))
+    def _is_answered_anew(self, pairs: Pairs) -> bool:
+        """Whether a list is one from the first message on, with another reply to it, and no later stretch."""
+        return bool(self._to_the_first_reply()) and self._start.is_answered_anew(pairs[0][1])
 
     def _tries_again(self) -> Found | None:
         """The turn that was cut, sent again by itself with the beginning of its reply, as its client saw it."""
