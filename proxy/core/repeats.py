@@ -22,7 +22,8 @@ ALL = "all of the history, and then what is new"
 
 class Found(NamedTuple):
     """Which messages of the `line` that ends at the turn `tip` a list repeats, how many precede those that are to be
-    put in front, and which the list `told` in another role, so that its own copies go upstream."""
+    put in front, and which the list `told` in another role, so that its own copies go upstream. `anew`: its client has
+    begun another list with it, and of what precedes it only what other software said stays."""
 
     pairs: Pairs
     reason: str
@@ -31,6 +32,7 @@ class Found(NamedTuple):
     decision: Decision = Decision.REWRITE
     before: int = 0
     told: Sequence[tuple[int, int]] = ()
+    anew: bool = False
 
 
 class Repeats:
@@ -69,10 +71,9 @@ class Repeats:
             reason = "it departs from the history" if departs else "it ends before the tip"
             return Found(self._on(pairs, line), reason, line, tip)
         if window := self._found.window(history.line, to_the_tip=False):
-            before = 0 if resends else window[0][1]
             reason = "it departs from the history within a window"
-            return Found(self._on(window, history.line), reason, history.line, history.tip, before=before)
-        return self._in_order()
+            return self._in_front(Found(self._on(window, history.line), reason, history.line, history.tip))
+        return self._begins_anew() or self._in_order()
 
     def silently(self) -> Found | None:
         """A list that repeats all of a line whose last reply said nothing, and that no copy of a reply shows."""
@@ -142,13 +143,15 @@ class Repeats:
         return self._found.in_order(self._history.line)
 
     def best(self) -> Found:
-        """What of the list stands on any branch, in order: the one that holds most of it. Side requests are none."""
+        """What of the list stands on any branch, in order: the one that holds most of it."""
+        return max(self._on_branches(), key=lambda found: len(found.pairs))
+
+    def _on_branches(self) -> list[Found]:
+        """What of the list stands on each branch, in order, the tip's first. Side requests are none."""
         history = self._history
         others = [other for other in history.other_lines if not history.by_id[other[0]].is_side]
         lines = [(history.tip, history.line), *others]
-        found = [(self._found.in_order(line), line, tip) for tip, line in lines]
-        pairs, line, tip = max(found, key=lambda each: len(each[0]))
-        return Found(pairs, "", line, tip) if pairs else Found([], "", history.line, history.tip)
+        return [Found(self._found.in_order(line), "", line, tip) for tip, line in lines]
 
     def _is_told(self, message: Message, entry: Entry) -> bool:
         """Whether another agent's reply stands in a list as a user's message, or within one."""
@@ -159,16 +162,22 @@ class Repeats:
         return said != "" and (said == told or is_quoted(said, told))
 
     def _window(self, end: Pairs) -> Found:
-        """The end of the history. What precedes it is put in front, unless it was cut on purpose, or was never of
-        this conversation."""
+        """The end of the history."""
         history = self._history
         reason = "the end of the history, and then what is new"
-        before = end[0][1]
-        if self._resends:
-            reason, before = reason + "; what precedes it was cut on purpose", 0
-        elif self._start.is_behind_sides(end):
-            reason, before = "all of its own list; what precedes it were side requests", 0
-        return Found(end, reason, history.line, history.tip, Decision.RESEND, before)
+        found = self._in_front(Found(end, reason, history.line, history.tip, Decision.RESEND))
+        if found.before and self._start.is_behind_sides(end):
+            return found._replace(before=0, reason="all of its own list; what precedes it were side requests")
+        if found.before or found.anew:
+            return found
+        return found._replace(reason=f"{reason}; what precedes it was cut on purpose")
+
+    def _in_front(self, found: Found) -> Found:
+        """A stretch of the history, with what precedes it put in front, unless it was cut on purpose, or was never of
+        this list."""
+        if self._start.is_begun_anew(found.pairs):
+            return found._replace(anew=True, reason=f"{found.reason}; what precedes it was another list")
+        return found if self._resends else found._replace(before=found.pairs[0][1])
 
     def _is_answered_anew(self, pairs: Pairs) -> bool:
         """Whether a list is one from the first message on, with another reply to it, and no later stretch."""
@@ -176,18 +185,31 @@ class Repeats:
 
     def _tries_again(self) -> Found | None:
         """The turn that was cut, sent again by itself with the beginning of its reply, as its client saw it."""
+        last, found = self._history.last, self._last_again()
+        if found is None or last is None or last.echo is None or last.state is not TurnState.CUT:
+            return None
+        said = self._marks.text(self._list[len(last.asked)].raw)
+        if not said or not self._marks.text(last.echo.raw).startswith(said):
+            return None
+        return self._in_front(found._replace(reason="the last turn again, with what came of it"))
+
+    def _begins_anew(self) -> Found | None:
+        """What a list was begun anew with, and another reply to it: one that its client edited."""
+        found = self._last_again()
+        found = self._in_front(found) if found else None
+        return found if found and found.anew else None
+
+    def _last_again(self) -> Found | None:
+        """What the last turn asked, at the beginning of the list, and a reply behind it."""
         line, last = self._history.line, self._history.last
-        if last is None or last.state is not TurnState.CUT or last.echo is None or not last.asked:
+        size = len(last.asked) if last else 0
+        at = len(line) - 1 - size
+        if last is None or last.echo is None or not 0 < size < len(self._list) or at <= 0:
             return None
-        size, at = len(last.asked), len(line) - 1 - len(last.asked)
-        if at <= 0 or len(self._list) <= size or self._list[size].role != "assistant":
-            return None
-        said = self._marks.text(self._list[size].raw)
-        if not said or not self._marks.text(last.echo.raw).startswith(said) or not self._found.begins(0, last.asked):
+        if self._list[size].role != "assistant" or not self._found.begins(0, last.asked):
             return None
         pairs = [(n, at + n) for n in range(size)]
-        before = 0 if self._resends else at
-        return Found(pairs, "the last turn again, with what came of it", line, self._history.tip, before=before)
+        return Found(pairs, "it departs from the history within a window", line, self._history.tip)
 
     def _in_order(self) -> Found | None:
         history = self._history
@@ -195,10 +217,11 @@ class Repeats:
         reason = "replies of ours at their place among other messages"
         if any([self._is_in_place(n, at) for n, at in pairs]):
             return Found(pairs, reason, history.line, history.tip)
-        best = self.best() if self._resends and history.other_lines else None
-        if best and has_ours(best.pairs, best.line):
-            return best._replace(reason="replies of another branch, at their place among other messages")
-        return None
+        if not (self._resends or self._start.has_resent) or not history.other_lines:
+            return None
+        with_ours = [found for found in self._on_branches()[1:] if has_ours(found.pairs, found.line)]
+        best = max(with_ours, key=lambda found: len(found.pairs), default=None)
+        return best._replace(reason="replies of another branch, at their place among other messages") if best else None
 
     def _from_the_start(self) -> tuple[Line, str | None, Pairs]:
         """The branch that the list follows longest, and how far; no pairs without a reply of ours. One that the

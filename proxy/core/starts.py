@@ -7,8 +7,11 @@ Pure. What a list repeats is found in `repeats`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
+from itertools import takewhile
 
 from proxy.core.alignment import Alignment, Content, Pairs
+from proxy.core.clients import begins_with
 from proxy.core.history import History
 from proxy.core.model import CLIENT, Message, Turn
 from proxy.core.prompts import quoted_in
@@ -24,14 +27,23 @@ class Start:
         self._list, self._history, self._marks, self._beside = messages, history, marks, beside
         self._found = alignment
 
+    @property
+    def has_resent(self) -> bool:
+        """Whether the same software has resent its list in this session."""
+        return len(self._lists) > 0
+
+    @cached_property
+    def _lists(self) -> list[Turn]:
+        return [turn for turn in self._history.turns if turn.carries and not self._beside.is_of_another(turn)]
+
     def is_answered_anew(self, start: int) -> bool:
         """Whether a list that begins with the first message, and has another reply to it, begins there: its client
         has shown that it does, or nothing but tries of that message, what their tools gave, and messages that quote a
         reply to it precede the `start` of what it repeats."""
         if not self._goes_on():
             return False
-        head, lists = self._found.head()[:CLIENT], [turn for turn in self._history.turns if turn.carries]
-        if any([turn.client[CLIENT:] == head and not self._beside.is_of_another(turn) for turn in lists]):
+        head = self._found.head()[:CLIENT]
+        if any([turn.client[CLIENT:] == head for turn in self._lists]):
             return True
         before = self._history.line[:start]
         turns = {entry.turn.id: entry.turn for entry in before if entry.message.role == "user"}
@@ -44,12 +56,30 @@ class Start:
         """Whether a list that shows itself from its own start was preceded by side requests alone: other prompts,
         of the same client, that carried nothing."""
         line, start = self._history.line, self._begins(pairs)
-        if start is None or self._beside.prompt == "":
-            return False
-        if not self._beside.is_under(self._history.system_of(start.id)):
+        if start is None or self._beside.prompt == "" or not self._beside.is_under(self._history.system_of(start.id)):
             return False
         before = {entry.turn.id: entry.turn for entry in line[: pairs[0][1]]}
         return all([self._was_beside(turn) for turn in before.values()])
+
+    def is_begun_anew(self, pairs: Pairs) -> bool:
+        """Whether a list that shows itself from its own start is a later one of software that had shown another by
+        then: a second chat, or one whose first message was edited. Who carries its list appends nothing to it."""
+        start = self._begins(pairs)
+        if start is None or self._beside.is_of_another(start):
+            return False
+        first = start.asked[0]
+        if self._marks.answered(first.role, first.raw) is not None:
+            return False  # a result is no beginning
+        earlier = {turn.id for turn in takewhile(lambda turn: turn.id != start.id, self._history.turns)}
+        lists = [turn for turn in self._lists if turn.id in earlier and not turn.is_side]
+        return any(self._is_whole(turn) for turn in lists)  # the first one tells, as a rule
+
+    def _is_whole(self, turn: Turn) -> bool:
+        """Whether a turn showed the list of the same software from where that began in the session."""
+        if turn.resends:
+            return True
+        own = [each for each in self._history.ancestors(turn.id) if not self._beside.is_of_another(each)]
+        return begins_with(own[-1], self._marks) == turn.client[CLIENT:]
 
     def _begins(self, pairs: Pairs) -> Turn | None:
         """The turn that was asked with just what the list begins with, where the list goes on behind its reply."""
