@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PURE = ("core", "dialects")
 # How a list is read is proven in one table and by the shapes of clients, whatever module says it.
-READINGS = ("reconcile", "repeats", "side_requests", "planner", "retries")
+READINGS = ("reconcile", "usual", "repeats", "starts", "side_requests", "planner", "retries")
 TABLE = ("core/matching/test_reconcile.py", "conversations/test_shapes_of_clients.py")
 
 

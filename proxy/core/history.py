@@ -8,16 +8,18 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 from msgspec import Struct
 
-from proxy.core.model import CARRIES, CLIENT, SIDE, Cut, Layout, Message, SessionState, Turn, TurnState
+from proxy.core.model import CARRIES, CLIENT, SIDE, Cut, Layout, Message, SessionState, Span, Turn, TurnState
 from proxy.core.window.cuts import Made, joined, made
 
 # What stays of branches that the tip has left, until the session expires.
 SPARE_TURNS = 64
 SPARE_BYTES = 16 << 20
+LEFT = 16  # lists that a client left for another one, and may come back to
 SIDE_TURNS = 32  # and of side requests: a client compares a few of their replies with what comes later
 SIDE_BYTES = 4 << 20
 
@@ -147,8 +149,9 @@ class History(Struct, frozen=True, dict=True):
     @cached_property
     def other_lines(self) -> list[tuple[str, tuple[Entry, ...]]]:
         """The branches that end elsewhere than the tip, by the turns they end at, the newest first. A reply
-        that was given anew ends one: what follows its turn leaves it out."""
+        that was given anew ends one: what follows its turn leaves it out. So do the newest lists that were left."""
         inner: set[str | None] = {self.tip}
+        left: list[str] = []
         lengths: dict[str | None, int] = {None: 0}
         for turn in self.turns:
             length = lengths.get(turn.parent, 0)
@@ -156,8 +159,19 @@ class History(Struct, frozen=True, dict=True):
             kept = [(0, length)] if whole else [part for part in turn.layout or () if not isinstance(part, int)]
             if any([stop == length for _, stop in kept]):
                 inner.add(turn.parent)
+                left += [] if whole else self._left(turn, kept, lengths)
             lengths[turn.id] = sum([stop - start for start, stop in kept]) + len(own_entries(turn))
+        inner.difference_update(left[-LEFT:])
         return [(turn.id, self.line_of(turn.id)) for turn in reversed(self.turns) if turn.id not in inner]
+
+    def _left(self, turn: Turn, kept: Sequence[Span], lengths: dict[str | None, int]) -> Iterable[str]:
+        """The turns with which what a turn leaves out ends, where the next one carried no list: one was begun there."""
+        gaps = {start for (_, stop), (start, _) in pairwise([(0, 0), *kept]) if stop < start}
+        child, before = turn, self.by_id.get(turn.parent or "")
+        while gaps and before:
+            if lengths[before.id] in gaps and not child.carries:
+                yield before.id
+            child, before = before, self.by_id.get(before.parent or "") if before.layout is None else None
 
     def plus(self, *turns: Turn) -> History:
         """With more turns; the last one is the new tip."""

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core.history import (
+    LEFT,
     SIDE_TURNS,
     SPARE_BYTES,
     SPARE_TURNS,
@@ -217,6 +218,32 @@ def test_the_other_branches_come_newest_first() -> None:
     back = [(id, texts(line)) for id, line in History(TREE, "2").other_lines]
     assert [id for id, _ in back] == ["3", "e", "o"]
     assert History(TREE[:2], "2").other_lines == History().other_lines == []
+
+
+@pytest.mark.parametrize(
+    ("layout", "traits", "wanted"),
+    [
+        (((4, 6), 1), 0, ["u1 a1 u2 a2"]),  # a list that was begun with u3
+        (((0, 2), (4, 6), 1), 0, ["u1 a1 u2 a2"]),  # and what others said before it stays
+        (((4, 6), 1), CARRIES, []),  # a window that slides on
+        (((2, 6), 1), 0, ["u1 a1"]),
+        (((3, 6), 1), 0, []),  # no turn ends there
+        (((0, 6), 1), 0, []),
+    ],
+)
+def test_a_list_that_was_left_for_another_is_a_branch(layout: Layout, traits: int, wanted: list[str]) -> None:
+    three = turn("3", "2", "u3 a3", traits=traits)
+    history = History((ONE, turn("2", "1", "u2 a2"), three, turn("4", "3", "u4 a4", layout)), "4")
+    assert [texts(line) for _, line in history.other_lines] == wanted
+
+
+def test_the_newest_lists_that_were_left_are_branches() -> None:
+    history = History((ONE,), "1")
+    for n in range(2, 3 * LEFT, 2):
+        history = history.plus(turn(f"{n}", history.tip, f"u{n} a{n}"))
+        size = len(history.line)
+        history = history.plus(turn(f"{n + 1}", history.tip, f"u{n + 1} a{n + 1}", ((size - 2, size), 1)))
+    assert len(history.other_lines) == LEFT
 
 
 # Growing --------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from proxy.core.history import History
 from proxy.core.matching.alignment import Alignment, Line, Marks, Pairs, layout
 from proxy.core.matching.repeats import Found
-from proxy.core.matching.speakers import Speakers, client_of
+from proxy.core.matching.speakers import Speakers, client_of, is_of_another
 from proxy.core.model import Ask, Layout, Message
 from proxy.core.plan import Decision, Flight, Plan
 
@@ -76,11 +76,13 @@ class Planner:
     def followed(self, found: Found, carries: bool | None = None, stays: bool = True) -> Plan:
         """The turn that keeps what the list repeats, behind the first `before` messages of the line, and what other
         clients said that it `stays` with."""
-        pairs, line, tip, before, size = found.pairs, found.line, found.tip, found.before, len(self._list)
         if carries is None:
-            carries = self._resent(pairs, line)
+            carries = self._resent(found.pairs, found.line)
+        if stays and found.line is not self._history.line:
+            found = self._with_others(found)
+        pairs, line, tip, before, size = found.pairs, found.line, found.tip, found.before, len(self._list)
         repeated = sorted([*pairs, *found.told])
-        unseen = self._unseen(repeated, line, before) if stays and line is self._history.line else []
+        unseen = self._unseen(repeated, found) if stays else []
         client = client_of(self._client, self._list, self._marks) if carries or unseen else self._client
         known = {n for n, _ in repeated}
         # As of most lists: all of the line, and then what is new. To lay that out takes as long as all else.
@@ -90,7 +92,7 @@ class Planner:
             tip, line = self._nearest(tip, line, max([before - 1, *unseen, *[at for _, at in repeated]]))
         decision, reason = found.decision, found.reason
         if unseen:
-            edits = len(unseen) + before + len(repeated) < len(self._history.line)
+            edits = len(unseen) + before + len(repeated) < len(found.line)
             decision = decision if edits else Decision.RESEND
             reason = (reason if edits else "all of its own list, and then what is new") + "; what others said stays"
         return Plan(
@@ -116,12 +118,27 @@ class Planner:
         first = next((n for n, at in pairs if line[at].ours), len(self._list))
         return any([message.role == "user" for message in self._list[first + 1 :]])
 
-    def _unseen(self, pairs: Pairs, line: Line, before: int) -> list[int]:
-        repeated = {*range(before), *[at for _, at in pairs]}
-        if len(repeated) == len(line):
+    def _with_others(self, found: Found) -> Found:
+        """What a list repeats of another branch, which has not what other software said since: that stays, so the list
+        follows the tip, and of what it repeats only what stands there, too."""
+        line, known = self._history.line, {entry.turn.id for entry in found.line}
+        if all([entry.turn.id in known or not is_of_another(entry.turn, self._client) for entry in line]):
+            return found
+        places = {id(entry.message): at for at, entry in enumerate(line)}
+        both = [
+            (n, places[id(found.line[at].message)]) for n, at in found.pairs if id(found.line[at].message) in places
+        ]
+        return found._replace(pairs=both, line=line, tip=self._history.tip)
+
+    def _unseen(self, pairs: Pairs, found: Found) -> list[int]:
+        repeated = {*range(found.before), *[at for _, at in pairs]}
+        if len(repeated) == len(found.line):
             return []
+        history = self._history
+        if found.line is not history.line:
+            history = History(history.turns, found.tip)
         client = client_of(self._client, self._list, self._marks)
-        return Speakers(self._history, client, self._marks).unseen(repeated)
+        return Speakers(history, client, self._marks).unseen(repeated, found.anew)
 
     def _nearest(self, tip: str | None, line: Line, top: int) -> tuple[str | None, Line]:
         """The earliest turn that holds all of the line up to `top`: what nobody follows may go one day."""

@@ -6,13 +6,15 @@ Pure. Finds out; what is planned of it stands in `reconcile`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 from proxy.core.history import Entry, History
 from proxy.core.matching.alignment import Alignment, Content, Line, Pairs, has_ours
-from proxy.core.matching.prompts import is_quoted, quoted_in
+from proxy.core.matching.prompts import is_quoted
 from proxy.core.matching.side_requests import Beside
-from proxy.core.model import CLIENT, Message, TurnState
+from proxy.core.matching.starts import Start
+from proxy.core.model import Message, TurnState
 from proxy.core.plan import Decision
 
 ALL = "all of the history, and then what is new"
@@ -20,7 +22,8 @@ ALL = "all of the history, and then what is new"
 
 class Found(NamedTuple):
     """Which messages of the `line` that ends at the turn `tip` a list repeats, how many precede those that are to be
-    put in front, and which the list `told` in another role, so that its own copies go upstream."""
+    put in front, and which the list `told` in another role, so that its own copies go upstream. `anew`: its client has
+    begun another list with it, and of what precedes it only what other software said stays."""
 
     pairs: Pairs
     reason: str
@@ -29,6 +32,7 @@ class Found(NamedTuple):
     decision: Decision = Decision.REWRITE
     before: int = 0
     told: Sequence[tuple[int, int]] = ()
+    anew: bool = False
 
 
 class Repeats:
@@ -45,6 +49,10 @@ class Repeats:
     def alignment(self) -> Alignment:
         return self._found
 
+    @cached_property
+    def _start(self) -> Start:
+        return Start(self._list, self._history, self._marks, self._beside, self._found)
+
     def of_the_history(self) -> Found | None:
         """The first reading that fits."""
         history, resends = self._history, self._resends
@@ -52,10 +60,10 @@ class Repeats:
         if pairs and pairs[-1][1] + 1 == len(line) and (tip == history.tip or history.by_id[tip or ""].is_side):
             return Found(pairs, ALL, line, tip, Decision.RESEND)
         end = [] if pairs and resends else self._found.window(history.line, to_the_tip=True)
-        if end and (pairs or not self._is_answered_anew(end[0][1])):
+        if end and (pairs or not self._is_answered_anew(end)):
             return self._window(end)
         again = self._tries_again()
-        if again and (pairs or not self._is_answered_anew(again.pairs[0][1])):
+        if again and (pairs or not self._is_answered_anew(again.pairs)):
             return again
         pairs = pairs or self._to_the_first_reply()
         if pairs:
@@ -63,10 +71,9 @@ class Repeats:
             reason = "it departs from the history" if departs else "it ends before the tip"
             return Found(self._on(pairs, line), reason, line, tip)
         if window := self._found.window(history.line, to_the_tip=False):
-            before = 0 if resends else window[0][1]
             reason = "it departs from the history within a window"
-            return Found(self._on(window, history.line), reason, history.line, history.tip, before=before)
-        return self._in_order()
+            return self._in_front(Found(self._on(window, history.line), reason, history.line, history.tip))
+        return self._begins_anew() or self._in_order()
 
     def silently(self) -> Found | None:
         """A list that repeats all of a line whose last reply said nothing, and that no copy of a reply shows."""
@@ -136,13 +143,15 @@ class Repeats:
         return self._found.in_order(self._history.line)
 
     def best(self) -> Found:
-        """What of the list stands on any branch, in order: the one that holds most of it. Side requests are none."""
+        """What of the list stands on any branch, in order: the one that holds most of it."""
+        return max(self._on_branches(), key=lambda found: len(found.pairs))
+
+    def _on_branches(self) -> list[Found]:
+        """What of the list stands on each branch, in order, the tip's first. Side requests are none."""
         history = self._history
         others = [other for other in history.other_lines if not history.by_id[other[0]].is_side]
         lines = [(history.tip, history.line), *others]
-        found = [(self._found.in_order(line), line, tip) for tip, line in lines]
-        pairs, line, tip = max(found, key=lambda each: len(each[0]))
-        return Found(pairs, "", line, tip) if pairs else Found([], "", history.line, history.tip)
+        return [Found(self._found.in_order(line), "", line, tip) for tip, line in lines]
 
     def _is_told(self, message: Message, entry: Entry) -> bool:
         """Whether another agent's reply stands in a list as a user's message, or within one."""
@@ -153,71 +162,54 @@ class Repeats:
         return said != "" and (said == told or is_quoted(said, told))
 
     def _window(self, end: Pairs) -> Found:
-        """The end of the history. What precedes it is put in front, unless it was cut on purpose, or was never of
-        this conversation."""
+        """The end of the history."""
         history = self._history
         reason = "the end of the history, and then what is new"
-        before = end[0][1]
-        if self._resends:
-            reason, before = reason + "; what precedes it was cut on purpose", 0
-        elif self._heals(end):
-            reason, before = "all of its own list; what precedes it were side requests", 0
-        return Found(end, reason, history.line, history.tip, Decision.RESEND, before)
+        found = self._in_front(Found(end, reason, history.line, history.tip, Decision.RESEND))
+        if found.before and self._start.is_behind_sides(end):
+            return found._replace(before=0, reason="all of its own list; what precedes it were side requests")
+        if found.before or found.anew:
+            return found
+        return found._replace(reason=f"{reason}; what precedes it was cut on purpose")
 
-    def _is_answered_anew(self, start: int) -> bool:
-        """Whether a list that shows itself from the first message on has another reply to it than the first: its client
-        has shown that its list begins there, or nothing but tries of that message, what their tools gave, and messages
-        that quote a reply to it precede the `start` of what it repeats."""
-        if not self._to_the_first_reply() or not self._goes_on():
-            return False
-        head, lists = self._found.head()[:CLIENT], [turn for turn in self._history.turns if turn.carries]
-        if any([turn.client[CLIENT:] == head and not self._beside.is_of_another(turn) for turn in lists]):
-            return True
-        before = self._history.line[:start]
-        turns = {entry.turn.id: entry.turn for entry in before if entry.message.role == "user"}
-        others = [turn for turn in turns.values() if not self._found.begins(0, turn.asked)]
-        replies = [self._marks.text(entry.message.raw) for entry in before if entry.ours] if others else []
-        told = [[self._marks.text(message.raw) for message in turn.asked] for turn in others]
-        return all([quoted_in(replies, texts) is not None for texts in told])
+    def _in_front(self, found: Found) -> Found:
+        """A stretch of the history, with what precedes it put in front, unless it was cut on purpose, or was never of
+        this list."""
+        if self._start.is_begun_anew(found.pairs):
+            return found._replace(anew=True, reason=f"{found.reason}; what precedes it was another list")
+        return found if self._resends else found._replace(before=found.pairs[0][1])
 
-    def _goes_on(self) -> bool:
-        """Whether a list has a message of the user's behind a reply: a tool loop shows a client's last turn only."""
-        roles = [message.role for message in self._list]
-        return "user" in roles[roles.index("assistant") + 1 :]
-
-    def _heals(self, end: Pairs) -> bool:
-        """Whether a list that shows itself from its own start was preceded by side requests alone: other prompts,
-        of the same client, that carried nothing."""
-        line, history = self._history.line, self._history
-        start = line[end[0][1]].turn
-        if not self._goes_on():
-            return False
-        if self._beside.prompt == "" or not self._beside.is_under(history.system_of(start.id)):
-            return False
-        if start.carries or not start.asked or line[end[0][1]].message is not start.asked[0]:
-            return False
-        before = {entry.turn.id: entry.turn for entry in line[: end[0][1]]}
-        return all([self._was_beside(turn.id) for turn in before.values()])
-
-    def _was_beside(self, id: str) -> bool:
-        turn = self._history.by_id[id]
-        system = self._history.system_of(id)
-        return not (turn.carries or self._beside.is_of_another(turn) or self._beside.is_under(system))
+    def _is_answered_anew(self, pairs: Pairs) -> bool:
+        """Whether a list is one from the first message on, with another reply to it, and no later stretch."""
+        return bool(self._to_the_first_reply()) and self._start.is_answered_anew(pairs[0][1])
 
     def _tries_again(self) -> Found | None:
         """The turn that was cut, sent again by itself with the beginning of its reply, as its client saw it."""
+        last, found = self._history.last, self._last_again()
+        if found is None or last is None or last.echo is None or last.state is not TurnState.CUT:
+            return None
+        said = self._marks.text(self._list[len(last.asked)].raw)
+        if not said or not self._marks.text(last.echo.raw).startswith(said):
+            return None
+        return self._in_front(found._replace(reason="the last turn again, with what came of it"))
+
+    def _begins_anew(self) -> Found | None:
+        """What a list was begun anew with, and another reply to it: one that its client edited."""
+        found = self._last_again()
+        found = self._in_front(found) if found else None
+        return found if found and found.anew else None
+
+    def _last_again(self) -> Found | None:
+        """What the last turn asked, at the beginning of the list, and a reply behind it."""
         line, last = self._history.line, self._history.last
-        if last is None or last.state is not TurnState.CUT or last.echo is None or not last.asked:
+        size = len(last.asked) if last else 0
+        at = len(line) - 1 - size
+        if last is None or last.echo is None or not 0 < size < len(self._list) or at <= 0:
             return None
-        size, at = len(last.asked), len(line) - 1 - len(last.asked)
-        if at <= 0 or len(self._list) <= size or self._list[size].role != "assistant":
-            return None
-        said = self._marks.text(self._list[size].raw)
-        if not said or not self._marks.text(last.echo.raw).startswith(said) or not self._found.begins(0, last.asked):
+        if self._list[size].role != "assistant" or not self._found.begins(0, last.asked):
             return None
         pairs = [(n, at + n) for n in range(size)]
-        before = 0 if self._resends else at
-        return Found(pairs, "the last turn again, with what came of it", line, self._history.tip, before=before)
+        return Found(pairs, "it departs from the history within a window", line, self._history.tip)
 
     def _in_order(self) -> Found | None:
         history = self._history
@@ -225,10 +217,11 @@ class Repeats:
         reason = "replies of ours at their place among other messages"
         if any([self._is_in_place(n, at) for n, at in pairs]):
             return Found(pairs, reason, history.line, history.tip)
-        best = self.best() if self._resends and history.other_lines else None
-        if best and has_ours(best.pairs, best.line):
-            return best._replace(reason="replies of another branch, at their place among other messages")
-        return None
+        if not (self._resends or self._start.has_resent) or not history.other_lines:
+            return None
+        with_ours = [found for found in self._on_branches()[1:] if has_ours(found.pairs, found.line)]
+        best = max(with_ours, key=lambda found: len(found.pairs), default=None)
+        return best._replace(reason="replies of another branch, at their place among other messages") if best else None
 
     def _from_the_start(self) -> tuple[Line, str | None, Pairs]:
         """The branch that the list follows longest, and how far; no pairs without a reply of ours. One that the

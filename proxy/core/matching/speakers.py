@@ -58,8 +58,9 @@ class Speakers:
         """Where the last of some turns of the line stands; -1 where there is none."""
         return self._turns.index(turns[-1]) if turns else -1
 
-    def unseen(self, matched: Container[int]) -> list[int]:
-        """The places of what others said and the list does not show; `matched` are the places that it repeats.
+    def unseen(self, matched: Container[int], anew: bool = False) -> list[int]:
+        """The places of what others said and the list does not show; `matched` are the places that it repeats. A list
+        that its client began `anew` leaves what the same software said before it.
 
         A turn of which any message is repeated was seen whole: what is missing of it was edited.
         """
@@ -70,16 +71,18 @@ class Speakers:
         for at, entry in enumerate(self._line):
             if entry.turn.id not in seen:
                 places.setdefault(entry.turn.id, []).append(at)
-        others = [n for id, n in order.items() if id in places and self._is_others(n, places[id][0] > first)]
+        others = [n for id, n in order.items() if id in places and self._is_others(n, places[id][0] > first, anew)]
         return sorted([at for n in others for at in places[self._turns[n].id]])
 
-    def _is_others(self, n: int, behind: bool) -> bool:
+    def _is_others(self, n: int, behind: bool, anew: bool) -> bool:
         """Whether another client brought a turn, that stands `behind` what the list begins with or before it."""
         turn = self._turns[n]
         if behind and n <= self._shown:
             return False
         if is_of_another(turn, self._software):
             return True
+        if anew and not behind:
+            return False
         head = begins_with(turn, self._marks)
         if head == self._head or self._begins <= self._overtaken:
             return False

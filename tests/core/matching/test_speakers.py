@@ -36,6 +36,13 @@ def test_what_others_said_and_a_list_lacks(before: str, list_: str, matched: lis
     assert Speakers(played(before), client(list_), marks).unseen(matched) == unseen
 
 
+def test_a_list_begun_anew_leaves_what_the_same_software_said_before_it() -> None:
+    history = played("^b w1 > x1; u1 > a1; u1 a1 u2 > a2; ^b w2 > x2; v1 > b1; ^b w3 > x3")
+    speakers = Speakers(history, client("v1 b1 v2"), marks)
+    assert speakers.unseen([8, 9]) == [0, 1, 2, 3, 4, 5, 6, 7, 10, 11]
+    assert speakers.unseen([8, 9], anew=True) == [0, 1, 6, 7, 10, 11]
+
+
 def test_a_client_is_known_by_its_software_and_by_where_its_list_begins() -> None:
     head = marks.mark(ask("u1").messages[0].raw)[:CLIENT]
     assert client("u1 a1 u2") == NOBODY + head

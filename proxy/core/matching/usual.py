@@ -1,0 +1,75 @@
+"""What most requests are: one new message behind the history, or a list that goes on as the latest one did.
+
+Pure. Tells these two by what costs little, so that no other reading needs to be tried, and reads them as the others
+would; all else is read in `reconcile`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from proxy.core.history import History
+from proxy.core.matching.alignment import Alignment, Content, has_ours
+from proxy.core.matching.repeats import ALL
+from proxy.core.model import CLIENT, FLAGS, STREAM, Ask, Seen, Turn, has_tools
+from proxy.core.plan import Decision, Flight, Plan
+
+NEW = "no reply of ours in it"
+HEADS = 8  # turns at most that may have come before the chat they were asked for
+
+
+def is_one_new_message(ask: Ask, history: History, flights: Sequence[Flight], client: bytes) -> bool:
+    """Whether a request is one message behind a history in which nobody has shown more than that: as most are, and no
+    reading needs to be tried."""
+    last = history.last
+    if last is None or last.echo is None or last.resends or not last.asked:
+        return False
+    if last.client[:CLIENT] != client and last.client:  # an earlier version kept none
+        return False
+    if flights or history.sides or history.carriers or ask.count != 1 or ask.messages[0].role == "assistant":
+        return False
+    tools = len(ask.tools) if ask.tools and has_tools(ask.tools) else 0
+    return last.traits >> FLAGS == tools and (not tools or len(history.turns) > HEADS)
+
+
+def appended(ask: Ask, history: History, client: bytes) -> Plan:
+    """The plan of what is new behind the tip, as `Planner.append` makes it."""
+    return Plan(
+        Decision.APPEND,
+        NEW,
+        parent=history.tip,
+        messages=ask.messages,
+        asked=ask.messages,
+        system=history.system if ask.system is None else ask.system,
+        line=history.line,
+        injected=len(history.line),
+        client=client,
+    )
+
+
+def seen_again(ask: Ask, seen: Seen, history: History, marks: Content) -> Plan | None:
+    """The plan of a list that begins as the latest one did: all of the history, and then what is new. Costs what
+    is new; None where it departs."""
+    line = history.line
+    pairs = Alignment(ask.tail, marks).run(line, 0, seen.covered)
+    if seen.covered + len(pairs) != len(line) or not has_ours(pairs, line):
+        return None
+    return Plan(
+        Decision.RESEND,
+        ALL,
+        parent=history.tip,
+        messages=ask.tail,
+        asked=ask.tail[pairs[-1][0] + 1 :],
+        system=ask.system,
+        line=line,
+        pairs=pairs,
+        resends=True,
+        alone=True,
+        client=seen.client,
+        carries=True,
+    )
+
+
+def is_marked_twice(ask: Ask, last: Turn | None) -> bool:
+    """Whether a list has other tools than the latest turn and no stream where that had one: two marks at once."""
+    return last is not None and bool(last.traits & STREAM) and not ask.stream and len(ask.tools) != last.traits >> FLAGS
