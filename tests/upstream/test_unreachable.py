@@ -25,8 +25,8 @@ from proxy.upstream.client import Client
 from proxy.upstream.reasons import AWAY, why
 from tests.server.test_websocket import HANDSHAKE
 from tests.support.fakes import RawClient, free_port
+from tests.support.raw_upstream import on_both_loops, silent_port
 from tests.support.serving import Serve
-from tests.upstream.test_client import on_both_loops, silent_port
 
 BODY = b'{"model":"m","messages":[{"role":"user","content":"x"}]}'
 CANARY = "canary"  # in the path of the base URL, in the key and in the name of the host
