@@ -41,7 +41,7 @@ clients: .venv/test
 	CLIENTS=1 $(BIN)/python -m pytest -q -s tests/clients
 
 fuzz: .venv/test
-	PROFILE=fuzz $(BIN)/python -m pytest -q --timeout 3600 tests/core tests/dialects tests/stores tests/config/test_config.py
+	PROFILE=fuzz $(BIN)/python -m pytest -q --timeout 3600 tests/core tests/dialects tests/stores tests/config
 
 # Prints a table (docs/operate/performance.md); fails where an answer is wrong, never where it is slow. LONG=1: more rounds;
 # ARGS='--only unary', ARGS='--against REV', ARGS=--growth, ARGS=--soak, ARGS=--long.

@@ -156,3 +156,13 @@ def upstream(plan: Plan) -> str:
         said = " ".join([sent_word(sent) for sent in group])
         parts.append(f"[{said}]" if stored else said)
     return " ".join(parts)
+
+
+def held(plan: Plan) -> list[int]:
+    return [*range(plan.injected), *[at for _, at in plan.pairs]]
+
+
+def is_within(some: list[str], every: list[str]) -> bool:
+    """Whether messages stand in a list, in order."""
+    rest = iter(every)
+    return all([each in rest for each in some])

@@ -3,17 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-import tempfile
-from collections.abc import Coroutine
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 from proxy.core.history import History, Session
 from proxy.core.model import (
@@ -22,23 +13,18 @@ from proxy.core.model import (
     TOOLS,
     Answer,
     Cut,
-    Layout,
     Message,
     ModelKey,
     SessionKey,
-    SessionState,
     Turn,
     TurnState,
 )
-from tests.stores.conftest import DAY, KINDS, TTL, A, B, Shelf, answer, opened, session, turn, turns
-
-NEW, CONTINUED, EXPIRED = SessionState.NEW, SessionState.CONTINUED, SessionState.EXPIRED
-WEEK = 7 * DAY
-
-
-async def touch(shelf: Shelf, key: SessionKey, now: int) -> None:
-    await shelf.store.touch(key, now)
-    await shelf.store.ping()  # a touch may take a moment; what was asked for before a ping is done after it
+from tests.stores.conftest import DAY, TTL, A, B, Shelf, answer, session, turn, turns
+from tests.support.touching import (
+    EXPIRED,
+    NEW,
+    touch,
+)
 
 
 async def test_a_session_nobody_has_written_to_is_new(shelf: Shelf) -> None:
@@ -219,110 +205,6 @@ async def test_sessions_written_at_once_do_not_mix(shelf: Shelf) -> None:
         assert await shelf.store.load(key, 0) == session(*line)
 
 
-async def test_a_session_lives_through_its_ttl_to_the_millisecond(shelf: Shelf) -> None:
-    await shelf.store.append(A, [turn()], 5000)
-    assert (await shelf.store.load(A, 5000 + TTL)).state is CONTINUED
-    assert await shelf.store.load(A, 5000 + TTL + 1) == Session(EXPIRED, History())
-
-
-async def test_reading_is_no_sign_of_life(shelf: Shelf) -> None:
-    await shelf.store.append(A, [turn()], 0)
-    await shelf.reopen()
-    assert (await shelf.store.load(A, TTL)).state is CONTINUED
-    assert (await shelf.store.load(A, TTL + 1)).state is EXPIRED
-
-
-async def test_a_clock_that_went_back_expires_nothing(shelf: Shelf) -> None:
-    await shelf.store.append(A, [turn()], 400 * DAY)
-    assert await shelf.store.sweep(0, set(), 10) == 0
-    assert await shelf.store.load(A, 0) == session(turn())
-
-
-async def test_what_expired_stays_expired_when_the_clock_goes_back(shelf: Shelf) -> None:
-    await shelf.store.append(A, [turn()], 0)
-    await shelf.store.load(A, TTL + 1)
-    assert await shelf.store.load(A, 0) == Session(EXPIRED, History())
-
-
-@pytest.mark.parametrize("sweep", [False, True])
-async def test_expired_is_said_for_a_week(shelf: Shelf, sweep: bool) -> None:
-    await shelf.store.append(A, [turn()], 0)
-    for now, state in [(TTL + 1, EXPIRED), (TTL + WEEK, EXPIRED), (TTL + WEEK + 1, NEW), (TTL + WEEK + 2, NEW)]:
-        if sweep:
-            await shelf.store.sweep(now, set(), 10)
-        assert await shelf.store.load(A, now) == Session(state, History())
-        await shelf.reopen()
-
-
-async def test_a_touch_keeps_a_session_alive(shelf: Shelf) -> None:
-    await shelf.store.append(A, [turn()], 0)
-    await touch(shelf, A, TTL)
-    assert await shelf.store.sweep(TTL + 1, set(), 10) == 0
-    assert (await shelf.store.load(A, 2 * TTL)).state is CONTINUED
-    await shelf.reopen()
-    assert (await shelf.store.load(A, 2 * TTL)).state is CONTINUED
-    assert (await shelf.store.load(A, 2 * TTL + 1)).state is EXPIRED
-
-
-async def test_a_touch_makes_no_session_and_brings_none_back(shelf: Shelf) -> None:
-    await touch(shelf, A, 0)
-    assert (await shelf.store.load(A, 0)).state is NEW
-    await shelf.store.append(A, [turn()], 0)
-    await shelf.store.load(A, TTL + 1)
-    await touch(shelf, A, TTL + 1)
-    assert (await shelf.store.load(A, TTL + 1)).state is EXPIRED
-    assert (await shelf.store.load(A, TTL + WEEK + 1)).state is NEW
-
-
-async def test_an_expired_session_begins_afresh(shelf: Shelf) -> None:
-    await shelf.store.append(A, [turn("old", system=b'{"old":1}')], 0)
-    assert (await shelf.store.load(A, TTL + 1)).state is EXPIRED
-    await shelf.store.append(A, [turn("young")], TTL + 1)
-    assert await shelf.store.load(A, TTL + 1) == session(turn("young"))
-    await shelf.reopen()
-    assert await shelf.store.load(A, TTL + 1) == session(turn("young"))
-
-
-async def test_a_swept_session_begins_afresh(shelf: Shelf) -> None:
-    await shelf.store.append(A, [turn("old")], 0)
-    assert await shelf.store.sweep(TTL + 1, set(), 10) == 1
-    await shelf.store.append(A, [turn("young")], TTL + 1)
-    assert await shelf.store.load(A, TTL + 1) == session(turn("young"))
-
-
-async def test_a_turn_that_outlives_the_ttl_still_follows_its_history(shelf: Shelf) -> None:
-    one, two = turns("1", "2")
-    await shelf.store.append(A, [one], 0)
-    await shelf.store.load(A, TTL)
-    await shelf.store.append(A, [two], 5 * TTL)
-    assert await shelf.store.load(A, 5 * TTL) == session(one, two)
-    await shelf.reopen()
-    assert await shelf.store.load(A, 5 * TTL) == session(one, two)
-
-
-async def test_a_session_in_use_does_not_expire(shelf: Shelf) -> None:
-    await shelf.store.append(A, [turn()], 0)
-    for _ in range(2):
-        assert await shelf.store.load(A, TTL + WEEK, in_use=True) == session(turn())
-        await shelf.reopen()
-    assert await shelf.store.load(A, TTL) == session(turn())
-    assert await shelf.store.load(A, TTL + 1) == Session(EXPIRED, History())
-    assert await shelf.store.load(A, TTL + 1, in_use=True) == Session(EXPIRED, History())
-    assert await shelf.store.load(B, 0, in_use=True) == Session(NEW, History())
-
-
-async def test_a_purge_takes_what_was_silent_for_so_long_whatever_the_ttl(shelf: Shelf) -> None:
-    for age, key in enumerate((A, B)):
-        await shelf.store.append(key, [turn()], age)
-    assert await shelf.store.sweep(100, set(), 10, 100) == 0
-    assert await shelf.store.sweep(101, {A}, 10, 99) == 1
-    assert [(await shelf.store.load(key, 101)).state for key in (A, B)] == [CONTINUED, EXPIRED]
-    assert await shelf.store.sweep(9 * TTL, set(), 10, 10 * TTL) == 0
-    await shelf.store.scrub()
-    await shelf.reopen()
-    assert [(await shelf.store.load(key, 101)).state for key in (A, B)] == [CONTINUED, EXPIRED]
-
-
 async def test_a_store_tells_how_much_there_is(shelf: Shelf) -> None:
     assert (await shelf.store.standing(0)).sessions == 0
     await shelf.store.append(A, [turn()], 0)
@@ -379,26 +261,6 @@ async def test_a_cut_is_kept_with_its_turn(shelf: Shelf) -> None:
         assert cuts == [Cut(), Cut(2), Cut(4, summary), Cut(4, summary), Cut(6, summary, 4), Cut(2)]
         assert history.cut == Cut(2)
         await shelf.reopen()
-
-
-async def test_a_sweep_is_bounded_and_takes_the_oldest_first(shelf: Shelf) -> None:
-    keys = [SessionKey(b"t", str(n)) for n in range(5)]
-    for age, key in enumerate(keys):
-        await shelf.store.append(key, [turn()], 10 - age)
-    assert await shelf.store.sweep(TTL + 100, set(), 2) == 2
-    back = 10  # a clock that went back shows which of them are left
-    assert [(await shelf.store.load(key, back)).state for key in keys] == [CONTINUED] * 3 + [EXPIRED] * 2
-    assert await shelf.store.sweep(TTL + 100, set(), 10) == 3
-    assert await shelf.store.sweep(TTL + 100, set(), 10) == 0
-
-
-async def test_a_sweep_leaves_alone_what_is_in_use(shelf: Shelf) -> None:
-    keys = [SessionKey(b"t", str(n)) for n in range(5)]
-    for key in keys:
-        await shelf.store.append(key, [turn()], 0)
-    assert await shelf.store.sweep(TTL + 1, set(keys[:4]), 1) == 1
-    assert await shelf.store.sweep(TTL + 1, set(keys[:4]), 10) == 0
-    assert [(await shelf.store.load(key, 0)).state for key in keys] == [CONTINUED] * 4 + [EXPIRED]
 
 
 # What clients were given ----------------------------------------------------------------------
@@ -542,166 +404,3 @@ async def test_a_deleted_session_is_not_even_known_as_expired(shelf: Shelf) -> N
     await touch(shelf, A, TTL + 1)
     assert await shelf.store.sweep(9 * TTL, set(), 10) == 0
     assert (await shelf.store.load(A, TTL + 1)).state is NEW
-
-
-# A walk through the whole of it ------------------------------------------------------------
-
-KEYS = st.sampled_from([A, B, SessionKey(b"tenant a", "t")])
-STEPS = st.sampled_from([0, 1, TTL - 1, TTL, TTL + 1, WEEK, WEEK + TTL + 1, -1, -TTL, -9 * DAY])
-
-
-@dataclass
-class Line:
-    """A session as the model has it."""
-
-    turns: list[Turn] = field(default_factory=list)
-    tip: str | None = None
-    touched: int = 0
-    emptied: bool = False
-    answers: dict[str, Answer] = field(default_factory=dict)
-
-    def empty(self) -> None:
-        self.turns, self.tip, self.emptied, self.answers = [], None, True, {}
-
-    def leaves(self, *kept: str | None) -> list[str]:
-        """Turns that nobody follows, but for some."""
-        followed = {one.parent for one in self.turns} | {*kept}
-        return [one.id for one in self.turns if one.id not in followed]
-
-
-class Walk(RuleBasedStateMachine):
-    """Calls in any order, at any time, on a store and on a model that is obvious."""
-
-    def __init__(self, kind: str, path: Path) -> None:
-        super().__init__()
-        self.runner = asyncio.Runner()
-        self.shelf = Shelf(kind, path, self.run(opened(kind, path)))
-        self.lines: dict[SessionKey, Line] = {}
-        self.now = 10 * DAY
-        self.names = itertools.count()
-
-    def run(self, call: Coroutine[Any, Any, Any]) -> Any:
-        return self.runner.run(call)
-
-    def teardown(self) -> None:
-        self.run(self.shelf.store.close())
-        self.runner.close()
-
-    @rule(step=STEPS)
-    def wait(self, step: int) -> None:
-        self.now += step
-
-    @rule(key=KEYS)
-    def load(self, key: SessionKey) -> None:
-        line = self.lines.get(key)
-        age = self.now - line.touched if line else 0
-        state = CONTINUED
-        if line is None or age > TTL + WEEK:
-            state = NEW
-        elif line.emptied or age > TTL:
-            state = EXPIRED
-        if line and state is not CONTINUED:
-            line.empty()
-        expected = Session(state, History(tuple(line.turns), line.tip) if line else History())
-        loaded = self.run(self.shelf.store.load(key, self.now))
-        assert loaded == expected
-        # Also where the history in memory has grown turn by turn.
-        assert loaded.history.line == expected.history.line
-        assert (loaded.history.system, loaded.history.size) == (expected.history.system, expected.history.size)
-        assert loaded.history.carriers == expected.history.carriers
-        assert (loaded.history.sides, loaded.history.has_silent) == (
-            expected.history.sides,
-            expected.history.has_silent,
-        )
-
-    @rule(
-        key=KEYS,
-        parent=st.none() | st.integers(0, 5),
-        count=st.sampled_from([1, 1, 1, 3]),
-        layout=st.sampled_from([None, None, (), ((0, 2), 1), (1, (1, 3))]),
-        system=st.sampled_from([None, b"", b'{"role":"system"}']),
-        sent=st.booleans(),
-        drop=st.sets(st.integers(0, 5), max_size=2),
-        idempotency_key=st.sampled_from([None, None, "k"]),
-        answered=st.booleans(),
-        side=st.sampled_from([False, False, True]),
-    )
-    def append(
-        self,
-        key: SessionKey,
-        parent: int | None,
-        count: int,
-        layout: Layout | None,
-        system: bytes | None,
-        sent: bool,
-        drop: set[int],
-        idempotency_key: str | None,
-        answered: bool,
-        side: bool,
-    ) -> None:
-        """At the tip, or so many turns before the newest; more than one turn, as adoption makes them; or beside."""
-        line = self.lines.setdefault(key, Line())
-        last = next((one for one in line.turns if one.id == line.tip), None)
-        if parent is not None:
-            last = line.turns[-1 - parent] if parent < len(line.turns) else None
-        gone = [id for n, id in enumerate(line.leaves(last.id if last else None, line.tip)) if n in drop]
-        added: list[Turn] = []
-        traits = SIDE | TOOLS if side else CARRIES
-        for _ in range(1 if side else count):
-            told: dict[str, Any] = {"system": system, "layout": layout, "idempotency_key": idempotency_key}
-            told |= {"client": b"software", "traits": traits}
-            last = turn(str(next(self.names)), last, **told, **({} if sent else {"echo": None}))
-            added.append(last)
-        line.turns = [one for one in [*line.turns, *added] if one.id not in gone]
-        line.tip, line.touched, line.emptied = line.tip if side else added[-1].id, self.now, False
-        keyed = {one.id for one in line.turns if one.idempotency_key} | ({line.tip} if side else set())
-        line.answers = {id: kept for id, kept in line.answers.items() if id in keyed}
-        given = answer(added[-1].id) if answered else None
-        if given and (not side or idempotency_key):
-            line.answers[added[-1].id] = given
-        self.run(self.shelf.store.append(key, added, self.now, gone, given))
-
-    @rule(key=KEYS)
-    def see_the_answers(self, key: SessionKey) -> None:
-        """Of every turn there ever was."""
-        names = [f"turn_{n}" for n in range(next(self.names))]
-        found = {name: self.run(self.shelf.store.answer(key, name)) for name in names}
-        line = self.lines.get(key)
-        assert {name: kept for name, kept in found.items() if kept} == (line.answers if line else {})
-
-    @rule(key=KEYS)
-    def delete(self, key: SessionKey) -> None:
-        self.lines.pop(key, None)
-        self.run(self.shelf.store.delete(key))
-
-    @rule(key=KEYS)
-    def touch(self, key: SessionKey) -> None:
-        if (line := self.lines.get(key)) and not line.emptied:
-            line.touched = self.now
-        self.run(touch(self.shelf, key, self.now))
-
-    @rule(in_use=st.sets(KEYS, max_size=2))
-    def sweep(self, in_use: set[SessionKey]) -> None:
-        idle = [line for key, line in self.lines.items() if key not in in_use and not line.emptied]
-        stale = [line for line in idle if self.now - line.touched > TTL]
-        for line in stale:
-            line.empty()
-        old = self.now - TTL - WEEK
-        self.lines = {k: line for k, line in self.lines.items() if not (line.emptied and line.touched < old)}
-        assert self.run(self.shelf.store.sweep(self.now, in_use, 10)) == len(stale)
-
-    @precondition(lambda self: self.shelf.kind != "memory")
-    @rule()
-    def reopen(self) -> None:
-        self.run(self.shelf.reopen())
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_any_order_of_calls_gives_what_the_model_says(kind: str, tmp_path: Path) -> None:
-    def walk() -> Walk:
-        return Walk(kind, Path(tempfile.mkdtemp(dir=tmp_path)) / "sessions.db")
-
-    bounds = settings(
-        max_examples=25, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck), database=None
-    )
-    run_state_machine_as_test(walk, settings=bounds)  # type: ignore[arg-type] # any callable will do

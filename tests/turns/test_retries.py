@@ -4,131 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from proxy.stores.cache import WarmStore
-from proxy.stores.sqlite.store import SQLiteStore
-from tests.support.fakes import Ended, Head, RawClient, Reply, ScriptedUpstream, completion, error, eventually, sse
+from tests.support.fakes import RawClient, Reply, ScriptedUpstream, completion, error, eventually, sse
 from tests.support.serving import RunningProxy, Serve
-
-TTL = 24 * 3600 * 1000
-CHAT = "/v1/chat/completions"
-COUNTED: dict[str, Any] = {"x-stainless-retry-count": "1"}
-both = pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
-
-
-@dataclass(frozen=True)
-class Got:
-    """An answer as a client got it."""
-
-    head: Head
-    body: bytes
-    ended: Ended | None
-
-    def __getitem__(self, name: str) -> str | None:
-        return self.head.header(name)
-
-    @property
-    def told(self) -> tuple[int, str | None, bytes, Ended | None]:
-        """What a client goes by."""
-        return self.head.status, self["content-type"], self.body, self.ended
-
-
-def user(text: str) -> dict[str, str]:
-    return {"role": "user", "content": text}
-
-
-def assistant(text: str) -> dict[str, str]:
-    return {"role": "assistant", "content": text}
-
-
-async def send(client: RawClient, *asked: Any, stream: bool = False, session: str = "s", **headers: str) -> None:
-    messages = [user(one) if isinstance(one, str) else one for one in asked]
-    pairs = [("sessionId", session), *((name.replace("_", "-"), value) for name, value in headers.items())]
-    await client.post(CHAT, {"model": "m", "messages": messages, "stream": stream}, pairs)
-
-
-async def received(client: RawClient) -> Got:
-    head = await client.head()
-    body = await client.body()
-    return Got(head, body, client.ended)
-
-
-async def ask(port: int, *asked: Any, stream: bool = False, session: str = "s", **headers: str) -> Got:
-    """Send one chat request of `asked`, texts or messages, and read its answer to the end."""
-    async with RawClient(port) as client:
-        await send(client, *asked, stream=stream, session=session, **headers)
-        return await received(client)
-
-
-def answer(text: str, stream: bool, **more: Any) -> Reply:
-    return sse(text[:2], text[2:], **more) if stream else completion(text, **more)
-
-
-class Gate:
-    """Holds a reply back before its piece `at` until it is opened."""
-
-    def __init__(self, at: int = 0) -> None:
-        self.at, self.reached, self._opened = at, asyncio.Event(), asyncio.Event()
-
-    def __call__(self, reply: Reply) -> Reply:
-        reply.gate = self._wait
-        return reply
-
-    async def _wait(self, index: int) -> None:
-        if index >= self.at:
-            self.reached.set()
-            await self._opened.wait()
-
-    def open(self) -> None:
-        self._opened.set()
-
-
-async def left(proxy: RunningProxy, client: RawClient) -> None:
-    """Leave, and return once the proxy has noticed."""
-    client.abort()
-    turns = [turn for key in proxy.runtime.live.in_use for turn in proxy.runtime.live.turns(key)]
-    await eventually(lambda: all(turn.broadcast.deserted for turn in turns))
-
-
-async def arrival() -> None:
-    """Long enough for a request to reach its turn or its place: all run on this loop, which may be starved."""
-    for _ in range(25):
-        await asyncio.sleep(0.002)
-
-
-async def idle(proxy: RunningProxy) -> None:
-    await eventually(lambda: not proxy.runtime.live.in_use and not proxy.runtime.live.in_flight)
-
-
-Restart = Callable[[], Any]
-
-
-@asynccontextmanager
-async def on_disk(serve: Serve, folder: Path, base_url: str) -> AsyncIterator[tuple[RunningProxy, Restart]]:
-    """A proxy whose sessions lie in a file, and how to start another one that goes on with them."""
-    names = itertools.count(1)
-    stores: list[WarmStore] = []
-
-    async def start() -> RunningProxy:
-        for store in stores[-1:]:
-            await store.close()
-        stores.append(WarmStore(await SQLiteStore.open(folder / "sessions.db", TTL), TTL, 1 << 20))
-        proxy = await serve(base_url, store=stores[-1])
-        proxy.runtime.turn_id = lambda: f"turn_{next(names)}"
-        return proxy
-
-    try:
-        yield await start(), start
-    finally:
-        await stores[-1].close()
-
+from tests.support.tries import (
+    COUNTED,
+    Gate,
+    Torn,
+    answer,
+    arrival,
+    ask,
+    assistant,
+    both,
+    idle,
+    left,
+    on_disk,
+    received,
+    send,
+    undelivered,
+    user,
+)
 
 # While the first try runs ------------------------------------------------------------------
 
@@ -240,16 +140,6 @@ async def test_who_attached_is_told_when_the_upstream_never_answers(serve: Serve
 # When it has ended -------------------------------------------------------------------------
 
 
-async def undelivered(proxy: RunningProxy, gate: Gate, *asked: str, stream: bool, **headers: str) -> None:
-    """A turn that is recorded whole though its client left before the end."""
-    async with RawClient(proxy.port) as client:
-        await send(client, *asked, stream=stream, **headers)
-        await gate.reached.wait()
-        await left(proxy, client)
-    gate.open()
-    await idle(proxy)
-
-
 @both
 async def test_what_no_client_has_seen_is_given_once_and_then_it_is_delivered(serve: Serve, stream: bool) -> None:
     gate = Gate(1 if stream else 0)
@@ -341,16 +231,6 @@ def failing() -> Reply:
     reply = sse("Hel", done=False, finish=None)
     reply.pieces.append(b'data: {"error": {"message": "overloaded", "code": 503}}\n\n')
     return reply
-
-
-@dataclass
-class Torn(Reply):
-    """A reply of which these bytes come, and then its end."""
-
-    raw: bytes = b""
-
-    def head(self) -> bytes:
-        return self.raw
 
 
 async def one_try(proxy: RunningProxy, upstream: ScriptedUpstream, how: str, headers: dict[str, Any]) -> bool:
@@ -480,177 +360,3 @@ async def test_keys_survive_a_restart(serve: Serve, tmp_path: Path, stream: bool
         await ask(proxy.port, "d")
         said = [m["content"] for m in upstream.requests[4].messages]
         assert said == ["a", "one", "b", "two", "c", "whole", "d"]
-
-
-# Keys --------------------------------------------------------------------------------------
-
-
-@both
-async def test_a_key_that_comes_again_gets_the_same_answer(serve: Serve, stream: bool) -> None:
-    reply = answer("Hello", stream, status=203)
-    async with ScriptedUpstream([reply, completion("x")]) as upstream:
-        proxy = await serve(upstream.base_url)
-        first = await ask(proxy.port, "hi", stream=stream, idempotency_key="k")
-        assert first.told == (203, reply.headers[0][1], b"".join(reply.pieces), "complete")
-        for _ in range(3):
-            again = await ask(proxy.port, "hi", stream=stream, idempotency_key="k")
-            assert again.told == first.told
-            assert (again["x-session-state"], again["x-session-turn"]) == ("replayed", first["x-session-turn"])
-        await ask(proxy.port, "next")
-        assert [len(request.messages) for request in upstream.requests] == [1, 3]
-        assert all(request.header("idempotency-key") is None for request in upstream.requests)
-
-
-@pytest.mark.parametrize("at", range(1, len(b"data: [DONE]\n\n")))
-async def test_an_end_in_two_pieces_is_replayed_as_it_came(serve: Serve, at: int) -> None:
-    reply = sse("Hello")
-    end = reply.pieces.pop()
-    reply.pieces += [end[:at], end[at:]]
-    reply.delay = 0.01
-    async with ScriptedUpstream([reply]) as upstream:
-        proxy = await serve(upstream.base_url)
-        first = await ask(proxy.port, "hi", stream=True, idempotency_key="k")
-        again = await ask(proxy.port, "hi", stream=True, idempotency_key="k")
-        assert first.body.endswith(end) and again.body == first.body
-
-
-@both
-async def test_a_key_in_flight_attaches_though_nothing_is_counted(serve: Serve, stream: bool) -> None:
-    gate = Gate(1 if stream else 0)
-    async with ScriptedUpstream([gate(answer("Hello", stream))]) as upstream:
-        proxy = await serve(upstream.base_url)
-        first = asyncio.create_task(ask(proxy.port, "hi", stream=stream, idempotency_key="k"))
-        await gate.reached.wait()
-        second = asyncio.create_task(ask(proxy.port, "hi", stream=stream, idempotency_key="k"))
-        reused = await ask(proxy.port, "other", stream=stream, idempotency_key="k")
-        gate.open()
-        assert (await first).told == (await second).told
-        assert (await second)["x-session-decision"] == "retry"
-        assert reused.head.status == 422 and b"idempotency_key_reused" in reused.body
-        assert reused["x-should-retry"] == "false" and len(upstream.requests) == 1
-
-
-async def test_a_key_that_waits_in_line_is_asked_once(serve: Serve) -> None:
-    gate = Gate()
-    async with ScriptedUpstream([gate(completion("one")), completion("two")]) as upstream:
-        proxy = await serve(upstream.base_url)
-        first = asyncio.create_task(ask(proxy.port, "a"))
-        await gate.reached.wait()
-        waiting = [asyncio.create_task(ask(proxy.port, "b", idempotency_key="k")) for _ in range(3)]
-        await arrival()
-        other = asyncio.create_task(ask(proxy.port, "c", idempotency_key="k"))
-        await arrival()
-        gate.open()
-        await first
-        assert len({(await one).told for one in waiting}) == 1
-        assert (await other).head.status == 422
-        assert len(upstream.requests) == 2
-
-
-@pytest.mark.parametrize("cold", [False, True], ids=["warm", "cold"])
-async def test_a_key_of_an_edit_that_comes_twice_at_once_is_asked_once(
-    serve: Serve, tmp_path: Path, cold: bool
-) -> None:
-    release = asyncio.Event()
-    async with (
-        ScriptedUpstream([completion("A"), completion("B")]) as upstream,
-        on_disk(serve, tmp_path, upstream.base_url) as (proxy, start),
-    ):
-        await ask(proxy.port, "a")
-        await ask(proxy.port, user("a"), assistant("A"), "b")
-        if cold:
-            proxy = await start()
-
-        async def script(request: Any) -> Reply:
-            await release.wait()
-            return completion("edited")
-
-        upstream.script = script
-        edit = [user("a"), assistant("A"), user("b, edited")]
-        tries = [asyncio.create_task(ask(proxy.port, *edit, idempotency_key="k")) for _ in range(4)]
-        await arrival()
-        release.set()
-        assert {(await one).head.status for one in tries} == {200}
-        assert len(upstream.requests) == 3
-
-
-@both
-async def test_an_older_turn_is_given_again_and_the_tip_stays(serve: Serve, stream: bool) -> None:
-    script = [answer("one", stream), completion("two"), completion("three"), completion("x")]
-    async with ScriptedUpstream(script) as upstream:
-        proxy = await serve(upstream.base_url)
-        one = await ask(proxy.port, "a", stream=stream, idempotency_key="k1")
-        two = await ask(proxy.port, "b", idempotency_key="k2")
-        await ask(proxy.port, "c")
-        assert (await ask(proxy.port, "a", stream=stream, idempotency_key="k1")).told == one.told
-        assert (await ask(proxy.port, "b", idempotency_key="k2")).told == two.told
-        assert (await ask(proxy.port, "c", idempotency_key="k2")).head.status == 422
-        assert len(upstream.requests) == 3
-        await ask(proxy.port, "d")
-        assert [m["content"] for m in upstream.requests[3].messages] == ["a", "one", "b", "two", "c", "three", "d"]
-
-
-async def test_an_older_turn_that_is_given_again_leaves_the_last_one_undelivered(serve: Serve) -> None:
-    gate = Gate(1)
-    async with ScriptedUpstream([completion("one"), gate(sse("two"))]) as upstream:
-        proxy = await serve(upstream.base_url)
-        await ask(proxy.port, "a", idempotency_key="k1")
-        await undelivered(proxy, gate, "b", stream=True)
-        await ask(proxy.port, "a", idempotency_key="k1")
-        assert (await ask(proxy.port, "b", stream=True))["x-session-state"] == "replayed"
-        assert len(upstream.requests) == 2
-
-
-async def test_a_cut_turn_with_a_key_runs_again_and_its_whole_answer_is_given_from_then_on(serve: Serve) -> None:
-    cut = sse("Hel", done=False, finish=None, end="rst")
-    async with ScriptedUpstream([completion("A"), cut, sse("Hel", "lo"), completion("x")]) as upstream:
-        proxy = await serve(upstream.base_url)
-        await ask(proxy.port, "a")
-        await ask(proxy.port, "b", stream=True, idempotency_key="k")
-        whole = await ask(proxy.port, "b", stream=True, idempotency_key="k")
-        assert (await ask(proxy.port, "b", stream=True, idempotency_key="k")).told == whole.told
-        assert upstream.requests[1].messages == upstream.requests[2].messages and len(upstream.requests) == 3
-        await ask(proxy.port, "c")
-        assert [m["content"] for m in upstream.requests[3].messages] == ["a", "A", "b", "Hello", "c"]
-
-
-async def test_a_key_whose_turn_failed_is_asked_again(serve: Serve) -> None:
-    async with ScriptedUpstream([error(500, {"error": {"message": "no"}}), completion("yes")]) as upstream:
-        proxy = await serve(upstream.base_url)
-        assert (await ask(proxy.port, "a", idempotency_key="k")).head.status == 500
-        assert b"yes" in (await ask(proxy.port, "a", idempotency_key="k")).body
-        assert len(upstream.requests) == 2
-
-
-@pytest.mark.parametrize(
-    "other",
-    [{"session": "t"}, {"authorization": "Bearer other"}, {"idempotency_key": "l"}],
-    ids=["session", "tenant", "key"],
-)
-async def test_a_key_holds_for_one_tenant_and_session_alone(serve: Serve, other: dict[str, str]) -> None:
-    async with ScriptedUpstream() as upstream:
-        proxy = await serve(upstream.base_url)
-        ours: dict[str, Any] = {"authorization": "Bearer k", "idempotency_key": "k"}
-        first = await ask(proxy.port, "hi", **ours)
-        second = await ask(proxy.port, "hi", **(ours | other))
-        assert first.body != second.body and second["x-session-decision"] == "append"
-        assert len(upstream.requests) == 2
-        assert (await ask(proxy.port, "hi", **ours)).body == first.body
-
-
-@pytest.mark.parametrize("key", ["", "x" * 256, "a\tb", "a\xc2\x85b", "\xc3\xa9" * 256])
-async def test_a_key_that_cannot_be_one_is_refused(serve: Serve, key: str) -> None:
-    async with ScriptedUpstream() as upstream:
-        proxy = await serve(upstream.base_url)
-        refused = await ask(proxy.port, "hi", idempotency_key=key)
-        assert refused.head.status == 400 and b"Idempotency-Key" in refused.body
-        assert not upstream.requests
-
-
-@pytest.mark.parametrize("key", ["x", "x" * 255, "a b", "\xc3\xa9" * 255])
-async def test_the_longest_key_is_one(serve: Serve, key: str) -> None:
-    async with ScriptedUpstream() as upstream:
-        proxy = await serve(upstream.base_url)
-        first = await ask(proxy.port, "hi", idempotency_key=key)
-        assert (await ask(proxy.port, "hi", idempotency_key=key)).told == first.told
-        assert first.head.status == 200 and len(upstream.requests) == 1

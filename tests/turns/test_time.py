@@ -16,7 +16,7 @@ from proxy.stores.memory import MemoryStore
 from proxy.stores.sqlite.store import SQLiteStore
 from tests.support.fakes import RawClient, Reply, ScriptedUpstream, completion, error, eventually, sse
 from tests.support.serving import RunningProxy, Serve
-from tests.turns.test_retries import Gate, Got, Torn, arrival, ask, assistant, idle, received, user
+from tests.support.tries import Gate, Got, Torn, arrival, ask, assistant, idle, received, user
 
 TTL = 60_000
 HOUR, DAY = 3600 * 1000, 24 * 3600 * 1000
