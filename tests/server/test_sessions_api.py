@@ -426,7 +426,7 @@ async def test_a_stop_is_for_what_is_in_flight_and_the_next_in_line_goes_on(serv
         proxy = await serve(upstream.base_url)
         asked = await asking(held, proxy.port, "x")
         waiting = asyncio.create_task(ask(proxy.port, user("next")))
-        await asyncio.sleep(0.05)
+        await proxy.in_line()
         await call(proxy.port, "POST", "/sessions/s1/stop")
         after: Any = await waiting
         await asked
@@ -496,7 +496,7 @@ async def test_a_delete_stands_in_line(serve: Serve, disk: WarmStore, tmp_path: 
         proxy = await serve(upstream.base_url, store=disk)
         first = await asking(held, proxy.port, "first")
         before = asyncio.create_task(ask(proxy.port, user("CANARY")))
-        await asyncio.sleep(0.05)
+        await proxy.in_line()
         deleting = asyncio.create_task(call(proxy.port, "DELETE", "/sessions/s1"))
         await asyncio.wait_for(held.reached["CANARY"].wait(), 5)  # the first was stopped, the second has its place
         after = asyncio.create_task(ask(proxy.port, user("after")))
@@ -524,7 +524,7 @@ async def test_what_began_beside_the_line_while_a_delete_waited_does_not_bring_t
         await ask(proxy.port, user("1"))
         first = await asking(held, proxy.port, "first")
         second = asyncio.create_task(ask(proxy.port, user("second")))
-        await asyncio.sleep(0.05)
+        await proxy.in_line()
         deleting = asyncio.create_task(call(proxy.port, "DELETE", "/sessions/s1"))
         await asyncio.wait_for(held.reached["second"].wait(), 5)
         beside = await asking(held, proxy.port, "beside", user("1"), assistant("re 1"))
@@ -543,7 +543,7 @@ async def test_a_delete_whose_caller_leaves_gives_up_its_place(serve: Serve) -> 
         first = await asking(held, proxy.port, "first")
         async with RawClient(proxy.port) as client:
             await client.request("DELETE", "/sessions/s1")
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.05)  # it waits for the turn that it has stopped, which nothing shows
             client.abort()
         held.go["first"].set()
         await first
@@ -558,7 +558,7 @@ async def test_a_delete_that_finds_the_line_full_is_refused(serve: Serve) -> Non
         proxy = await serve(upstream.base_url, sessions={"queue_limit": 1})
         first = await asking(held, proxy.port, "first")
         second = asyncio.create_task(ask(proxy.port, user("second")))
-        await asyncio.sleep(0.05)
+        await proxy.in_line()
         third = asyncio.create_task(ask(proxy.port, user("third")))
         deleting = asyncio.create_task(call(proxy.port, "DELETE", "/sessions/s1"))
         full: Any = await third

@@ -549,6 +549,14 @@ async def eventually(check: Callable[[], object], timeout: float = 5.0) -> None:
             await asyncio.sleep(0.002)
 
 
+async def settled(value: Callable[[], int]) -> None:
+    """Wait until a number has stopped growing."""
+    last = -1
+    while last != value():
+        last = value()
+        await asyncio.sleep(0.1)
+
+
 async def _cancelled(*tasks: asyncio.Task[None]) -> None:
     """End tasks, and wait until they have let go of their sockets."""
     for task in tasks:

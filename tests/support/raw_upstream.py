@@ -285,14 +285,6 @@ def at_once(work: Awaitable[bytes]) -> bytes | None:
     return None
 
 
-async def settled(value: Callable[[], int]) -> None:
-    """Wait until a number has stopped growing."""
-    last = -1
-    while last != value():
-        last = value()
-        await asyncio.sleep(0.1)
-
-
 @asynccontextmanager
 async def silent_port(full: bool) -> AsyncIterator[int]:
     """A port that takes connections and says nothing; or, if full, one that does not even take them."""

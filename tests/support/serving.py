@@ -18,6 +18,7 @@ from proxy.server.app import build_app, build_runner
 from proxy.stores.base import Store
 from proxy.stores.memory import MemoryStore
 from proxy.upstream.client import Client
+from tests.support.fakes import eventually
 
 Serve = Callable[..., Awaitable["RunningProxy"]]
 
@@ -30,6 +31,25 @@ class RunningProxy:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    async def in_line(self, count: int = 1) -> None:
+        """Until so many requests wait in the queues of their sessions."""
+        await eventually(lambda: self.runtime.live.waiting == count)
+
+    async def followed(self, count: int) -> None:
+        """Until so many clients read what is kept of turns in flight: all that are there, once a second one is."""
+        live = self.runtime.live
+
+        def there() -> int:
+            turns = [turn for key in live.in_use for turn in live.turns(key)]
+            return sum([not client.left for turn in turns for client in turn.broadcast._followers])
+
+        await eventually(lambda: there() == count)
+
+    async def deserted(self) -> None:
+        """Until nobody listens to any turn in flight."""
+        live = self.runtime.live
+        await eventually(lambda: all([turn.broadcast.deserted for key in live.in_use for turn in live.turns(key)]))
 
 
 @pytest.fixture

@@ -51,11 +51,11 @@ class Clients(AsyncExitStack):
 
     def __init__(self, proxy: RunningProxy) -> None:
         super().__init__()
-        self._proxy = proxy
+        self.proxy = proxy
 
     async def send(self, *messages: Message, on_busy: str | None = None, **headers: str) -> Sent:
         """Send a request; the task ends with its answer."""
-        client = await self.enter_async_context(RawClient(self._proxy.port))
+        client = await self.enter_async_context(RawClient(self.proxy.port))
         pairs = [("sessionId", "s"), *[(name.replace("_", "-"), value) for name, value in headers.items()]]
         pairs += [("x-session-on-busy", on_busy)] if on_busy is not None else []
         await client.post(PATH, {"messages": list(messages), "stream": True}, pairs)
@@ -124,7 +124,7 @@ async def test_the_header_goes_before_the_config(serve: Serve, config: str, head
             _, second = await clients.send(user("u1"), on_busy=header)
             way = (header or config).strip().lower()
             if way == "queue":
-                await asyncio.sleep(0.1)
+                await proxy.in_line()
                 assert not first.done() and not second.done() and len(upstream.requests) == 1
                 upstream.go(0)
             refused = await second if way == "reject" else None
@@ -189,8 +189,9 @@ async def test_a_full_line_is_a_429_and_those_in_it_keep_their_places(serve: Ser
 
 async def in_line(clients: Clients, text: str, **more: Any) -> Sent:
     """A request that has come to its place in line."""
+    before = clients.proxy.runtime.live.waiting
     sent = await clients.send(user(text), **more)
-    await asyncio.sleep(0.05)
+    await clients.proxy.in_line(before + 1)
     assert not sent[1].done()
     return sent
 
@@ -231,7 +232,7 @@ async def test_a_waiting_client_that_leaves_gives_up_its_place_at_once(serve: Se
             await asyncio.wait([gone])
             if (left := leave(client)) is not None:
                 await left
-            await asyncio.sleep(0.5)
+            await proxy.in_line(1)
             after = await in_line(clients, "u2")  # the place that it gave up
             upstream.go(0)
             answers = [await task for _, task in (first, behind, after)]
@@ -261,7 +262,7 @@ async def test_a_place_outlives_its_client(serve: Serve) -> None:
         first.cancel()
         await asyncio.wait([first])
         client.abort()
-        await asyncio.sleep(0.05)
+        await clients.proxy.deserted()
         refused = await clients.ask(user("no"), on_busy="reject")
         _, second = await in_line(clients, "u1")
         assert len(upstream.requests) == 1
@@ -320,7 +321,7 @@ async def test_a_list_that_holds_the_answer_in_flight_waits_for_its_end(serve: S
         await upstream.reached(1)
         messages = [user("u0"), assistant("a0"), user("u1"), assistant("a1"), user("u2")]
         _, ahead = await clients.send(*messages)
-        await asyncio.sleep(0.1)
+        await clients.proxy.in_line()
         assert len(upstream.requests) == 2
         upstream.go(1)
         assert (await running).status == 200
@@ -429,7 +430,7 @@ async def test_what_follows_a_full_list_in_flight_waits_for_it(serve: Serve) -> 
         _, carried = await clients.send(user("u0"), assistant("a0"), user("v"))
         await upstream.reached(1)
         _, waiting = await clients.send(user("u1"))
-        await asyncio.sleep(0.1)
+        await clients.proxy.in_line()
         assert len(upstream.requests) == 2
         upstream.go(1)
         assert (await carried).outcome == (await waiting).outcome == (200, "complete")

@@ -387,7 +387,7 @@ async def test_one_whose_client_leaves_while_another_waits_is_interrupted(serve:
         proxy = await serve(upstream.base_url, sessions={"queue_timeout": "2s"})
         asked = await asking(held, proxy.port, "x")
         waiting = asyncio.create_task(ask(proxy.port, user("next")))
-        await asyncio.sleep(0.1)
+        await proxy.in_line()
         assert len(upstream.requests) == 1
         asked.cancel()
         after: Any = await asyncio.wait_for(waiting, 4)
@@ -415,9 +415,9 @@ async def test_a_retry_that_came_before_the_first_was_known_to_be_gone_gets_its_
         proxy = await serve(upstream.base_url)
         asked = await asking(held, proxy.port, "x")
         again = asyncio.create_task(ask(proxy.port, user("x"), stream=True))  # uncounted: it may be another "x"
-        await asyncio.sleep(0.1)
+        await proxy.in_line()
         asked.cancel()
-        await asyncio.sleep(0.6)
+        await proxy.deserted()
         held.go["x"].set()
         whole: Any = await again
         assert len(upstream.requests) == 1

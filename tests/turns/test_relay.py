@@ -315,10 +315,9 @@ async def test_a_full_line_and_a_long_wait_are_refused(serve: Serve) -> None:
     async with ScriptedUpstream([completion("a", gate=gate), completion("b")]) as upstream:
         proxy = await serve(upstream.base_url, sessions={"queue_limit": 1, "queue_timeout": "200ms"})
         first = asyncio.create_task(ask(proxy.port, user("1")))
-        while not upstream.requests:
-            await asyncio.sleep(0.01)
+        await eventually(lambda: upstream.requests)
         second = asyncio.create_task(ask(proxy.port, user("2")))
-        await asyncio.sleep(0.05)
+        await proxy.in_line()
         full: Any = await ask(proxy.port, user("3"))
         busy: Any = await second
         hold.set()
@@ -488,7 +487,7 @@ async def test_a_drain_refuses_new_turns_and_cuts_what_does_not_end(serve: Serve
             await client.post("/v1/chat/completions", {"messages": [user("x")], "stream": True}, SESSION)
             await client.head()
             draining = asyncio.create_task(proxy.runtime.live.drain(0.2))
-            await asyncio.sleep(0.05)
+            await eventually(lambda: proxy.runtime.live.draining)
             refused: Any = await ask(proxy.port, user("y"))
             await client.body()
             await draining
@@ -507,7 +506,7 @@ async def test_who_waits_in_line_when_a_drain_begins_is_refused(serve: Serve) ->
         first = asyncio.create_task(ask(proxy.port, user("1")))
         await eventually(lambda: upstream.requests)
         waiting = [asyncio.create_task(ask(proxy.port, user(str(n)))) for n in (2, 3)]
-        await asyncio.sleep(0.1)
+        await proxy.in_line(2)
         draining = asyncio.create_task(proxy.runtime.live.drain(5))
         await asyncio.sleep(0)
         hold.set()

@@ -24,10 +24,11 @@ from tests.support.fakes import (
     error,
     event,
     eventually,
+    settled,
     sse,
 )
 from tests.support.serving import RunningProxy, Serve
-from tests.turns.test_client_gone import deserted, in_flight, narrow, orphaned
+from tests.turns.test_client_gone import in_flight, narrow, orphaned
 from tests.turns.test_relay import ask, user
 
 STREAMS = 200 if os.environ.get("SOAK") else 20
@@ -139,7 +140,7 @@ async def test_who_comes_before_the_head_waits_for_it_and_so_does_the_first(serv
         first: Any = asyncio.create_task(ask(proxy.port, user("x"), stream=True))
         await eventually(lambda: upstream.requests)
         others = [asyncio.create_task(call(proxy.port, "GET", STREAM)) for _ in range(3)]
-        await asyncio.sleep(0.1)
+        await proxy.followed(4)
         go.set()
         asked = await first
         for head, body in await asyncio.gather(*others):
@@ -161,7 +162,7 @@ async def test_what_the_first_is_told_is_told_to_all(serve: Serve, what: str) ->
         first: Any = asyncio.create_task(ask(proxy.port, user("x"), stream=True))
         await eventually(lambda: upstream.requests)
         other = asyncio.create_task(call(proxy.port, "GET", STREAM))
-        await asyncio.sleep(0.1)
+        await proxy.followed(2)
         if what == "stopped":
             await call(proxy.port, "POST", "/sessions/s1/stop")
         elif what != "too late":
@@ -180,8 +181,7 @@ async def test_several_listen_at_once_to_what_its_client_has_left(serve: Serve) 
         proxy = await serve(upstream.base_url)
         await orphaned(held, proxy)
         tasks = [asyncio.create_task(call(proxy.port, "GET", STREAM)) for _ in range(8)]
-        await eventually(lambda: not deserted(proxy))
-        await asyncio.sleep(0.05)
+        await proxy.followed(8)
         held.go["x"].set()
         bodies = [body for _, body in await asyncio.gather(*tasks)]
         assert len(upstream.requests) == 1
@@ -271,10 +271,8 @@ async def test_the_upstream_is_read_no_faster_than_the_fastest_listens(serve: Se
             await first.head()
             await second.request("GET", STREAM)
             await second.head()
-            await asyncio.sleep(0.5)
-            held_at = sent
-            await asyncio.sleep(0.3)
-            assert sent == held_at < 300  # of 24 MB
+            await settled(lambda: sent)
+            assert sent < 300  # of 24 MB
 
 
 async def test_an_answer_too_long_to_be_kept_cannot_be_followed(serve: Serve) -> None:
@@ -378,7 +376,7 @@ async def test_who_asks_while_the_next_turn_runs_gets_that_one(serve: Serve) -> 
         await ask(proxy.port, user("1"), stream=True)
         asked = await asking(held, proxy.port, "x")
         listening = asyncio.create_task(call(proxy.port, "GET", STREAM))
-        await asyncio.sleep(0.05)
+        await proxy.followed(2)
         held.go["x"].set()
         head, body = await listening
         await asked
@@ -435,7 +433,7 @@ async def test_an_end_that_one_of_them_has_seen_is_delivered(serve: Serve, who: 
             await other.head()
             stays, leaves = (first, other) if who == "the first" else (other, first)
             leaves.abort()
-            await asyncio.sleep(0.05)
+            await proxy.followed(1)
             go.set()
             await stays.body()
             assert stays.ended == "complete"

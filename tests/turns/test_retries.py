@@ -43,7 +43,7 @@ async def test_a_counted_retry_gets_the_answer_of_the_try_that_runs(serve: Serve
         await gate.reached.wait()
         second = asyncio.create_task(ask(proxy.port, "hi", stream=stream, **COUNTED))
         third = asyncio.create_task(ask(proxy.port, "hi", stream=stream, x_stainless_retry_count="2"))
-        await arrival()
+        await proxy.followed(3)
         gate.open()
         one, *others = [await first, await second, await third]
         assert one.told[::3] == (200, "complete") and one.told == others[0].told == others[1].told
@@ -64,7 +64,7 @@ async def test_an_uncounted_retry_attaches_once_the_first_client_is_gone(serve: 
             await gate.reached.wait()
             await left(proxy, client)
         again = asyncio.create_task(ask(proxy.port, "hi", stream=stream))
-        await arrival()
+        await proxy.followed(1)
         gate.open()
         got = await again
         assert got.told == (200, got["content-type"], b"".join(answer("Hello", stream).pieces), "complete")
@@ -80,7 +80,7 @@ async def test_an_equal_request_is_a_turn_of_its_own_while_the_first_client_list
         first = asyncio.create_task(ask(proxy.port, "continue"))
         await gate.reached.wait()
         second = asyncio.create_task(ask(proxy.port, "continue"))
-        await arrival()
+        await proxy.in_line()
         gate.open()
         assert b"one" in (await first).body and b"two" in (await second).body
         assert upstream.requests[1].messages == [user("continue"), assistant("one"), user("continue")]
@@ -93,7 +93,7 @@ async def test_another_body_is_no_retry_though_it_is_counted(serve: Serve) -> No
         first = asyncio.create_task(ask(proxy.port, "a"))
         await gate.reached.wait()
         second = asyncio.create_task(ask(proxy.port, "b", **COUNTED))
-        await arrival()
+        await proxy.in_line()
         gate.open()
         await first
         assert (await second)["x-session-decision"] == "append"
@@ -112,7 +112,7 @@ async def test_who_attached_gets_the_error_that_the_first_try_gets(serve: Serve)
         first = asyncio.create_task(ask(proxy.port, "hi"))
         await eventually(lambda: upstream.requests)
         second = asyncio.create_task(ask(proxy.port, "hi", **COUNTED))
-        await arrival()
+        await proxy.followed(2)
         release.set()
         assert (await first).told == (await second).told
         assert (await first).head.status == 429 and (await second)["retry-after"] == "7"
@@ -131,7 +131,7 @@ async def test_who_attached_is_told_when_the_upstream_never_answers(serve: Serve
         first = asyncio.create_task(ask(proxy.port, "hi"))
         await eventually(lambda: upstream.requests)
         second = asyncio.create_task(ask(proxy.port, "hi", **COUNTED))
-        await arrival()
+        await proxy.followed(2)
         hold.set()
         assert (await first).head.status == (await second).head.status == 502
         assert (await first).body == (await second).body
@@ -181,7 +181,7 @@ async def test_what_was_attached_to_and_read_is_delivered(serve: Serve, stream: 
             await gate.reached.wait()
             await left(proxy, client)
         attached = asyncio.create_task(ask(proxy.port, "hi", stream=stream))
-        await arrival()
+        await proxy.followed(1)
         gate.open()
         await attached
         await idle(proxy)

@@ -16,7 +16,7 @@ from proxy.stores.memory import MemoryStore
 from proxy.stores.sqlite.store import SQLiteStore
 from tests.support.fakes import RawClient, Reply, ScriptedUpstream, completion, error, eventually, sse
 from tests.support.serving import RunningProxy, Serve
-from tests.support.tries import Gate, Got, Torn, arrival, ask, assistant, idle, received, user
+from tests.support.tries import Gate, Got, Torn, ask, assistant, idle, received, user
 
 TTL = 60_000
 HOUR, DAY = 3600 * 1000, 24 * 3600 * 1000
@@ -121,7 +121,7 @@ async def test_a_turn_follows_its_history_though_the_session_would_have_expired(
         clock.now += 2 * TTL
         assert await sweep(proxy) == 0 and await is_there(proxy)
         behind = asyncio.create_task(ask(proxy.port, "c"))
-        await arrival()
+        await proxy.in_line()
         clock.now += 2 * TTL
         assert await sweep(proxy) == 0
         gate.open()
@@ -172,7 +172,7 @@ async def test_a_turn_that_failed_late_is_a_sign_of_life_all_the_same(begin: Any
         await eventually(lambda: len(upstream.requests) == 2)
         clock.now += TTL
         behind = asyncio.create_task(ask(proxy.port, "b"))
-        await arrival()
+        await proxy.in_line()
         clock.now += TTL
         hold.set()
         await turn
@@ -296,7 +296,7 @@ async def test_a_deletion_waits_behind_those_who_came_before_it(begin: Any) -> N
         await ask(proxy.port, "a")
         turn = await running(proxy, gate, "b", stream=True)
         before = asyncio.create_task(ask(proxy.port, "c"))
-        await arrival()
+        await proxy.in_line()
         deleting = asyncio.create_task(call(proxy.port, "DELETE", "/sessions/s"))
         assert (await turn).ended == "reset"
         assert (await before)["x-session-state"] == "continued"
@@ -314,7 +314,7 @@ async def test_a_branch_that_began_while_a_deletion_waited_does_not_bring_anythi
         await ask(proxy.port, "a")
         turn = await running(proxy, first, "b", stream=True)
         before = asyncio.create_task(ask(proxy.port, "c"))
-        await arrival()
+        await proxy.in_line()
         deleting = asyncio.create_task(call(proxy.port, "DELETE", "/sessions/s"))
         await second.reached.wait()
         await turn

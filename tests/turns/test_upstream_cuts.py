@@ -314,7 +314,7 @@ async def test_an_answer_that_nobody_asked_for_is_nobodys_answer(serve: Serve) -
         upstream.script = [stray, completion("fine")]
         proxy = await serve(upstream.base_url)
         assert (await ask(proxy.port, "a", "x")).data == JSON.data
-        await asyncio.sleep(0.05)
+        await eventually(lambda: not upstream.connections)
         seen = await ask(proxy.port, "b", "y")
         assert b"fine" in seen.data and b"stray" not in seen.data
         assert [request.messages[-1] for request in upstream.requests] == [user("x"), user("y")]

@@ -8,7 +8,7 @@ import contextlib
 import pytest
 
 from proxy.errors import BadRequest
-from tests.support.fakes import eventually
+from tests.support.fakes import eventually, settled
 from tests.support.raw_upstream import (
     CHUNKED,
     LENGTH,
@@ -22,7 +22,6 @@ from tests.support.raw_upstream import (
     body_of,
     on_both_loops,
     read,
-    settled,
     talk,
     v1,
 )
