@@ -42,7 +42,7 @@ class Chats:
             return
         if waits(self.list):
             kind = "ask"
-        if kind in ("begin", "back") and self.list:
+        if kind in ("begin", "back") and len(self.list) > 2:  # it was shown as a list
             self.former.append(self.list)
         if kind == "begin":
             self.list = []

@@ -221,7 +221,8 @@ class Repeats:
             return None
         with_ours = [found for found in self._on_branches()[1:] if has_ours(found.pairs, found.line)]
         best = max(with_ours, key=lambda found: len(found.pairs), default=None)
-        return best._replace(reason="replies of another branch, at their place among other messages") if best else None
+        reason = "replies of another branch, at their place among other messages"
+        return best._replace(reason=reason, anew=True) if best else None
 
     def _from_the_start(self) -> tuple[Line, str | None, Pairs]:
         """The branch that the list follows longest, and how far; no pairs without a reply of ours. One that the

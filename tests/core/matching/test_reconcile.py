@@ -1127,6 +1127,15 @@ EITHER = [
         "the end of the history, and then what is new; what precedes it was another list",
         parent="3",
     ),
+    Case(
+        "back to a chat of one question",
+        "u1 > a1; u1 a1 u2 > a2; v1 > b1; e1 > x1; e1 x1 e2 > x2; e3 > x3",
+        "v1 b1 v2",
+        REWRITE,
+        "[v1 b1] v2",
+        "replies of another branch, at their place among other messages",
+        parent="3",
+    ),
 ]
 
 CASES = [*ASKED_BESIDE, *WITHIN, *APPENDS, *ADOPTIONS, *RESENDS, *REWRITES, *PREAMBLES, *ASIDES, *FLIGHTS, *EITHER]
