@@ -19,6 +19,7 @@ from proxy.downstream import cors
 from proxy.downstream.head import framed
 from proxy.downstream.parting import Parting, harden
 from proxy.downstream.watch import Watch
+from proxy.foundation.http_internals import connection_of, drained, let_drained, note_begun
 
 
 class Listener:
@@ -36,7 +37,7 @@ class Listener:
         self.status = 0  # of the head that was written
         self.size, self.first = 0, 0.0  # bytes of the body that were given, and when the head went (monotonic)
         self.keep_alive = False
-        self._request, self._protocol, self._config = request, request.protocol, config
+        self._request, self._connection, self._config = request, connection_of(request), config
         self._watch, self._timeout = watch, config.limits.write_timeout
         self._waits_since: float | None = None
         self._parting: Parting | None = None
@@ -46,7 +47,7 @@ class Listener:
     @property
     def left(self) -> bool:
         """Whether the client has gone, also where nothing was written to it since."""
-        transport = self._protocol.transport
+        transport = self._connection.transport
         return self.gone or transport is None or transport.is_closing()
 
     def watched(self) -> WhileThere:
@@ -76,15 +77,15 @@ class Listener:
         if self.status and data and not self._bodiless:
             self.size += len(data)
             self._write((chunks or chunk(data)) if self._chunked else data)
-        return self.gone or not self._protocol.writing_paused
+        return self.gone or not self._connection.writing_paused
 
     async def room(self) -> None:
         """Wait until the client has taken what was written, most of it."""
-        if self.gone or not self._protocol.writing_paused:
+        if self.gone or not self._connection.writing_paused:
             return
         self._waits_since = time.monotonic()
         try:
-            await self._request.writer.drain()
+            await drained(self._request)
         except ConnectionError:
             self.reset()
         finally:
@@ -107,19 +108,16 @@ class Listener:
         if self._head:
             data, self._head = self._head + data, b""
             self.first = time.monotonic()
-            self._request.writer.output_size += len(data)  # by which aiohttp knows that an answer has begun
-        transport = self._protocol.transport
+            note_begun(self._request, len(data))
+        transport = self._connection.transport
         if transport is None or transport.is_closing():
             self.reset()
         elif data and not self.gone:
             transport.write(data)
 
     def let_go(self) -> None:
-        """Let who writes go on without waiting until this client has taken what was written. Not by a
-        cancellation: aiohttp would give the cancelled future to who waits next."""
-        if self._protocol.writing_paused:
-            self._protocol.resume_writing()
-            self._protocol.pause_writing()
+        """Let who writes go on without waiting until this client has taken what was written."""
+        let_drained(self._connection)
 
     async def end(self) -> None:
         if self.gone or not self.status:
@@ -130,7 +128,7 @@ class Listener:
     def break_off(self, broke: float | None = None, why: str = "upstream") -> None:
         """End what is not whole: with a reset, once the client had a moment to read what it was given. Nobody need wait
         for that: to whoever writes the client is gone at once. `broke`: when that was (monotonic), where not now."""
-        transport = self._protocol.transport
+        transport = self._connection.transport
         if not self.left and transport is not None:
             self.why = why
             self._parting = Parting(transport, broke or time.monotonic(), self._watch.hurries)
@@ -142,7 +140,7 @@ class Listener:
         if not self.left:
             self.why = self.why or why
         self.gone = True
-        transport = self._protocol.transport
+        transport = self._connection.transport
         if transport is not None:
             harden(transport)
             transport.abort()
