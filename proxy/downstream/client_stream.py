@@ -22,27 +22,29 @@ from proxy.downstream.watch import Watch
 from proxy.foundation.http_internals import connection_of, drained, let_drained, note_begun
 
 
-class Listener:
+class Listener(web.StreamResponse):
     """`begin`, `put` per piece and `room` where that says so, then `end`, `break_off` or `reset`. After `gone` every
-    call does nothing. It is itself what aiohttp's handlers return.
+    call does nothing. A handler returns it: as a response it writes its head and its body itself.
 
     A client that takes nothing for `limits.write_timeout` is gone, once `look` is called.
     """
 
+    status = 0  # of the head that was written
+    keep_alive = False  # once the head says so
+
     def __init__(self, request: web.BaseRequest, config: Config, watch: Watch) -> None:
+        super().__init__()
         self.gone = False
         self.why = (
             ""  # where it was ended before its end, and not by the client: upstream, stop, interrupt, store, limit
         )
-        self.status = 0  # of the head that was written
         self.size, self.first = 0, 0.0  # bytes of the body that were given, and when the head went (monotonic)
-        self.keep_alive = False
         self._request, self._connection, self._config = request, connection_of(request), config
         self._watch, self._timeout = watch, config.limits.write_timeout
         self._waits_since: float | None = None
         self._parting: Parting | None = None
         self._head = b""  # not written yet
-        self._chunked = self._bodiless = False
+        self._in_chunks = self._bodiless = False
 
     @property
     def left(self) -> bool:
@@ -66,7 +68,7 @@ class Listener:
         shown = cors.with_ours(request, self._config, headers)
         head = framed(request.version, request.method, status, shown, request.keep_alive)
         self.status, self.keep_alive = status, head.keeps
-        self._chunked, self._bodiless = head.chunked, head.bodiless
+        self._in_chunks, self._bodiless = head.chunked, head.bodiless
         self._head = head.raw
         if at_once:
             self._write(b"")
@@ -76,7 +78,7 @@ class Listener:
         such."""
         if self.status and data and not self._bodiless:
             self.size += len(data)
-            self._write((chunks or chunk(data)) if self._chunked else data)
+            self._write((chunks or chunk(data)) if self._in_chunks else data)
         return self.gone or not self._connection.writing_paused
 
     async def room(self) -> None:
@@ -91,9 +93,9 @@ class Listener:
         finally:
             self._waits_since = None
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: bytes | bytearray | memoryview) -> None:
         """`put`, and `room` where need be."""
-        if not self.put(data):
+        if not self.put(bytes(data)):
             await self.room()
 
     def take_back(self) -> bool:
@@ -122,7 +124,7 @@ class Listener:
     async def end(self) -> None:
         if self.gone or not self.status:
             return
-        self._write(LAST if self._chunked else b"")
+        self._write(LAST if self._in_chunks else b"")
         await self.room()
 
     def break_off(self, broke: float | None = None, why: str = "upstream") -> None:
@@ -145,7 +147,7 @@ class Listener:
             harden(transport)
             transport.abort()
 
-    # What aiohttp asks of what a handler returns; tests/server/test_untouched.py pins it.
+    # What aiohttp does with a response that a handler returns
 
     async def prepare(self, request: web.BaseRequest) -> None:
         """The head is out already, unless the client went before it. aiohttp closes the connection behind this."""
@@ -154,11 +156,11 @@ class Listener:
         if self.gone or not self.status:
             raise ConnectionResetError("The client has gone.")
 
-    async def write_eof(self) -> None:
+    async def write_eof(self, data: bytes = b"") -> None:
         """The end is out already."""
 
 
-Answered = web.StreamResponse | Listener  # what a handler returns
+Answered = web.StreamResponse  # what a handler returns
 
 
 class WhileThere:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any, cast
 
 from aiohttp import web
 
@@ -69,7 +68,7 @@ def build_app(runtime: Runtime) -> App:
 def build_runner(app: App, config: Config, handler: Handler | None = None) -> web.ServerRunner:
     """The HTTP server, with what must differ from aiohttp's defaults. `handler` may stand in front of the app."""
     server = web.Server(
-        cast(Any, handler or app),  # a listener is all that aiohttp asks of a response
+        handler or app,
         request_factory=app.make_request,
         handler_cancellation=False,
         access_log=None,
