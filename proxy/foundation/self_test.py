@@ -16,7 +16,7 @@ from aiohttp.abc import AbstractStreamWriter
 from proxy.errors import UnfitLibrary
 from proxy.foundation.http_internals import NO_BODY, Request, holds_more, received, response_parser
 
-_WHOLE = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+_WHOLE = b"HTTP/1.1 200 OK\r\nContent-Length: 2 \t\r\n\r\nok"
 _CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 _ENDLESS = b"HTTP/1.1 200 OK\r\n\r\nok"
 _SWITCH = "AIOHTTP_NO_EXTENSIONS"
