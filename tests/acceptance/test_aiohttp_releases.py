@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TESTS = ("web/test_self_test.py", "web/test_upstream.py", "web/test_parsing.py", "web/test_untouched.py")
-TURNS = ("web/test_passthrough.py", "web/test_relay.py", "web/test_resume.py", "web/test_parting.py")
+TESTS = ("foundation", "upstream", "downstream", "server/test_passthrough.py", "server/test_untouched.py")
+TURNS = ("turns/test_relay.py", "turns/test_resume.py")
 MINUTES = 15
+FEW = 5
 
 
 def supported() -> str:
@@ -44,7 +45,7 @@ def installed(requirement: str, folder: Path) -> str:
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(60 * MINUTES)
+@pytest.mark.timeout(120 * MINUTES)
 @pytest.mark.skipif(not os.environ.get("SOAK"), reason="minutes, and a package index: SOAK=1")
 @pytest.mark.parametrize("which", ["oldest", "newest"])
 def test_the_proxy_works_with_the_oldest_and_the_newest_release(which: str, tmp_path: Path) -> None:
@@ -59,14 +60,19 @@ def test_the_proxy_works_with_the_oldest_and_the_newest_release(which: str, tmp_
         check=True,
     ).stdout
     assert seen.startswith(f"{version} {tmp_path}")
-    tests = [f"tests/{name}" for name in (*TESTS, *TURNS)]
+    failed = run(environ, [f"tests/{name}" for name in (*TESTS, *TURNS)])
+    if 0 < len(failed) <= FEW:  # tests with tight times, beside other work
+        failed = run(environ, failed)
+    assert failed == []
+
+
+def run(environ: dict[str, str], tests: list[str]) -> list[str]:
+    """The tests that fail."""
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", *tests]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-n", "0", *tests],
-        cwd=ROOT,
-        env=environ,
-        capture_output=True,
-        text=True,
-        timeout=60 * MINUTES,
-        check=False,
+        command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60 * MINUTES, check=False
     )
-    assert done.returncode == 0, done.stdout[-4000:]
+    failed = re.findall(r"^FAILED (\S+)", done.stdout, re.M)
+    assert done.returncode == 0 or failed, done.stdout[-4000:] + done.stderr[-4000:]
+    print(done.stdout[-1000:])
+    return failed
