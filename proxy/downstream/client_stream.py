@@ -33,8 +33,8 @@ class Listener(web.StreamResponse):
     keep_alive = False  # once the head says so
 
     def __init__(self, request: web.BaseRequest, config: Config, watch: Watch) -> None:
-        # Without StreamResponse.__init__: the headers and the status that it makes cost 1.6 % of a pass-through, and
-        # what would read them is overridden (decision 18).
+        # Without StreamResponse.__init__: the headers and the status that it makes cost 0.3 us, as much again as all
+        # else here, and what would read them is overridden (decision 18).
         self.gone = False
         self.why = (
             ""  # where it was ended before its end, and not by the client: upstream, stop, interrupt, store, limit
