@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from proxy import __version__
 from proxy.commands import backup, completion, db, doctor, init, restore
-from proxy.errors import CannotListen, ConfigError, ProxyError, StoreLocked
+from proxy.errors import CannotListen, ConfigError, ProxyError, StoreLocked, UnfitLibrary
 
 if TYPE_CHECKING:
     from proxy.config.model import Config
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return CONFIGURATION
-    except (CannotListen, StoreLocked, ProxyError, ValueError) as error:
+    except (CannotListen, StoreLocked, UnfitLibrary, ProxyError, ValueError) as error:
         print(f"session-proxy: {error}", file=sys.stderr)
         return FAILURE
     except KeyboardInterrupt:

@@ -31,8 +31,8 @@ def run(options: argparse.Namespace) -> int:
     key = None
     if options.key and not (key := os.environ.get(options.key)):
         raise ValueError(f"{options.key} is not set. Put a client's key into it, or leave --key out.")
-    found = [*machine.config_file(options.config, config), *machine.sqlite(), *machine.open_files(database)]
-    found += machine.state(database) if database else []
+    found = [*machine.config_file(options.config, config), *machine.sqlite(), *machine.http()]
+    found += [*machine.open_files(database), *(machine.state(database) if database else [])]
     found += machine.listener(config, database)
     for finding in found:
         _show(finding)

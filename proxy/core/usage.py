@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import Struct
 
+from proxy.core.json_bytes import UNDECODED
+
 
 class Counts(NamedTuple):
     """Tokens: of the prompt, of the reply and its thoughts, and how many of the prompt's the upstream had in its
@@ -33,7 +35,7 @@ def counts(usage: bytes) -> Counts:
     """The counts in an upstream's `usage`; 0 for what it does not tell."""
     try:
         told = _USAGE.decode(usage)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except UNDECODED:
         return Counts()
     asked, said = told.prompt_tokens_details, told.completion_tokens_details
     cached = _whole(asked.get("cached_tokens")) if type(asked) is dict else 0

@@ -45,20 +45,20 @@ class Broadcast:
 
     def look(self) -> None:
         """Give up the first client where it takes nothing; see Listener."""
-        if self._first:
+        if self._first is not None:
             self._first.look()
 
     def begin(self, status: int, headers: Pairs, at_once: bool = True) -> None:
         self.status, self.headers = status, headers
         self._tell()
-        if self._first:
+        if self._first is not None:
             self._first.begin(status, headers, at_once)
 
     def tell(self, header: tuple[str, str]) -> None:
         """One header more, for whoever has not been given the head yet."""
         if header not in self.headers:
             self.headers = [*self.headers, header]
-            if self._first and self._first.take_back():
+            if self._first is not None and self._first.take_back():
                 self._first.begin(self.status, self.headers, False)
 
     def put(self, piece: bytes, chunks: bytes = b"") -> bool:
@@ -71,13 +71,13 @@ class Broadcast:
                 self._pieces.append(piece)
         if self._news is not None:
             self._tell()
-        return self._first.put(piece, chunks) if self._first else self._has_room
+        return self._first.put(piece, chunks) if self._first is not None else self._has_room
 
     async def room(self) -> None:
         """Wait until more may come."""
-        if self._first:
+        if self._first is not None:
             await self._first.room()
-        while not self._first and not self._has_room:
+        while self._first is None and not self._has_room:
             await self._changed()
 
     async def write(self, piece: bytes) -> None:
@@ -94,7 +94,7 @@ class Broadcast:
         """All has been written, and the client may see it."""
         self.ended = self.whole = True
         self._tell()
-        if self._first:
+        if self._first is not None:
             await self._first.end()
             self.delivered = not self._first.gone
         self._release()
@@ -104,7 +104,7 @@ class Broadcast:
         if self.ended:
             return
         self.ended, self.fault = True, fault
-        if self._first and self.status:
+        if self._first is not None and self.status:
             if fault and self._first.take_back():
                 self.status = 0
             else:
@@ -126,7 +126,7 @@ class Broadcast:
         if self._pieces is None:
             listener.reset("limit")
             return
-        if self._first and not self.ended:  # from now on nobody waits for anybody
+        if self._first is not None and not self.ended:  # from now on nobody waits for anybody
             first, self._first = self._first, None
             self._followers[first] = self._size
             first.let_go()

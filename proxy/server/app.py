@@ -5,12 +5,10 @@ Decides by path and headers alone: passed through, recorded, or ours. Knows noth
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any, cast
 
-from aiohttp import http_exceptions, web
+from aiohttp import web
 
 from proxy.config.model import Config
 from proxy.context import request_log as lines
@@ -21,6 +19,7 @@ from proxy.downstream import cors
 from proxy.downstream.answers import error_answer
 from proxy.downstream.client_stream import Answered
 from proxy.errors import Draining, NotFound, ProxyError
+from proxy.foundation.http_internals import UNREADABLE, Request, request_factory, send_continue
 from proxy.server import passthrough
 from proxy.server import sessions_api as api
 from proxy.turns import admission as relay
@@ -34,26 +33,19 @@ class App:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._loop = asyncio.get_running_loop()
+        self.make_request = request_factory(type("BoundRequest", (_Request,), {"runtime": runtime}))
 
     async def __call__(self, request: web.BaseRequest) -> Answered:
         if request.headers.get("Expect", "").lower() == "100-continue":
-            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            request.writer.output_size = 0  # nothing of the answer itself
+            await send_continue(request)
         return await _answer(request, self._runtime)
 
-    def make_request(self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
-        """A request whose response's headers are finished by us."""
-        request = _Request(message, payload, protocol, writer, task, self._loop)
-        request.runtime = self._runtime
-        return request
 
-
-class _Request(web.BaseRequest):
+class _Request(Request):
     runtime: Runtime
 
-    async def _prepare_hook(self, response: web.StreamResponse) -> None:
-        """For answers of our own. What an Application has signals for; tests/server/test_untouched.py pins it."""
+    def finish(self, response: web.StreamResponse) -> None:
+        """For answers of our own."""
         response.headers.pop("Server", None)
         line = self.get(lines.KEY)  # none where aiohttp refuses what is no HTTP
         if line and (line.route != "passed" or line.fault):
@@ -76,7 +68,7 @@ def build_app(runtime: Runtime) -> App:
 def build_runner(app: App, config: Config, handler: Handler | None = None) -> web.ServerRunner:
     """The HTTP server, with what must differ from aiohttp's defaults. `handler` may stand in front of the app."""
     server = web.Server(
-        cast(Any, handler or app),  # a listener is all that aiohttp asks of a response
+        handler or app,
         request_factory=app.make_request,
         handler_cancellation=False,
         access_log=None,
@@ -98,7 +90,7 @@ def _http_log() -> logging.Logger:
 def _without_bytes(record: logging.LogRecord) -> bool:
     if record.exc_info and isinstance(record.exc_info[1], ConnectionError):
         return False  # a client that left is no error
-    if record.exc_info and isinstance(record.exc_info[1], http_exceptions.HttpProcessingError):
+    if record.exc_info and isinstance(record.exc_info[1], UNREADABLE):
         record.exc_info = None
         record.levelno, record.levelname = logging.WARNING, "WARNING"
     return True

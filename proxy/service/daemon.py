@@ -24,6 +24,7 @@ from proxy.config.model import Config
 from proxy.config.workable import renamed
 from proxy.context.runtime import Runtime
 from proxy.errors import ConfigError, StoreUnavailable
+from proxy.foundation.self_test import refuse_unfit
 from proxy.observe.log import Lines, is_journal, loop_fault
 from proxy.server import admin
 from proxy.server import operator_api as operator
@@ -106,8 +107,9 @@ async def serve(
     """Run until SIGTERM or SIGINT. `load` reads the configuration, now and at each reload; `greet` is called once the
     proxy listens.
 
-    Raises CannotListen, StoreLocked, StoreUnavailable and ConfigError, each with a sentence.
+    Raises UnfitLibrary, CannotListen, StoreLocked, StoreUnavailable and ConfigError, each with a sentence.
     """
+    refuse_unfit(asyncio.get_running_loop())
     inherited = systemd.inherited(environ, os.getpid())
     demo_runner, demo_port = await demo.start() if with_demo else (None, 0)
     asyncio.get_running_loop().set_exception_handler(loop_fault)

@@ -14,11 +14,11 @@ from functools import partial
 from typing import Protocol
 
 import aiohttp
-from aiohttp.http import RawResponseMessage
 from yarl import URL
 
 from proxy.core.headers import Pairs
 from proxy.errors import UpstreamTimeout, UpstreamUnreachable
+from proxy.foundation.http_internals import RawResponseMessage
 from proxy.upstream.connection import BROKEN, Connection, Take
 from proxy.upstream.dialing import CLOSED, LATE, Origin, connect, secure, split
 from proxy.upstream.reasons import why

@@ -11,15 +11,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import cast
 
-from aiohttp import EMPTY_PAYLOAD, StreamReader
-from aiohttp.http import HttpResponseParser, RawResponseMessage
+from aiohttp import StreamReader
 
 from proxy.core.chunks import LAST, chunk
 from proxy.errors import BadRequest, ProxyError, UpstreamTimeout, UpstreamUnreachable
+from proxy.foundation import http_internals as internals
 from proxy.upstream.deadline import Patience
 from proxy.upstream.dialing import CLOSED, LATE
 from proxy.upstream.request_writer import Request
-from proxy.upstream.response_parser import HEAD, holds_more, is_valid, parser, unchunked
+from proxy.upstream.response_parser import is_valid, unchunked
 
 _HIGH = 128 * 1024  # bytes of an answer that may lie unread before no more are taken
 _JOIN = 64 * 1024  # bytes of a request up to which its pieces are copied into one
@@ -39,9 +39,9 @@ class Connection(asyncio.Protocol):
         self.lost: asyncio.Future[None] = self._loop.create_future()
         self.answered = False  # a byte has come since the last request
         self._transport: asyncio.Transport | None = None
-        self._parser: HttpResponseParser | None = None  # while there is a request
-        self._message: RawResponseMessage | None = None
-        self._body: StreamReader = EMPTY_PAYLOAD
+        self._parser: internals.HttpResponseParser | None = None  # while there is a request
+        self._message: internals.RawResponseMessage | None = None
+        self._body = internals.NO_BODY
         self._fault: ProxyError | None = None
         self._head_size = self._taken = 0
         self._paused = self._stopped = False
@@ -55,7 +55,7 @@ class Connection(asyncio.Protocol):
 
     # One exchange
 
-    async def ask(self, request: Request, seconds: float) -> RawResponseMessage:
+    async def ask(self, request: Request, seconds: float) -> internals.RawResponseMessage:
         """Send a request; the head of its answer, waited for so long. Raises UpstreamUnreachable, UpstreamTimeout, and
         BadRequest where its body breaks off. Whatever is raised, a cancellation too, closes the connection."""
         self._begin(request, seconds)
@@ -121,10 +121,10 @@ class Connection(asyncio.Protocol):
         parser, transport, self._parser = self._parser, self._open, None
         whole = self._message and not self._message.should_close and self._body.at_eof()
         sent = transport and not self._sending and not transport.get_write_buffer_size()
-        if not (whole and sent and parser) or holds_more(parser):
+        if not (whole and sent and parser) or internals.holds_more(parser):
             self.abort()
             return False
-        self._body = EMPTY_PAYLOAD
+        self._body = internals.NO_BODY
         self._patience.expect(idle)
         return True
 
@@ -157,12 +157,11 @@ class Connection(asyncio.Protocol):
     # The request
 
     def _begin(self, request: Request, seconds: float) -> None:
-        self._parser = parser(self._loop, request.is_head)
+        self._parser = internals.response_parser(self._loop, request.is_head)
         self._message, self._fault = None, None
         self._head_size = self._taken = 0
         self.answered = self._between = False
-        transport = self._open
-        if not transport:
+        if not (transport := self._open):
             self._fault = UpstreamUnreachable(CLOSED)
             return
         pieces = [request.head, *request.body]
@@ -231,9 +230,9 @@ class Connection(asyncio.Protocol):
             return
         if self._message is None:
             self._head_size += len(data)
-            if self._head_size > HEAD:
+            if self._head_size > internals.HEAD:
                 self._fail(UpstreamUnreachable(_NO_HTTP))
-        elif self._body.total_bytes - self._taken > _HIGH and not self._paused and (transport := self._open):
+        elif internals.received(self._body) - self._taken > _HIGH and not self._paused and (transport := self._open):
             self._paused = True
             transport.pause_reading()
         if self._sink and (come := self.here()):
@@ -253,7 +252,7 @@ class Connection(asyncio.Protocol):
             if self._waiter and not self._waiter.done():
                 self._waiter.set_exception(error)
 
-    def _take(self, message: RawResponseMessage, body: StreamReader) -> None:
+    def _take(self, message: internals.RawResponseMessage, body: StreamReader) -> None:
         """Raises ValueError for what is no head of an answer to what was asked."""
         if self._message or not is_valid(message):
             raise ValueError("not the head of an answer to what was asked")

@@ -1361,6 +1361,37 @@ async def test_an_address_that_leads_nowhere_does_not_hold_up_the_next() -> None
             await eventually(lambda: len(asyncio.all_tasks()) == tasks, 0.5)  # the others have been given up
         with pytest.raises(ConnectionRefusedError):
             await origin.reach([refused, refused])
+        unreachable = (*kind, ("255.255.255.255", 80))
+        with pytest.raises(ConnectionRefusedError):  # of two reasons the last
+            await origin.reach([unreachable, refused])
+        with await origin.reach([unreachable, good]) as sock:
+            assert sock.getpeername()[1] == it.upstream.port
+
+
+@on_both_loops
+async def test_a_connection_does_not_wait_to_fill_its_packets() -> None:
+    async with talk() as it:
+        place = origin.Origin(False, "127.0.0.1", it.upstream.port, "")
+        protocol = await origin.connect(place, None, 5.0, Seen)
+        assert protocol.without_delay
+        protocol.transport.abort()
+        await protocol.lost
+
+
+class Seen(asyncio.Protocol):
+    """A connection whose socket is looked at once it is made."""
+
+    transport: asyncio.Transport
+    without_delay = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.lost = asyncio.get_running_loop().create_future()
+        sock = transport.get_extra_info("socket")
+        self.without_delay = bool(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.lost.set_result(None)
 
 
 @on_both_loops

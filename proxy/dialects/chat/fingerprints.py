@@ -14,9 +14,10 @@ from typing import Any, TypedDict
 
 import msgspec
 
-from proxy.core.json_bytes import Malformed, dumps, loads
+from proxy.core.json_bytes import UNDECODED, Malformed, dumps, loads
 from proxy.dialects.chat import tool_groups as groups
 from proxy.dialects.chat.stream import surrogates as halves
+from proxy.dialects.json_values import as_dict, as_list
 
 _LOOSE = 1  # of the first byte
 # Deeper values are compared by their bytes: whether Python can walk them depends on who asks.
@@ -122,7 +123,7 @@ def _hash(canonical: bytes, loose: bool) -> bytes:
 def _read(raw: bytes) -> Any:
     try:
         return _PLAIN.decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except UNDECODED:
         return loads(halves.whole(raw))  # of which a stored reply has none
 
 
@@ -136,13 +137,13 @@ def _form(message: Any, ids: bool) -> tuple[Any, bool]:
         form.append(name)
     if not (message.get("tool_calls") or message.get("function_call") or message.get("audio")):
         return form, False
-    calls = [call for call in _list(message.get("tool_calls")) if isinstance(call, dict)]
+    calls = [call for call in as_list(message.get("tool_calls")) if isinstance(call, dict)]
     loose = bool(calls) and not (ids and all(call.get("id") for call in calls))
     if calls:
         form.append({"calls": [_call(call, loose) for call in calls]})
     if function := _function(message.get("function_call")):
         form.append({"function": function})
-    if audio := _dict(message.get("audio")).get("id"):
+    if audio := as_dict(message.get("audio")).get("id"):
         form.append({"audio": _canonical(audio)})
     return form, loose
 
@@ -184,7 +185,7 @@ def _runs(content: Any, role: Any) -> list[Any]:
     runs: list[Any] = []
     texts: list[str] = []
     for part in _parts(content):
-        text = _text(part)
+        text = _part_text(part)
         if text is not None:
             texts.append(text)
         elif role != "assistant" or part.get("type") not in _THOUGHTS:
@@ -199,7 +200,7 @@ def _parts(content: Any) -> list[Any]:
     return [part if isinstance(part, dict | str) else {"": part} for part in parts if part is not None]
 
 
-def _text(part: Json | str) -> str | None:
+def _part_text(part: Json | str) -> str | None:
     if isinstance(part, str):
         return part
     text = part.get("text", "") or ""
@@ -223,7 +224,7 @@ def _without_thoughts(text: str) -> str:
 
 def _call(call: Json, loose: bool) -> list[Any]:
     form = [_canonical(call.get("type") or "function"), _function(call.get("function"))]
-    custom = _dict(call.get("custom"))
+    custom = as_dict(call.get("custom"))
     if name := custom.get("name"):
         form.append({"custom": _canonical([name, custom.get("input")])})
     return form if loose else [*form, _canonical(call["id"])]
@@ -231,7 +232,7 @@ def _call(call: Json, loose: bool) -> list[Any]:
 
 def _function(function: Any) -> list[Any] | None:
     """Name and arguments. Snowflake sends a function_call without a name on every reply."""
-    name = _dict(function).get("name")
+    name = as_dict(function).get("name")
     return [_canonical(name), _arguments(function.get("arguments"))] if name else None
 
 
@@ -271,11 +272,3 @@ def _number(value: float) -> float | int | str:
     if not math.isfinite(value):
         return repr(value)
     return int(value) if value.is_integer() else value
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _dict(value: Any) -> Json:
-    return value if isinstance(value, dict) else {}

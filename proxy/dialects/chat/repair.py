@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from proxy.core.json_bytes import Malformed, dumps, loads
+from proxy.core.json_bytes import UNDECODED, Malformed, dumps, loads
 from proxy.dialects.chat.tool_groups import RESULTS, Group, calls, named, renamed
 
 # Mistral refuses `user` after `tool`, and an assistant message that says nothing.
@@ -257,10 +257,10 @@ def _silent(raw: bytes) -> bool:
     """Whether an assistant message says nothing; one that cannot be read says something."""
     try:
         said = _SAID.decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except UNDECODED:
         try:
             said = msgspec.convert(loads(raw), _Said)
-        except (Malformed, msgspec.MsgspecError, RecursionError):
+        except (Malformed, *UNDECODED):
             return False
     return not (said.content or said.tool_calls or said.function_call or said.refusal or said.audio or said.images)
 

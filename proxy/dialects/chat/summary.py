@@ -85,7 +85,7 @@ def written(body: bytes, most: int, heading: str | None = None) -> Summary | str
         return "it has no message"
     if said.get("tool_calls") or said.get("function_call") or reply.finish_reason in _TOOLS:
         return "it is a tool call"
-    words = _without_thoughts(_text(said.get("content"))).strip()
+    words = _without_thoughts(_reply_text(said.get("content"))).strip()
     if heading and words.startswith(heading):  # copied from the one before
         words = words[len(heading) :].strip()
     refused = reply.finish_reason == "content_filter" or said.get("refusal")
@@ -108,7 +108,7 @@ def _without_thoughts(words: str) -> str:
     return _BEGUN.sub("", _ENDED.sub("", _CLOSED.sub("", words)))
 
 
-def _text(content: Any) -> str:
+def _reply_text(content: Any) -> str:
     """The text of a reply: of parts those that are text, not its thoughts."""
     if isinstance(content, str):
         return content

@@ -15,7 +15,8 @@ from typing import Any, Final
 
 import msgspec
 
-from proxy.core.json_bytes import Malformed, dumps, loads, members
+from proxy.core.json_bytes import UNDECODED, Malformed, dumps, loads, members
+from proxy.dialects.json_values import as_text
 
 # Role of a result: the member that names its call.
 RESULTS: Final = {"tool": "tool_call_id", "function": "name"}
@@ -66,23 +67,23 @@ def calls(raw: bytes) -> list[Call]:
         return []
     listed = message.get("tool_calls")
     pairs = enumerate(listed if isinstance(listed, list) else [])
-    found = [Call("tool", _text(call.get("id")), index) for index, call in pairs if isinstance(call, dict)]
+    found = [Call("tool", as_text(call.get("id")), index) for index, call in pairs if isinstance(call, dict)]
     function = message.get("function_call")
-    name = _text(function.get("name")) if isinstance(function, dict) else ""
+    name = as_text(function.get("name")) if isinstance(function, dict) else ""
     return found + [Call("function", name, id=name)] if name else found
 
 
 def named(role: str, raw: bytes) -> str:
     """The id (or legacy name) of the call that a result says it answers; empty where it names none."""
     try:
-        return _text(getattr(_NAMES.decode(raw), RESULTS[role]))
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return as_text(getattr(_NAMES.decode(raw), RESULTS[role]))
+    except UNDECODED:
         pass
     try:
         result = loads(raw)
     except Malformed:
         return ""
-    return _text(result.get(RESULTS[role])) if isinstance(result, dict) else ""
+    return as_text(result.get(RESULTS[role])) if isinstance(result, dict) else ""
 
 
 def made(role: str, raw: bytes) -> list[str]:
@@ -227,7 +228,3 @@ def _put(raw: bytes, name: str, value: bytes) -> bytes:
         return raw[: found[name].start] + value + raw[found[name].end :]
     start = raw.index(b"{") + 1
     return raw[:start] + dumps(name) + b":" + value + (b"," if found else b"") + raw[start:]
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else ""

@@ -11,7 +11,7 @@ from typing import Any
 from proxy.core.json_bytes import Malformed, dumps, loads
 from proxy.dialects.chat.profiles import Profile
 from proxy.dialects.chat.stream import call_deltas as pieces
-from proxy.dialects.chat.stream.call_deltas import as_dict
+from proxy.dialects.json_values import as_dict, is_text
 
 Json = dict[str, Any]
 
@@ -38,7 +38,7 @@ def sent_calls(
 
 def _kind(call: Json) -> str:
     """Where a call has its name; empty where it has none, and nobody can have carried it out."""
-    return next((kind for kind in ("function", "custom") if _is_text(as_dict(call.get(kind)).get("name"))), "")
+    return next((kind for kind in ("function", "custom") if is_text(as_dict(call.get(kind)).get("name"))), "")
 
 
 def is_whole(function: Json, finish_reason: str | None, cut: bool) -> bool:
@@ -109,14 +109,10 @@ def begins(raw: bytes) -> bool:
     except Malformed:
         return False
     begun = [_kind(call) or call["id"] for call in pieces.whole(message.get("tool_calls"))]
-    return any(begun) or _is_text(as_dict(message.get("function_call")).get("name"))
+    return any(begun) or is_text(as_dict(message.get("function_call")).get("name"))
 
 
 def _mended(said: Json) -> Json:
     arguments = said.get("arguments")
     whole = "input" in said or (isinstance(arguments, str) and _parses(arguments))
     return said | {"name": said.get("name") or "unknown"} | ({} if whole else {"arguments": "{}"})
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)

@@ -12,11 +12,12 @@ from typing import Any
 import msgspec
 
 from proxy.core import sse
-from proxy.core.json_bytes import Malformed, dumps, elements, is_utf8, lenient, loads, members
+from proxy.core.json_bytes import UNDECODED, Malformed, dumps, elements, is_utf8, lenient, loads, members
 from proxy.core.model import Ask, Message, Reply, Seen
 from proxy.dialects.chat.stream import deltas
 from proxy.dialects.chat.stream import lenient as odd
 from proxy.dialects.chat.stream import text_stream as plain
+from proxy.dialects.json_values import as_list
 from proxy.errors import BadRequest
 
 CACHE_MARK = b'"cache_control"'
@@ -167,7 +168,7 @@ def fold_body(body: bytes) -> Reply:
     """A finished JSON body. The message is kept as the bytes it came in."""
     try:
         document = _COMPLETION.decode(body) if is_utf8(body) else None  # msgspec does not look into what it leaves out
-    except (msgspec.MsgspecError, RecursionError):
+    except UNDECODED:
         document = None
     if document is None:
         return _slow_fold(body)  # no completion; or one that only the standard library reads
@@ -190,7 +191,7 @@ def _slow_fold(body: bytes) -> Reply:
     document = odd.document(body)
     if not isinstance(document, dict) or document.get("error"):
         return Reply(error=True)
-    choices = deltas.as_list(document.get("choices"))
+    choices = as_list(document.get("choices"))
     recorded = _first(choices)
     if recorded is None:
         return Reply()
@@ -237,7 +238,7 @@ def _role(raw: bytes) -> str:
         return ""
     try:
         return _string(_ROLE.decode(raw).role) or ""
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except UNDECODED:
         return _string(loads(raw).get("role")) or ""
 
 

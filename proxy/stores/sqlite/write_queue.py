@@ -1,6 +1,13 @@
 """What waits to be written, and what is written together: the statements of several callers as one transaction, given
 to the database in one call.
 
+How a whole transaction goes through aiosqlite in one call: aiosqlite runs each method of a connection on the thread of
+that connection. It has none that runs a function of ours there, so `BEGIN`, each statement and `COMMIT` would each be a
+way to the thread and back. `executemany` hands on its two arguments without a look at them. So the store calls it with
+the sentinel GROUP in place of SQL, and with the statements of a transaction in place of rows; on the thread `Grouping`,
+our subclass of the connection, knows the sentinel and runs the transaction. Any other SQL goes the usual way. A thread
+and a connection of our own in place of aiosqlite gained nothing (decision 67).
+
 Knows SQL by name only, and neither sessions nor how long a caller may wait.
 """
 
@@ -19,7 +26,7 @@ from proxy.errors import StoreUnavailable
 from proxy.stores.sqlite import sql
 from proxy.stores.sqlite.rows import packed
 
-GROUP = "a transaction of ours"  # no SQL: see Grouping
+GROUP = "a transaction of ours"  # the sentinel; no SQL
 TOGETHER = 32  # turns in a statement
 _PLACES = f"({', '.join('?' * len(sql.COLUMNS.split(',')))})"
 

@@ -12,6 +12,7 @@ import re
 from typing import Any
 
 from proxy.core.json_bytes import dumps
+from proxy.dialects.json_values import as_dict, as_list
 
 Json = dict[str, Any]
 
@@ -243,11 +244,3 @@ def _is_json(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def as_dict(value: Any) -> Json:
-    return value if isinstance(value, dict) else {}

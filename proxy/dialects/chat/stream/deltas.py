@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from proxy.dialects.chat.stream.call_deltas import Calls, add_function, as_dict
-from proxy.dialects.chat.stream.call_deltas import as_list as as_list  # which `chat` reads with, too
+from proxy.dialects.chat.stream.call_deltas import Calls, add_function
+from proxy.dialects.json_values import as_dict, as_list
 
 _CONCATENATED = frozenset(("content", "reasoning", "reasoning_content", "refusal"))
 _NO_REASON = ("", "null")  # iFlytek writes the word into each chunk before the last

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from proxy.core.json_bytes import dumps, is_utf8
+from proxy.core.json_bytes import UNDECODED, dumps, is_utf8
 from proxy.core.model import Reply
 
 _NEXT = b"\n\ndata: "
@@ -59,7 +59,7 @@ def folded(body: bytes) -> Reply | None:
         return None
     try:
         chunks = _CHUNKS.decode_lines(lines)
-    except (msgspec.MsgspecError, RecursionError):
+    except UNDECODED:
         return None
     choices = [chunk.choices[0] for chunk in chunks if chunk.choices]
     reasons = [choice.finish_reason for choice in choices if choice.finish_reason]
