@@ -44,12 +44,12 @@ class Verdict(Enum):
     COMPLETE = "complete"  # to be recorded before the end is released
     NOTHING = "nothing"  # the upstream's word stands, but there is nothing to record
     UNMARKED = "unmarked"  # all of it came, and it does not say so: to be recorded as cut, and the end released
-    CUT = "cut"  # what came is to be recorded as cut; the end must not be released
+    INTERRUPTED = "cut"  # what came is to be recorded as cut; the end must not be released
     BROKEN = "broken"  # the end must not be released
 
 
 _NOTHING = Verdict.NOTHING
-RECORDED = (Verdict.COMPLETE, Verdict.UNMARKED, Verdict.CUT)
+RECORDED = (Verdict.COMPLETE, Verdict.UNMARKED, Verdict.INTERRUPTED)
 RELEASED = (Verdict.COMPLETE, Verdict.UNMARKED, Verdict.NOTHING)
 
 
@@ -170,7 +170,7 @@ class Exchange:
             return self._unread() if clean else outcome
         if clean:
             return outcome
-        return Outcome(Verdict.CUT if outcome.verdict in RECORDED else Verdict.BROKEN, outcome.reply)
+        return Outcome(Verdict.INTERRUPTED if outcome.verdict in RECORDED else Verdict.BROKEN, outcome.reply)
 
     def _unread(self) -> Outcome:
         """What remains of a body that came whole, where it can be told from one that was cut, and was not read: what
@@ -211,7 +211,7 @@ class Exchange:
         if self._kind is _JSON:  # a JSON body that parses is the upstream's whole word
             return Outcome(Verdict.UNMARKED if reply.message is not None else Verdict.NOTHING, reply)
         # A stream without a sign of its end was cut: a close-delimited body cut short looks like a clean end.
-        return Outcome(Verdict.CUT if reply.message is not None else Verdict.BROKEN, reply)
+        return Outcome(Verdict.INTERRUPTED if reply.message is not None else Verdict.BROKEN, reply)
 
     def _sniff(self, piece: bytes) -> Kind | None:
         """By the first byte that says something: content types are wrong or missing in the wild,

@@ -21,7 +21,7 @@ class Limit(NamedTuple):
     learned: int  # ms since the epoch
 
 
-class Learned:
+class LearnedLimits:
     """What is known so far, to begin with the rows that were kept."""
 
     def __init__(self, refusals: Iterable[Any] = (), limits: Iterable[Any] = ()) -> None:

@@ -44,12 +44,12 @@ class Message(Struct, frozen=True, gc=False):
 
     role: str
     raw: bytes
-    mark: bytes = b""
+    fingerprint: bytes = b""
 
 
 class TurnState(StrEnum):
     COMPLETE = "complete"
-    CUT = "cut"  # the upstream died or was stopped: the text so far
+    INTERRUPTED = "cut"  # the upstream died or was stopped: the text so far
     ADOPTED = "adopted"  # the client brought it along; no upstream gave its reply in this session
 
 
@@ -62,7 +62,7 @@ FLAGS = 8  # bits of these; what is above them is the length of the member `tool
 CLIENT = 8  # bytes of a client's fingerprint, and of the fingerprint of its list's first message behind it
 
 
-class Cut(NamedTuple):
+class TrimPoint(NamedTuple):
     """Where the window begins: how many messages at the front of a line are left out, and the message that is
     sent in their place (a summary), if one is. `told`: how many of them the summary tells of; None: all."""
 
@@ -84,11 +84,11 @@ class Turn(Struct, frozen=True, gc=False):
     A turn follows its parent: it keeps messages of the parent's line by `layout` (None: all of
     them) and adds its own, `asked` and the reply. `system` is the leading system block as sent
     (JSON objects joined by commas), empty for none, or None where it is the parent's. `reply` is
-    the reply as received, lossless; `echo` the form of it that goes back upstream under `form`
+    the reply as received, lossless; `rendered` the form of it that goes back upstream under `rendering_key`
     (whose habits and which model family), None where the reply says nothing: only what was asked
     is sent on then. `request` is the digest of the request's body; `resends` tells that its
-    client is one that resends its list. `usage` is the upstream's JSON. `cut` is where the window begins from
-    this turn on, in its own line; None where it is the parent's; `cut_for` is what it was made for (see `cuts`).
+    client is one that resends its list. `usage` is the upstream's JSON. `trim_point` is where the window begins from
+    this turn on, in its own line; None where it is the parent's; `trimmed_for` is what it was made for (see `trim_points`).
     `client` is the fingerprint of the software that asked and, where its list carried a history, of that list's first
     message; `traits` are flags.
     """
@@ -97,30 +97,30 @@ class Turn(Struct, frozen=True, gc=False):
     system: bytes | None
     asked: tuple[Message, ...]
     reply: bytes
-    echo: Message | None
+    rendered: Message | None
     parent: str | None = None
     layout: Layout | None = None
     state: TurnState = TurnState.COMPLETE
-    form: str = ""
+    rendering_key: str = ""
     request: bytes = b""
     idempotency_key: str | None = None
     resends: bool = False
     model: str | None = None
     finish_reason: str | None = None
     usage: bytes | None = None
-    cut: Cut | None = None
+    trim_point: TrimPoint | None = None
     started: int = 0  # wall clock, ms since the epoch; for people, never for order
     ended: int = 0
     client: bytes = b""
     traits: int = 0
-    cut_for: str = ""
+    trimmed_for: str = ""
 
     @property
-    def is_side(self) -> bool:
+    def is_side_request(self) -> bool:
         return bool(self.traits & SIDE)
 
     @property
-    def carries(self) -> bool:
+    def carries_history(self) -> bool:
         return bool(self.traits & CARRIES)
 
     @property
@@ -132,9 +132,9 @@ class Turn(Struct, frozen=True, gc=False):
         """Bytes this turn takes in memory, roughly: its messages, once more in the joined form that
         is sent, and 768 for the objects around them."""
         raw = sum([len(message.raw) + 256 for message in self.asked])
-        echo = len(self.echo.raw) if self.echo else 0
+        echo = len(self.rendered.raw) if self.rendered else 0
         copies = 3 if self.resends else 2  # of a client that resends its list is kept, too
-        summary = len(self.cut.summary or b"") if self.cut else 0
+        summary = len(self.trim_point.summary or b"") if self.trim_point else 0
         return 768 + copies * (raw + echo) + len(self.reply) + len(self.system or b"") + copies * summary
 
 
@@ -146,13 +146,13 @@ class Answer(Struct, frozen=True, gc=False):
     body: bytes
 
 
-class Seen(NamedTuple):
+class SeenPrefix(NamedTuple):
     """The latest request that carried the history itself, so that the next one need not be taken apart where it begins
     with the same bytes: the body up to the end of its last message, where its list starts, the system block in it, how
     many messages follow that, how many of the history's line they are, the SHA-256 of the bytes, to go on with, and the
     client of the turn."""
 
-    begun: bytes
+    prefix: bytes
     start: int
     system: bytes | None
     size: int
@@ -177,7 +177,7 @@ class Ask(Struct, frozen=True, dict=True):
     model: str | None
     stream: bool
     tools: bytes = b""
-    seen: Seen | None = None
+    seen: SeenPrefix | None = None
     whole: Callable[[], tuple[Message, ...]] | None = None  # reads the messages that were seen, too
 
     @property

@@ -12,18 +12,18 @@ from collections.abc import Set as AbstractSet
 from typing import NamedTuple, Protocol
 
 from proxy.core.history import Session
-from proxy.core.learned import Learned
+from proxy.core.learned import LearnedLimits
 from proxy.core.model import Answer, ModelKey, SessionKey, Turn
 
 
-class Standing(NamedTuple):
+class StoreStats(NamedTuple):
     """How much there is: sessions that were heard of within the TTL; bytes of the files; sessions that are warm, the
     bytes they take, and how many loads were from them and how many were not."""
 
     sessions: int = 0
     size: int = 0
-    warm: int = 0
-    warm_size: int = 0
+    cached: int = 0
+    cached_size: int = 0
     hits: int = 0
     misses: int = 0
 
@@ -35,7 +35,7 @@ class Store(Protocol):
     """
 
     @property
-    def learned(self) -> Learned:
+    def learned(self) -> LearnedLimits:
         """What is known of upstreams; it is only read."""
 
     async def learn(self, upstream: str, member: str) -> None:
@@ -44,7 +44,7 @@ class Store(Protocol):
     async def learn_limit(self, of: ModelKey, tokens: int, now: int) -> None:
         """Note how many tokens a model takes; not durable at once."""
 
-    def warm(self, key: SessionKey) -> Session | None:
+    def cached(self, key: SessionKey) -> Session | None:
         """The session as it is in memory, perhaps of an earlier moment; None where it is not."""
 
     async def load(self, key: SessionKey, now: int, in_use: bool = False) -> Session:
@@ -81,7 +81,7 @@ class Store(Protocol):
     async def ping(self) -> None:
         """Write something, durably."""
 
-    async def standing(self, now: int) -> Standing:
+    async def stats(self, now: int) -> StoreStats:
         """How much there is at `now`."""
 
     async def close(self) -> None: ...

@@ -21,12 +21,12 @@ from proxy.core.model import (
     SIDE,
     TOOLS,
     Answer,
-    Cut,
     Layout,
     Message,
     ModelKey,
     SessionKey,
     SessionState,
+    TrimPoint,
     Turn,
     TurnState,
 )
@@ -64,7 +64,7 @@ async def test_turns_that_are_appended_at_once_follow_each_other(shelf: Shelf) -
     await shelf.reopen()
     loaded = await shelf.store.load(A, 0)
     assert loaded == session(*line)
-    assert [entry.turn.id for entry in loaded.history.line] == [one.id for one in line for _ in "ua"]
+    assert [entry.turn.id for entry in loaded.history.path] == [one.id for one in line for _ in "ua"]
 
 
 async def test_turns_branch_and_the_tip_is_the_latest(shelf: Shelf) -> None:
@@ -78,7 +78,7 @@ async def test_turns_branch_and_the_tip_is_the_latest(shelf: Shelf) -> None:
     await shelf.reopen()
     assert (await shelf.store.load(A, 0)).history == tips[-1]
     assert [history.tip for history in tips] == [f"turn_{id}" for id in ("1", "2", "other", "root", "more")]
-    assert [len(history.line) for history in tips] == [2, 4, 3, 2, 6]
+    assert [len(history.path) for history in tips] == [2, 4, 3, 2, 6]
     assert tips[2].system == other.system and tips[-1].system is None
 
 
@@ -114,8 +114,8 @@ ODD = {
         usage=b'{"total_tokens": 1e400}',
         started=1,
         ended=2,
-        state=TurnState.CUT,
-        form="host gpt echo",
+        state=TurnState.INTERRUPTED,
+        rendering_key="host gpt echo",
         request=bytes(range(32)),
         resends=True,
         idempotency_key="k ü 😀'; --",
@@ -125,10 +125,10 @@ ODD = {
     "a system block that is none": turn(system=b""),
     "marks": turn(
         asked=(Message("user", b"1", bytes(16)), Message("user", b"2", bytes(range(16)))),
-        echo=Message("assistant", b"3", b"\xff" * 16),
+        rendered=Message("assistant", b"3", b"\xff" * 16),
     ),
-    "marks without a reply": turn(asked=(Message("user", b"1", b"m" * 16),), reply=b"null", echo=None),
-    "a mark of the reply alone": turn(asked=(), echo=Message("assistant", b"3", b"m" * 16)),
+    "marks without a reply": turn(asked=(Message("user", b"1", b"m" * 16),), reply=b"null", rendered=None),
+    "a mark of the reply alone": turn(asked=(), rendered=Message("assistant", b"3", b"m" * 16)),
     "an adopted turn": turn(state=TurnState.ADOPTED),
     "a layout of spans and numbers": turn(layout=((0, 2), 1, (5, 6), 3)),
     "a layout of nothing": turn(layout=()),
@@ -144,10 +144,10 @@ ODD = {
             Message("\udcff", b'{"role":"\\udcff","content":"[1, 2"}'),
         ),
         reply=b'{"content":"\\ud800"}',
-        echo=Message("assistant", b'{"role":"assistant","content":"\\ud800"}'),
+        rendered=Message("assistant", b'{"role":"assistant","content":"\\ud800"}'),
     ),
     "spaces, numbers, twins": turn(asked=(Message("user", b'{ "role" : "user",\n"n":1.0e+2,"k":1, "k":2 }'),)),
-    "a reply that is not sent on": turn(reply=b"null", echo=None),
+    "a reply that is not sent on": turn(reply=b"null", rendered=None),
     "nothing asked": turn(asked=()),
     "no UTF-8 in the reply": turn(reply=b"\xff\x00\xfe"),
     "a large body": turn(asked=(Message("user", b'{"role":"user","content":"' + b"x" * 5_000_000 + b'"}'),)),
@@ -167,8 +167,8 @@ async def test_names_that_are_not_unicode_fail_nobody(shelf: Shelf) -> None:
     given = Answer(200, "text/plain; charset=\udcff", b"a")
     await asyncio.gather(shelf.store.append(A, [odd], 0, answer=given), shelf.store.append(B, [turn("b")], 0))
     await shelf.reopen()
-    line = (await shelf.store.load(A, 0)).history.line
-    assert [entry.message for entry in line] == [*odd.asked, odd.echo]
+    line = (await shelf.store.load(A, 0)).history.path
+    assert [entry.message for entry in line] == [*odd.asked, odd.rendered]
     assert await shelf.store.load(B, 0) == session(turn("b"))
 
 
@@ -324,10 +324,10 @@ async def test_a_purge_takes_what_was_silent_for_so_long_whatever_the_ttl(shelf:
 
 
 async def test_a_store_tells_how_much_there_is(shelf: Shelf) -> None:
-    assert (await shelf.store.standing(0)).sessions == 0
+    assert (await shelf.store.stats(0)).sessions == 0
     await shelf.store.append(A, [turn()], 0)
     await shelf.store.append(B, [turn()], TTL // 2)
-    there = [await shelf.store.standing(now) for now in (TTL, TTL + 1, 2 * TTL)]
+    there = [await shelf.store.stats(now) for now in (TTL, TTL + 1, 2 * TTL)]
     assert [standing.sessions for standing in there] == [2, 1, 0]
     assert (there[0].size > 4096) == (shelf.kind != "memory")
 
@@ -362,12 +362,12 @@ async def test_what_models_take_is_learned_per_tenant_and_forgotten_in_a_day(she
     assert shelf.store.learned.limit(theirs, 0) == 8192
 
 
-async def test_a_cut_is_kept_with_its_turn(shelf: Shelf) -> None:
+async def test_a_trim_point_is_stored_with_its_turn(shelf: Shelf) -> None:
     summary = b'{"role":"user","content":"in short"}'
     one = turn("1")
-    two = turn("2", one, cut=Cut(2), cut_for="700 h m")
-    line = [one, two, turn("3", two, cut=Cut(4, summary)), turn("4", turn("3"))]
-    line.append(turn("5", line[-1], cut=Cut(6, summary, 4)))
+    two = turn("2", one, trim_point=TrimPoint(2), trimmed_for="700 h m")
+    line = [one, two, turn("3", two, trim_point=TrimPoint(4, summary)), turn("4", turn("3"))]
+    line.append(turn("5", line[-1], trim_point=TrimPoint(6, summary, 4)))
     for each in line:
         await shelf.store.append(A, [each], 0)
         await shelf.store.load(A, 0)
@@ -375,9 +375,16 @@ async def test_a_cut_is_kept_with_its_turn(shelf: Shelf) -> None:
     for _ in range(2):
         history = (await shelf.store.load(A, 0)).history
         assert history.turns[:5] == tuple(line)
-        cuts = [history.cut_of(f"turn_{name}") for name in ("1", "2", "3", "4", "5", "other")]
-        assert cuts == [Cut(), Cut(2), Cut(4, summary), Cut(4, summary), Cut(6, summary, 4), Cut(2)]
-        assert history.cut == Cut(2)
+        trim_points = [history.trim_point_of(f"turn_{name}") for name in ("1", "2", "3", "4", "5", "other")]
+        assert trim_points == [
+            TrimPoint(),
+            TrimPoint(2),
+            TrimPoint(4, summary),
+            TrimPoint(4, summary),
+            TrimPoint(6, summary, 4),
+            TrimPoint(2),
+        ]
+        assert history.trim_point == TrimPoint(2)
         await shelf.reopen()
 
 
@@ -551,7 +558,7 @@ STEPS = st.sampled_from([0, 1, TTL - 1, TTL, TTL + 1, WEEK, WEEK + TTL + 1, -1, 
 
 
 @dataclass
-class Line:
+class AccessRecord:
     """A session as the model has it."""
 
     turns: list[Turn] = field(default_factory=list)
@@ -576,7 +583,7 @@ class Walk(RuleBasedStateMachine):
         super().__init__()
         self.runner = asyncio.Runner()
         self.shelf = Shelf(kind, path, self.run(opened(kind, path)))
-        self.lines: dict[SessionKey, Line] = {}
+        self.lines: dict[SessionKey, AccessRecord] = {}
         self.now = 10 * DAY
         self.names = itertools.count()
 
@@ -606,11 +613,11 @@ class Walk(RuleBasedStateMachine):
         loaded = self.run(self.shelf.store.load(key, self.now))
         assert loaded == expected
         # Also where the history in memory has grown turn by turn.
-        assert loaded.history.line == expected.history.line
+        assert loaded.history.path == expected.history.path
         assert (loaded.history.system, loaded.history.size) == (expected.history.system, expected.history.size)
         assert loaded.history.carriers == expected.history.carriers
-        assert (loaded.history.sides, loaded.history.has_silent) == (
-            expected.history.sides,
+        assert (loaded.history.side_requests, loaded.history.has_silent) == (
+            expected.history.side_requests,
             expected.history.has_silent,
         )
 
@@ -640,7 +647,7 @@ class Walk(RuleBasedStateMachine):
         side: bool,
     ) -> None:
         """At the tip, or so many turns before the newest; more than one turn, as adoption makes them; or beside."""
-        line = self.lines.setdefault(key, Line())
+        line = self.lines.setdefault(key, AccessRecord())
         last = next((one for one in line.turns if one.id == line.tip), None)
         if parent is not None:
             last = line.turns[-1 - parent] if parent < len(line.turns) else None
@@ -650,7 +657,7 @@ class Walk(RuleBasedStateMachine):
         for _ in range(1 if side else count):
             told: dict[str, Any] = {"system": system, "layout": layout, "idempotency_key": idempotency_key}
             told |= {"client": b"software", "traits": traits}
-            last = turn(str(next(self.names)), last, **told, **({} if sent else {"echo": None}))
+            last = turn(str(next(self.names)), last, **told, **({} if sent else {"rendered": None}))
             added.append(last)
         line.turns = [one for one in [*line.turns, *added] if one.id not in gone]
         line.tip, line.touched, line.emptied = line.tip if side else added[-1].id, self.now, False

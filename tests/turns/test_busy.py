@@ -235,7 +235,7 @@ async def test_a_waiting_client_that_leaves_gives_up_its_place_at_once(serve: Se
             after = await in_line(clients, "u2")  # the place that it gave up
             upstream.go(0)
             answers = [await task for _, task in (first, behind, after)]
-            assert not proxy.runtime.live.in_use
+            assert not proxy.runtime.registry.in_use
     assert [answer.outcome for answer in answers] == [(200, "complete")] * 3
     assert upstream.texts(-1) == ["u0", "a0", "u1", "a1", "u2"] and len(upstream.requests) == 3
 
@@ -287,7 +287,7 @@ async def test_a_turn_that_fails_gives_up_its_place(serve: Serve, replies: list[
         async with Clients(proxy) as clients:
             await clients.ask(message)
             after = await clients.ask(user("works"), on_busy="reject")
-            await eventually(lambda: not proxy.runtime.live.in_use)
+            await eventually(lambda: not proxy.runtime.registry.in_use)
     assert after.outcome == (200, "complete")
 
 

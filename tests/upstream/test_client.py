@@ -25,7 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.errors import BadRequest, UpstreamTimeout, UpstreamUnreachable
-from proxy.upstream import dialing as origin
+from proxy.upstream import dialing
 from proxy.upstream.client import Client, Response
 from tests.support.fakes import eventually
 
@@ -1355,24 +1355,24 @@ async def test_an_address_that_leads_nowhere_does_not_hold_up_the_next() -> None
             ([full, refused, good], 0.2),
         ):
             start = time.monotonic()
-            with await origin.reach(addresses) as sock:
+            with await dialing.reach(addresses) as sock:
                 assert sock.getpeername()[1] == it.upstream.port
             assert least <= time.monotonic() - start < least + 0.2
             await eventually(lambda: len(asyncio.all_tasks()) == tasks, 0.5)  # the others have been given up
         with pytest.raises(ConnectionRefusedError):
-            await origin.reach([refused, refused])
+            await dialing.reach([refused, refused])
         unreachable = (*kind, ("255.255.255.255", 80))
         with pytest.raises(ConnectionRefusedError):  # of two reasons the last
-            await origin.reach([unreachable, refused])
-        with await origin.reach([unreachable, good]) as sock:
+            await dialing.reach([unreachable, refused])
+        with await dialing.reach([unreachable, good]) as sock:
             assert sock.getpeername()[1] == it.upstream.port
 
 
 @on_both_loops
 async def test_a_connection_does_not_wait_to_fill_its_packets() -> None:
     async with talk() as it:
-        place = origin.Origin(False, "127.0.0.1", it.upstream.port, "")
-        protocol = await origin.connect(place, None, 5.0, Seen)
+        place = dialing.Origin(False, "127.0.0.1", it.upstream.port, "")
+        protocol = await dialing.connect(place, None, 5.0, Seen)
         assert protocol.without_delay
         protocol.transport.abort()
         await protocol.lost

@@ -15,8 +15,8 @@ from typing import Any, TypedDict
 import msgspec
 
 from proxy.core.json_bytes import UNDECODED, Malformed, dumps, loads
-from proxy.dialects.chat import tool_groups as groups
-from proxy.dialects.chat.stream import surrogates as halves
+from proxy.dialects.chat import tool_groups
+from proxy.dialects.chat.stream import surrogates
 from proxy.dialects.json_values import as_dict, as_list
 
 _LOOSE = 1  # of the first byte
@@ -45,7 +45,7 @@ class _Plain(TypedDict, total=False):
 _PLAIN = msgspec.json.Decoder(_Plain)
 
 
-def mark(raw: bytes, ids: bool = True) -> bytes:
+def fingerprint(raw: bytes, ids: bool = True) -> bytes:
     """The mark of a message, 16 bytes; of any bytes, if need be. Never fails.
 
     Without `ids` the ids of tool calls are left out, as they always are where a call has none:
@@ -68,9 +68,9 @@ def bare(raw: bytes) -> bytes:
         return b""
 
 
-def is_loose(mark: bytes) -> bool:
+def is_loose(fingerprint: bytes) -> bool:
     """Whether the ids of tool calls were left out; only a mark taken without ids can equal it then."""
-    return bool(mark[0] & _LOOSE)
+    return bool(fingerprint[0] & _LOOSE)
 
 
 def text(raw: bytes) -> str:
@@ -94,12 +94,12 @@ def says_nothing(raw: bytes) -> bool:
 
 def made(role: str, raw: bytes) -> list[str]:
     """The IDs of the calls in a message, empty where one has none."""
-    return groups.made(role, raw)
+    return tool_groups.made(role, raw)
 
 
 def answered(role: str, raw: bytes) -> str | None:
     """The ID of the call that a message is the result of, empty where it names none; None: it is no result."""
-    return groups.answered(role, raw)
+    return tool_groups.answered(role, raw)
 
 
 def joined(first: bytes, second: bytes) -> bytes:
@@ -108,11 +108,11 @@ def joined(first: bytes, second: bytes) -> bytes:
     try:
         prefill, reply = loads(first), loads(second)
         if not isinstance(prefill, dict) or not isinstance(reply, dict):
-            return mark(second)
+            return fingerprint(second)
         content = _parts(prefill.get("content")) + _parts(reply.get("content"))
-        return mark(dumps({**reply, "role": "assistant", "content": content}))
+        return fingerprint(dumps({**reply, "role": "assistant", "content": content}))
     except Malformed:
-        return mark(second)
+        return fingerprint(second)
 
 
 def _hash(canonical: bytes, loose: bool) -> bytes:
@@ -124,7 +124,7 @@ def _read(raw: bytes) -> Any:
     try:
         return _PLAIN.decode(raw)
     except UNDECODED:
-        return loads(halves.whole(raw))  # of which a stored reply has none
+        return loads(surrogates.whole(raw))  # of which a stored reply has none
 
 
 def _form(message: Any, ids: bool) -> tuple[Any, bool]:

@@ -15,7 +15,7 @@ import msgspec
 from proxy.core.json_bytes import UNDECODED, Malformed, dumps, joined, loads, members
 from proxy.dialects.chat.images import word
 from proxy.dialects.chat.profiles import EMPTY, NULL, Profile
-from proxy.dialects.chat.stream import call_deltas as pieces
+from proxy.dialects.chat.stream import call_deltas
 from proxy.dialects.chat.torn_calls import is_whole, sent_calls, unstamped
 from proxy.dialects.json_values import as_dict, as_list, is_text
 
@@ -48,14 +48,14 @@ def reply_form(
     bound: bool = True,
     without: frozenset[str] = frozenset(),
     finish_reason: str | None = "stop",
-    cut: bool = False,
+    interrupted: bool = False,
     now: int = 0,
 ) -> bytes | None:
     """A reply's message as it goes back upstream: `raw` itself where nothing has to change, None where nothing
     is left to say.
 
     `bound`: the reply came from this upstream and model family; else all that holds only there is left out.
-    `without`: members that the upstream was seen to refuse. `cut`: the reply was broken off. `now`: in ms since the
+    `without`: members that the upstream was seen to refuse. `interrupted`: the reply was broken off. `now`: in ms since the
     epoch, for what goes back for a while only (see `expiry`).
     """
     if (plain := _plain(raw)) is not None:
@@ -69,9 +69,9 @@ def reply_form(
             form.pop("audio", None)
         if profile.signed:
             _leave_out_unsigned(form)
-        if "function_call" in form and not is_whole(form["function_call"], finish_reason, cut):
+        if "function_call" in form and not is_whole(form["function_call"], finish_reason, interrupted):
             del form["function_call"]
-        if calls := sent_calls(message.get("tool_calls"), profile, bound, without, finish_reason, cut):
+        if calls := sent_calls(message.get("tool_calls"), profile, bound, without, finish_reason, interrupted):
             form["tool_calls"] = calls
         content = _content(message, form, profile.content_parts and bound, _beside(profile, without))
         form |= {"role": "assistant"} | content
@@ -123,7 +123,7 @@ def _kept(message: Json, names: frozenset[str]) -> Json:
     if "annotations" in kept:
         kept["annotations"] = [each for each in kept["annotations"] if _is(each, "type", "file")]
     if "function_call" in kept:
-        kept["function_call"] = pieces.whole([{"function": kept["function_call"]}])[0]["function"]
+        kept["function_call"] = call_deltas.whole([{"function": kept["function_call"]}])[0]["function"]
     return kept
 
 

@@ -33,7 +33,7 @@ _NAMES = msgspec.json.Decoder(_Names)
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class ToolCall:
     """`said` is the id in the message (empty: none of use), `id` the one that goes upstream, empty
     until there is one; `index` its place in `tool_calls`. A legacy function_call has its name as id."""
 
@@ -55,7 +55,7 @@ class StandIn:
     nameless: bool
 
 
-def calls(raw: bytes) -> list[Call]:
+def calls(raw: bytes) -> list[ToolCall]:
     """The calls of an assistant message; none where it cannot be read."""
     if b"_call" not in raw and b"\\u00" not in raw:  # neither key, nor one with escaped letters
         return []
@@ -67,10 +67,10 @@ def calls(raw: bytes) -> list[Call]:
         return []
     listed = message.get("tool_calls")
     pairs = enumerate(listed if isinstance(listed, list) else [])
-    found = [Call("tool", as_text(call.get("id")), index) for index, call in pairs if isinstance(call, dict)]
+    found = [ToolCall("tool", as_text(call.get("id")), index) for index, call in pairs if isinstance(call, dict)]
     function = message.get("function_call")
     name = as_text(function.get("name")) if isinstance(function, dict) else ""
-    return found + [Call("function", name, id=name)] if name else found
+    return found + [ToolCall("function", name, id=name)] if name else found
 
 
 def named(role: str, raw: bytes) -> str:
@@ -113,7 +113,7 @@ class Group:
     fullmatch `pattern` are replaced.
     """
 
-    def __init__(self, raw: bytes, calls: list[Call], position: int, pattern: str | None) -> None:
+    def __init__(self, raw: bytes, calls: list[ToolCall], position: int, pattern: str | None) -> None:
         self._raw = raw
         self._position = position
         self._pattern = pattern
@@ -186,7 +186,7 @@ class Group:
         self._lacking.discard(number)
         self._results.append(renamed(self._calls[number].role, raw, self._identify(number, id).id))
 
-    def _identify(self, number: int, wanted: str) -> Call:
+    def _identify(self, number: int, wanted: str) -> ToolCall:
         """The call under an id that no other call of the group has."""
         call = self._calls[number]
         if not call.id:

@@ -4,7 +4,7 @@ to the database in one call.
 How a whole transaction goes through aiosqlite in one call: aiosqlite runs each method of a connection on the thread of
 that connection. It has none that runs a function of ours there, so `BEGIN`, each statement and `COMMIT` would each be a
 way to the thread and back. `executemany` hands on its two arguments without a look at them. So the store calls it with
-the sentinel GROUP in place of SQL, and with the statements of a transaction in place of rows; on the thread `Grouping`,
+the sentinel GROUP in place of SQL, and with the statements of a transaction in place of rows; on the thread `GroupCommitConnection`,
 our subclass of the connection, knows the sentinel and runs the transaction. Any other SQL goes the usual way. A thread
 and a connection of our own in place of aiosqlite gained nothing (decision 67).
 
@@ -54,7 +54,7 @@ class Write:
             self.done.set_exception(outcome)
 
 
-class Waiting:
+class WriteQueue:
     """Writes that wait for the writer: called at once, or later where all of them may wait for others."""
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class Waiting:
         """Let the writer look, whatever waits."""
         self._called.set()
 
-    async def take(self) -> list[Write]:
+    async def take_all(self) -> list[Write]:
         """For the writer: all that waits, once it is called."""
         await self._called.wait()
         self._called.clear()
@@ -94,14 +94,14 @@ class Waiting:
         self._alarm = self._loop.call_at(due, self.call) if due < math.inf else None
 
 
-class Grouping(sqlite3.Connection):
+class GroupCommitConnection(sqlite3.Connection):
     """A connection that takes a whole transaction in one call: each hop to its thread costs as much as a row."""
 
     def executemany(self, statement: str, parameters: Any, /) -> sqlite3.Cursor:
         if statement != GROUP:
             return super().executemany(statement, parameters)
-        if parameters.keys() == {sql.ARRIVE} and len(rows := parameters[sql.ARRIVE]) <= TOGETHER:
-            return self._each(sql.ARRIVE, rows)  # a statement is a transaction
+        if parameters.keys() == {sql.INSERT_TURN} and len(rows := parameters[sql.INSERT_TURN]) <= TOGETHER:
+            return self._each(sql.INSERT_TURN, rows)  # a statement is a transaction
         try:
             self.execute("BEGIN IMMEDIATE")
             for each, rows in parameters.items():
@@ -113,7 +113,7 @@ class Grouping(sqlite3.Connection):
             raise
 
     def _each(self, statement: str, rows: Sequence[Any]) -> sqlite3.Cursor:
-        if statement != sql.ARRIVE:
+        if statement != sql.INSERT_TURN:
             return super().executemany(statement, rows)
         for at in range(0, len(rows), TOGETHER):
             some = rows[at : at + TOGETHER]
@@ -123,7 +123,7 @@ class Grouping(sqlite3.Connection):
 
 @lru_cache(TOGETHER)
 def _arrivals(rows: int) -> str:
-    return sql.ARRIVE + ", ".join([_PLACES] * rows)
+    return sql.INSERT_TURN + ", ".join([_PLACES] * rows)
 
 
 def merged(group: Iterable[Write]) -> dict[str, list[Any]]:

@@ -22,9 +22,7 @@ from proxy.core.matching.reconcile import decide
 from proxy.core.matching.retries import is_retry, retried
 from proxy.core.model import CLIENT, Ask, Turn
 from proxy.core.plan import Decision, Flight, Mode, Plan
-from proxy.dialects.chat import compose as sending
-from proxy.dialects.chat import fingerprints as marks
-from proxy.dialects.chat import wire as chat
+from proxy.dialects.chat import compose, fingerprints, wire
 from tests.core.notation import (
     ask,
     in_flight,
@@ -74,7 +72,7 @@ MAY = "the chat's list under another prompt: it may be said beside the chat"
 EXAMPLES = "behind the examples that each request brings"
 ALL = "all of the history, and then what is new"
 END = "the end of the history, and then what is new"
-CUT = "the end of the history, and then what is new; what precedes it was cut on purpose"
+INTERRUPTED = "the end of the history, and then what is new; what precedes it was cut on purpose"
 DEPARTS = "it departs from the history"
 SHORT = "it ends before the tip"
 INSIDE = "it departs from the history within a window"
@@ -152,9 +150,17 @@ RESENDS = [
     ),
     Case("a window", ONE, "u2 a2 u3 a3 u4", RESEND, "u1 a1 | [u2 a2 u3 a3] u4", END, "3"),
     Case("a window takes the prompt", "s1 u1 > a1; u2 > a2", "u2 a2 u3", RESEND, "u1 a1 | [u2 a2] u3", END, "2", "s1"),
-    Case("a window of a resending client", FULL, "u2 a2 u3 a3 u4", RESEND, "[u2 a2 u3 a3] u4", CUT, "3"),
-    Case("a window slides on", "u1 > a1; u1 a1 u2 > a2; u2 a2 u3 > a3", "u3 a3 u4", RESEND, "[u3 a3] u4", CUT, "3"),
-    Case("a summary in the system prompt", CHAT, "s9 u2 a2 u3", RESEND, "[u2 a2] u3", CUT, "2", "s9"),
+    Case("a window of a resending client", FULL, "u2 a2 u3 a3 u4", RESEND, "[u2 a2 u3 a3] u4", INTERRUPTED, "3"),
+    Case(
+        "a window slides on",
+        "u1 > a1; u1 a1 u2 > a2; u2 a2 u3 > a3",
+        "u3 a3 u4",
+        RESEND,
+        "[u3 a3] u4",
+        INTERRUPTED,
+        "3",
+    ),
+    Case("a summary in the system prompt", CHAT, "s9 u2 a2 u3", RESEND, "[u2 a2] u3", INTERRUPTED, "2", "s9"),
     Case(
         "a window with a prefill joined", "u1 > a1; u2 p2 > a2", "u2 p2a2 u3", RESEND, "u1 a1 | [u2 p2 a2] u3", END, "2"
     ),
@@ -180,7 +186,16 @@ RESENDS = [
         "3",
     ),
     Case("a call and its result", "u1 > a1; u2 > c1", "c1 r1", RESEND, "u1 a1 u2 | [c1] r1", END, "2"),
-    Case("mode resend cuts what precedes a window", ONE, "u3 a3 u4", RESEND, "[u3 a3] u4", CUT, "3", mode=Mode.RESEND),
+    Case(
+        "mode resend cuts what precedes a window",
+        ONE,
+        "u3 a3 u4",
+        RESEND,
+        "[u3 a3] u4",
+        INTERRUPTED,
+        "3",
+        mode=Mode.RESEND,
+    ),
 ]
 
 # Replies of ours stand at their place; then something differs, or the list ends.
@@ -1149,7 +1164,7 @@ def block_of(system: bytes | None) -> str:
 def read(case: Case, spelt: Any = message) -> Plan:
     history = played(case.before)
     flights = in_flight(history, case.flight)
-    return decide(ask(case.list, spelt), history, marks, case.mode, flights, software(case.list))
+    return decide(ask(case.list, spelt), history, fingerprints, case.mode, flights, software(case.list))
 
 
 @each_case
@@ -1164,7 +1179,7 @@ def test_a_copy_that_was_rewritten_on_the_way_is_read_the_same_and_ours_is_sent(
     plan = read(case, rewritten)
     assert (plan.decision, upstream(plan), plan.parent) == (case.decision, case.upstream, case.parent)
     sent = [each.entry for each in plan.sent if each.entry]
-    assert all([entry.message is plan.line[at].message for entry, at in zip(sent, held(plan), strict=True)])
+    assert all([entry.message is plan.path[at].message for entry, at in zip(sent, held(plan), strict=True)])
 
 
 def with_bare_calls(word: str) -> Any:
@@ -1183,7 +1198,7 @@ def with_bare_calls(word: str) -> Any:
     ],
 )
 def test_a_call_sent_back_without_the_words_beside_it_is_ours(before: str, list_: str, sent: str) -> None:
-    assert upstream(decide(ask(list_, with_bare_calls), played(before), marks)) == sent
+    assert upstream(decide(ask(list_, with_bare_calls), played(before), fingerprints)) == sent
 
 
 def held(plan: Plan) -> list[int]:
@@ -1193,11 +1208,11 @@ def held(plan: Plan) -> list[int]:
 @each_case
 def test_who_resends_and_who_goes_on_beside_a_turn_in_flight(case: Case) -> None:
     plan = read(case)
-    carries = case.decision in (RESEND, REWRITE) and "|" not in case.upstream and not case.silent
+    carries_history = case.decision in (RESEND, REWRITE) and "|" not in case.upstream and not case.silent
     told = bool(case.before)  # the reply of what came before its chat
-    carries = carries or (case.decision is ADOPT and (case.mode is Mode.RESEND or told))
-    assert plan.resends is (carries or (plan.side and bool(plan.pairs)))
-    assert plan.alone is ((carries and not case.waits) or case.decision is ASIDE)
+    carries_history = carries_history or (case.decision is ADOPT and (case.mode is Mode.RESEND or told))
+    assert plan.resends is (carries_history or (plan.side and bool(plan.pairs)))
+    assert plan.alone is ((carries_history and not case.waits) or case.decision is ASIDE)
 
 
 @each_case
@@ -1208,13 +1223,13 @@ def test_what_was_sent_and_its_reply_are_the_history(case: Case) -> None:
     kept = case.decision is not ASIDE
     if plan.spliced:
         mine = [each for each in sent if each[0] != "="]
-        assert is_within([*mine, "a99"], line_of(after.line)) and line_of(after.line)[-1] == "a99"
+        assert is_within([*mine, "a99"], line_of(after.path)) and line_of(after.path)[-1] == "a99"
     else:
-        assert line_of(after.line) == ([*sent, "a99"] if kept else line_of(history.line))
+        assert line_of(after.path) == ([*sent, "a99"] if kept else line_of(history.path))
     assert after.system == (plan.system if kept else history.system)
     new = [message for turn in after.turns[len(history.turns) :] for message in words_of(turn.asked)]
     new += [word(turn.reply) for turn in after.turns[len(history.turns) : -1] if turn.id != "99"]
-    told = line_of(history.line) if plan.spliced else []
+    told = line_of(history.path) if plan.spliced else []
     assert sorted(new) == sorted([word for word in outside(case.upstream) if word[1:] not in told])
 
 
@@ -1238,9 +1253,9 @@ def test_what_was_sent_and_its_reply_are_the_history(case: Case) -> None:
 )
 def test_what_one_client_said_another_does_not_take_back(before: str, list_: str, line: str) -> None:
     history = played(before)
-    plan = decide(ask(list_), history, marks, client=software(list_))
+    plan = decide(ask(list_), history, fingerprints, client=software(list_))
     after = recorded(history, plan, ask(list_), "a99", "99")
-    assert line_of(after.line) == [*line.split(), "a99"]
+    assert line_of(after.path) == [*line.split(), "a99"]
     own = words_of(ask(list_).messages)
     assert [sent_word(each) for each in plan.sent][-len(own) :] == own
 
@@ -1254,7 +1269,7 @@ def outside(upstream: str) -> list[str]:
 def test_a_whole_line_is_sent_as_it_is_and_then_the_tail(case: Case) -> None:
     plan = read(case)
     if plan.whole:
-        line = [*line_of(plan.line), *words_of(plan.tail)]
+        line = [*line_of(plan.path), *words_of(plan.tail)]
         assert line == [sent_word(sent) for sent in plan.sent]
 
 
@@ -1283,7 +1298,7 @@ HEADS = ["", "", "s1", "s2", "d1"]
 @st.composite
 def lists(draw: st.DrawFn, history: History) -> str:
     """A list made of anything, or of stretches of a history."""
-    line = line_of(history.line)
+    line = line_of(history.path)
     places = st.integers(0, len(line))
     stretches = st.tuples(places, places).map(lambda ends: line[ends[0] : ends[1]])
     parts = draw(st.lists(stretches | st.sampled_from(WORDS).map(lambda one: [one]), max_size=5))
@@ -1297,13 +1312,13 @@ def test_any_list_is_read_and_nothing_of_it_is_lost_or_stored_twice(data: st.Dat
     for number in range(data.draw(st.integers(1, 6))):
         asked = ask(data.draw(lists(history)))
         flights = in_flight(history, data.draw(st.just("") | lists(history)))
-        plan = decide(asked, history, marks, data.draw(modes), flights)
+        plan = decide(asked, history, fingerprints, data.draw(modes), flights)
         before, reply = history, data.draw(st.sampled_from(REPLIES))
         history = recorded(history, plan, asked, reply, str(number))
         assert_whole(plan, asked, before)
-        if plan.decision is not ASIDE and history.turns[-1].echo:
+        if plan.decision is not ASIDE and history.turns[-1].rendered:
             sent = [sent_word(sent) for sent in plan.sent]
-            line = line_of(history.line)
+            line = line_of(history.path)
             assert line == [*sent, reply] or (plan.spliced and is_within([*sent, reply], line))
 
 
@@ -1355,16 +1370,16 @@ def test_nothing_is_tried_again_in_an_empty_session() -> None:
 def test_a_part_of_a_cut_reply_behind_other_words_is_no_retry() -> None:
     for words in ("u2 u3", "u9 a2-the u3", "u2 a9 u3", "u2 - u3"):
         history = played("u1 > a1; u2 > a2-the-begi/")
-        assert decide(ask(words), history, marks).reason != "the last turn again, with what came of it"
+        assert decide(ask(words), history, fingerprints).reason != "the last turn again, with what came of it"
     first = played("u2 > a2-the-begi/")
-    assert decide(ask("u2 a2-the u3"), first, marks).decision is REWRITE
+    assert decide(ask("u2 a2-the u3"), first, fingerprints).decision is REWRITE
 
 
 def test_a_first_turn_of_other_software_is_waited_for() -> None:
     asked = ask("s1 u1 #f")
     for client, decision in [(b"another!", APPEND), (bytes(CLIENT), ASIDE), (b"", ASIDE)]:
         flight = Flight(asked.messages, asked.system, asked.tools, client=client)
-        assert decide(ask("s2 u2"), History(), marks, flights=[flight]).decision is decision
+        assert decide(ask("s2 u2"), History(), fingerprints, flights=[flight]).decision is decision
 
 
 # Beside turns in flight
@@ -1372,8 +1387,8 @@ def test_a_first_turn_of_other_software_is_waited_for() -> None:
 
 def flight_of(history: History, words: str, id: str = "9") -> Flight:
     asked = ask(words)
-    plan = decide(asked, history, marks, client=software(words))
-    shown = plan.carries, plan.spliced
+    plan = decide(asked, history, fingerprints, client=software(words))
+    shown = plan.carries_history, plan.spliced
     return Flight(plan.asked, asked.system, asked.tools, plan.resends, id, plan.client, False, *shown, asked)
 
 
@@ -1392,18 +1407,18 @@ def flight_of(history: History, words: str, id: str = "9") -> Flight:
 def test_what_is_in_flight_is_beside_a_list_that_its_client_shows(flight: str, demoted: bool) -> None:
     history = played("u1-hello ~ > a1-first-reply; u8:u1-hello:a1-first-reply > t1")
     beside = flight_of(history, flight)
-    plan = decide(ask("u1-hello a1-first-reply u2 ~"), history, marks, flights=[beside])
+    plan = decide(ask("u1-hello a1-first-reply u2 ~"), history, fingerprints, flights=[beside])
     assert (plan.decision, plan.demoted) == (REWRITE, ("9",) if demoted else ())
-    mode = decide(ask("u1-hello a1-first-reply u2 ~"), history, marks, Mode.RESEND, flights=[beside])
-    assert mode.demoted == decide(ask("u3"), history, marks, flights=[beside]).demoted == ()
+    mode = decide(ask("u1-hello a1-first-reply u2 ~"), history, fingerprints, Mode.RESEND, flights=[beside])
+    assert mode.demoted == decide(ask("u3"), history, fingerprints, flights=[beside]).demoted == ()
 
 
 def test_what_comes_beside_a_list_in_flight_is_held_against_it() -> None:
     history = played("u1-hello ~ > a1-first-reply; u8:u1-hello:a1-first-reply > t1")
     listed = flight_of(history, "u1-hello a1-first-reply u2 ~")
     for words, decision in [("u9:u1-hello:a1-first-reply", ASIDE), ("u9", APPEND)]:
-        assert decide(ask(words), history, marks, flights=[listed]).decision is decision
-    assert decide(ask("u9:u1-hello:a1-first-reply"), history, marks).decision is APPEND
+        assert decide(ask(words), history, fingerprints, flights=[listed]).decision is decision
+    assert decide(ask("u9:u1-hello:a1-first-reply"), history, fingerprints).decision is APPEND
 
 
 @pytest.mark.parametrize(
@@ -1413,9 +1428,9 @@ def test_what_comes_beside_a_list_in_flight_is_held_against_it() -> None:
 def test_the_same_first_question_to_another_model_goes_beside_it(words: str, model: str, alone: bool) -> None:
     first, second = [structs.replace(ask(each), model=name) for each, name in [("s1 u1", "a"), (words, model)]]
     flight = Flight(first.messages, first.system, first.tools, ask=first)
-    plan = decide(second, History(), marks, flights=[flight])
+    plan = decide(second, History(), fingerprints, flights=[flight])
     assert plan.side or (plan.parent, plan.alone, plan.branches) == (None, alone, alone)
-    gone = decide(second, History(), marks, flights=[flight._replace(deserted=True)])
+    gone = decide(second, History(), fingerprints, flights=[flight._replace(abandoned=True)])
     assert gone.alone is gone.side
 
 
@@ -1445,13 +1460,13 @@ def test_the_page_says_how_a_list_is_read(case: Case) -> None:
     assert codes(list_) == [case.list]
     assert codes(reading) == [case.decision, case.upstream]
     assert why
-    plan = decide(ask(case.list), played(case.before), marks, Mode.RESEND, client=software(case.list))
+    plan = decide(ask(case.list), played(case.before), fingerprints, Mode.RESEND, client=software(case.list))
     assert codes(resend) == [plan.decision, upstream(plan)]
 
 
 @pytest.mark.parametrize("case", EITHER, ids=[case.name for case in EITHER])
 def test_with_mode_append_every_such_list_is_new(case: Case) -> None:
-    plan = decide(ask(case.list), played(case.before), marks, Mode.APPEND)
+    plan = decide(ask(case.list), played(case.before), fingerprints, Mode.APPEND)
     assert (plan.decision, plan.asked) == (APPEND, ask(case.list).messages)
 
 
@@ -1459,19 +1474,19 @@ def test_with_mode_append_every_such_list_is_new(case: Case) -> None:
 def test_a_turn_tried_again_is_read_as_the_first_try_was(case: Case) -> None:
     """Whatever stands in the session now: the same list goes upstream, and the turn will stand beside the first."""
     asked, history = ask(case.list), played(case.before, case.mode)
-    plan = decide(asked, history, marks, case.mode, in_flight(history, case.flight), software(case.list))
+    plan = decide(asked, history, fingerprints, case.mode, in_flight(history, case.flight), software(case.list))
     if plan.decision is ASIDE:
         return
     history = recorded(history, plan, asked, "a99", "99")
     first = history.last
-    history = recorded(history, decide(ask("u98"), history, marks, Mode.APPEND), ask("u98"), "a98", "98")
+    history = recorded(history, decide(ask("u98"), history, fingerprints, Mode.APPEND), ask("u98"), "a98", "98")
     assert first
     again = retried(history, first, asked)
     assert again.decision is Decision.RETRY
     assert [sent_word(sent) for sent in again.sent] == [sent_word(sent) for sent in plan.sent]
     assert (again.system or b"", again.resends) == (plan.system or b"", plan.resends)
     grown = recorded(history, again, asked, "a97", "97")
-    assert line_of(grown.line)[:-1] == line_of(grown.line_of(first.id))[:-1]
+    assert line_of(grown.path)[:-1] == line_of(grown.path_of(first.id))[:-1]
 
 
 @pytest.mark.parametrize(
@@ -1492,10 +1507,10 @@ def test_a_list_that_begins_as_the_latest_did_is_read_as_any_other(
     then: str, quick: bool, mode: Mode, flight: str
 ) -> None:
     history = played("u1 > a1; u1 a1 u2 > a2")
-    known = chat.seen_in(ask("u1 a1 u2"), 3, bytes(CLIENT))
-    again = chat.read(ask(then).body, known)
+    known = wire.seen_in(ask("u1 a1 u2"), 3, bytes(CLIENT))
+    again = wire.read(ask(then).body, known)
     flights = in_flight(history, flight)
-    plan, plain = [decide(each, history, marks, mode, flights) for each in (again, ask(then))]
+    plan, plain = [decide(each, history, fingerprints, mode, flights) for each in (again, ask(then))]
     assert (plan.decision, plan.reason, plan.parent) == (plain.decision, plain.reason, plain.parent)
     assert (plan.asked, plan.layout, plan.resends, plan.alone) == (
         plain.asked,
@@ -1504,8 +1519,8 @@ def test_a_list_that_begins_as_the_latest_did_is_read_as_any_other(
         plain.alone,
     )
     assert (len(plan.messages) < again.count) is (quick and mode is not Mode.APPEND and not flight)
-    form = sending.form_of("echo", "h", "m")
+    form = compose.rendering_of("echo", "h", "m")
     (ours, injected), (theirs, plainly) = [
-        sending.compose(one, read, history, form) for one, read in ((again, plan), (ask(then), plain))
+        compose.compose(one, read, history, form) for one, read in ((again, plan), (ask(then), plain))
     ]
     assert (b"".join(ours), injected) == (b"".join(theirs), plainly)

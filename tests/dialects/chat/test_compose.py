@@ -18,10 +18,8 @@ from proxy.core.model import Message, Turn, TurnState
 from proxy.core.plan import Decision, Mode, Plan
 from proxy.core.window.choose import Window
 from proxy.dialects.chat import compose as sending
-from proxy.dialects.chat import fingerprints as marks
-from proxy.dialects.chat import profiles
-from proxy.dialects.chat import wire as chat
-from proxy.dialects.chat.compose import GO_ON, Form, echo, form_of, sent_members
+from proxy.dialects.chat import fingerprints, profiles, wire
+from proxy.dialects.chat.compose import GO_ON, Rendering, render_reply_of, rendering_of, sent_members
 from proxy.dialects.chat.repair import BRIDGE
 from proxy.dialects.chat.tool_groups import NO_RESULT
 from proxy.errors import BadRequest
@@ -31,12 +29,12 @@ DEVELOPER = b'{ "role":"developer", "content":"D" }'
 USER = b'{"content": "hi", "role": "user", "x": 1.0}'
 OLD = b'{"role":"user","content":"before"}'
 REPLY = b'{"role":"assistant","content":"ho"}'
-ECHO = form_of("echo", "host", "gpt-5")
+ECHO = rendering_of("echo", "host", "gpt-5")
 MARK = {"cache_control": {"type": "ephemeral"}}
 
 
-def form(profile: str, *refused: str, host: str = "host", model: str = "gpt-5") -> Form:
-    return form_of(profile, host, model, frozenset(refused))
+def form(profile: str, *refused: str, host: str = "host", model: str = "gpt-5") -> Rendering:
+    return rendering_of(profile, host, model, frozenset(refused))
 
 
 def message(raw: bytes) -> Message:
@@ -45,10 +43,10 @@ def message(raw: bytes) -> Message:
 
 def turn(id: str, asked: list[bytes], reply: bytes = REPLY, **more: Any) -> Turn:
     """A turn as it was recorded under the form ECHO."""
-    told = {"form": ECHO.key, "finish_reason": "stop", "system": None} | more
-    one = Turn(id=id, asked=tuple(map(message, asked)), reply=reply, echo=None, **told)
-    raw = reply if one.state is TurnState.ADOPTED else echo(reply, one, ECHO)
-    return one if raw is None else replace(one, echo=Message("assistant", raw, marks.mark(raw)))
+    told = {"rendering_key": ECHO.key, "finish_reason": "stop", "system": None} | more
+    one = Turn(id=id, asked=tuple(map(message, asked)), reply=reply, rendered=None, **told)
+    raw = reply if one.state is TurnState.ADOPTED else render_reply_of(reply, one, ECHO)
+    return one if raw is None else replace(one, rendered=Message("assistant", raw, fingerprints.fingerprint(raw)))
 
 
 def history(*turns: Turn) -> History:
@@ -75,16 +73,16 @@ def compose(*told: Any) -> tuple[bytes, int]:
     return b"".join(pieces), injected
 
 
-def sent(body: bytes, past: History, under: Form = ECHO, mode: Mode = Mode.APPEND) -> tuple[list[Any], int]:
-    ask = chat.read(body)
-    new, injected = compose(ask, decide(ask, past, marks, mode), past, under)
+def sent(body: bytes, past: History, under: Rendering = ECHO, mode: Mode = Mode.APPEND) -> tuple[list[Any], int]:
+    ask = wire.read(body)
+    new, injected = compose(ask, decide(ask, past, fingerprints, mode), past, under)
     return json.loads(new)["messages"], injected
 
 
-def raws(body: bytes, past: History, under: Form = ECHO, mode: Mode = Mode.AUTO) -> list[bytes]:
+def raws(body: bytes, past: History, under: Rendering = ECHO, mode: Mode = Mode.AUTO) -> list[bytes]:
     """The messages sent upstream, as bytes."""
-    ask = chat.read(body)
-    sent = chat.read(compose(ask, decide(ask, past, marks, mode), past, under)[0])
+    ask = wire.read(body)
+    sent = wire.read(compose(ask, decide(ask, past, fingerprints, mode), past, under)[0])
     return [*([sent.system] if sent.system else []), *[message.raw for message in sent.messages]]
 
 
@@ -99,8 +97,8 @@ def loaded(*messages: bytes) -> list[Any]:
 def test_without_a_history_the_body_goes_as_it_came(mode: Mode) -> None:
     past = History()
     for body in (request(SYSTEM, USER), b' { "messages" : [ ] } ', request(USER, REPLY, USER, model="m")):
-        ask = chat.read(body)
-        assert compose(ask, decide(ask, past, marks, mode), past, ECHO) == (body, 0)
+        ask = wire.read(body)
+        assert compose(ask, decide(ask, past, fingerprints, mode), past, ECHO) == (body, 0)
 
 
 @pytest.mark.parametrize(
@@ -137,8 +135,8 @@ def test_every_other_member_keeps_its_bytes_and_its_place(others: list[bytes], p
     past = systems(SYSTEM)
     for place in range(len(others) + 1):
         body = b"{ " + b" ,".join([*others[:place], b'"messages":[' + USER + b"]", *others[place:]]) + b" }"
-        ask = chat.read(body)
-        new, _ = compose(ask, decide(ask, past, marks), past, form(profile))
+        ask = wire.read(body)
+        new, _ = compose(ask, decide(ask, past, fingerprints), past, form(profile))
         assert new.startswith(body[: ask.start]) and new.endswith(body[ask.end :])
         assert [(name, member.raw) for name, member in members(new).items() if name != "messages"] == [
             (name, member.raw) for name, member in members(body).items() if name != "messages"
@@ -170,7 +168,7 @@ JUNK = st.recursive(
     st.sampled_from(Mode),
 )
 def test_no_message_makes_composing_fail(stored: list[Any], listed: list[Any], profile: str, mode: Mode) -> None:
-    ask = chat.read(request(*map(dumps, stored)))
+    ask = wire.read(request(*map(dumps, stored)))
     past = history(replace(turn("1", [], system=ask.system or b""), asked=ask.messages))
     body = request(*map(dumps, listed))
     try:
@@ -195,11 +193,11 @@ def test_odd_system_messages_are_the_upstreams_to_judge(content: Any, remembered
 def test_deep_system_messages_are_the_upstreams_to_judge(depth: int) -> None:
     deep = b'{"role":"system","content":' + b"[" * depth + b"]" * depth + b"}"
     try:
-        ask = chat.read(request(SYSTEM, deep, USER))
+        ask = wire.read(request(SYSTEM, deep, USER))
     except BadRequest:
         return
     past = systems(None)
-    assert compose(ask, decide(ask, past, marks), past, form("mistral"))[0].endswith(USER + b"]}")
+    assert compose(ask, decide(ask, past, fingerprints), past, form("mistral"))[0].endswith(USER + b"]}")
 
 
 # The prefix ----------------------------------------------------------------------------------
@@ -234,19 +232,19 @@ def json_with_spaces(value: Any) -> bytes:
 
 
 def played(
-    rounds: list[tuple[list[bytes], bytes]], under: Form, head: list[bytes], resends: bool
+    rounds: list[tuple[list[bytes], bytes]], under: Rendering, head: list[bytes], resends: bool
 ) -> list[tuple[bytes, list[bytes]]]:
     """The arrays that went upstream, brackets off, and what each request had that was new."""
     past, seen, made = History(), list[bytes](), list[tuple[bytes, list[bytes]]]()
     for n, (asked, reply) in enumerate(rounds):
-        ask = chat.read(request(*head, *(seen if resends else []), *asked))
-        body, _ = compose(ask, decide(ask, past, marks), past, under)
+        ask = wire.read(request(*head, *(seen if resends else []), *asked))
+        body, _ = compose(ask, decide(ask, past, fingerprints), past, under)
         made.append((members(body)["messages"].raw[1:-1], asked))
         block = b",".join(head) if not n and head else None
-        one = turn(str(n), asked, reply, parent=past.tip, form=under.key, system=block, resends=resends)
-        raw = echo(reply, one, under)
+        one = turn(str(n), asked, reply, parent=past.tip, rendering_key=under.key, system=block, resends=resends)
+        raw = render_reply_of(reply, one, under)
         assert raw is not None
-        past = past.plus(replace(one, echo=Message("assistant", raw)))
+        past = past.plus(replace(one, rendered=Message("assistant", raw)))
         seen += [*asked, dumps(loads(reply))]
     return made
 
@@ -259,20 +257,20 @@ def test_what_was_sent_is_sent_again_byte_for_byte(
     arrays = played(told, under, head, resends)
     for (before, _), (now, asked), (_, reply) in zip(arrays, arrays[1:], told, strict=False):
         assert now.startswith(before + b",")
-        one = turn("1", [], reply, form=under.key)
-        assert now[len(before) + 1 :].startswith(echo(reply, one, under) or b"")
+        one = turn("1", [], reply, rendering_key=under.key)
+        assert now[len(before) + 1 :].startswith(render_reply_of(reply, one, under) or b"")
         assert now.endswith(b",".join(asked))
 
 
 def test_a_history_is_rendered_once_and_then_only_grows() -> None:
     past = history(turn("1", [OLD]))
     first = sent(request(USER), past)
-    kept = past.forms[ECHO.key]
+    kept = past.cache[ECHO.key]
     assert sent(request(USER), past) == first
-    assert past.forms[ECHO.key].repair is kept.repair
+    assert past.cache[ECHO.key].repair is kept.repair
     longer = past.plus(turn("2", [USER], parent="1"))
     assert sent(request(OLD), longer) == (loaded(OLD, REPLY, USER, REPLY, OLD), 4)
-    assert longer.forms[ECHO.key].repair is kept.repair
+    assert longer.cache[ECHO.key].repair is kept.repair
     assert sent(request(USER), past) == first  # which knows nothing of what came after it
     assert sent(request(OLD), longer)[1] == 4
 
@@ -284,7 +282,7 @@ def test_histories_that_grew_from_one_do_not_see_each_other() -> None:
         assert [each["content"] for each in sent(request(USER), grown)[0]] == ["before", "ho", id, "ho", "hi"]
 
 
-def test_each_form_has_its_own_rendering() -> None:
+def test_each_rendering_key_has_its_own_cache_entry() -> None:
     reasoned = b'{"role":"assistant","content":"ho","reasoning_content":"r"}'
     past = history(turn("1", [OLD], reasoned))
     for _ in range(2):
@@ -318,21 +316,21 @@ RESULT = b'{"role":"tool","tool_call_id":"call_1","content":"r"}'
         (SIGNED, form("gemini"), SIGNED),
     ],
 )
-def test_a_reply_goes_back_in_the_form_that_this_upstream_takes(reply: bytes, under: Form, wanted: bytes) -> None:
+def test_a_reply_goes_back_in_the_form_that_this_upstream_takes(reply: bytes, under: Rendering, wanted: bytes) -> None:
     past = history(turn("1", [OLD], reply), turn("2", [RESULT if b"call_1" in reply else OLD], finish_reason="stop"))
     assert sent(request(USER), past, under)[0][1] == json.loads(wanted)
 
 
 def test_a_form_that_was_kept_is_sent_as_it_is_and_derived_anew_for_others() -> None:
-    one = replace(turn("1", [OLD], REASONED), echo=Message("assistant", b'{"role":"assistant","content":"kept"}'))
+    one = replace(turn("1", [OLD], REASONED), rendered=Message("assistant", b'{"role":"assistant","content":"kept"}'))
     assert raws(request(USER), history(one))[1] == b'{"role":"assistant","content":"kept"}'
     assert raws(request(USER), history(one), form("openai"))[1] == REPLY
 
 
 @pytest.mark.parametrize("under", [ECHO, form("openai")])
-def test_a_torn_call_is_not_sent_on(under: Form) -> None:
+def test_a_torn_call_is_not_sent_on(under: Rendering) -> None:
     torn = ACTED.replace(b'"{}"', b'"{"').replace(b'"content":null', b'"content":"so"')
-    past = history(turn("1", [OLD], torn, finish_reason=None, state=TurnState.CUT))
+    past = history(turn("1", [OLD], torn, finish_reason=None, state=TurnState.INTERRUPTED))
     assert sent(request(USER), past, under)[0][1] == {"role": "assistant", "content": "so"}
 
 
@@ -344,9 +342,9 @@ def test_a_torn_call_is_made_good_where_it_is_answered_and_stays_so() -> None:
     later = past.plus(turn("2", [RESULT, USER], parent="1"))
     wanted = loaded(OLD, said, good, RESULT, USER, REPLY, OLD)
     assert sent(request(OLD), later)[0] == wanted
-    kept = decide(chat.read(request(OLD)), later, marks, Mode.APPEND)
+    kept = decide(wire.read(request(OLD)), later, fingerprints, Mode.APPEND)
     assert windowed(later, Window(2), OLD)[0] == wanted[2:]
-    pieces, _ = compose(chat.read(request(OLD)), replace(kept, line=tuple(later.line)), later, ECHO)
+    pieces, _ = compose(wire.read(request(OLD)), replace(kept, path=tuple(later.path)), later, ECHO)
     assert json.loads(pieces)["messages"] == wanted
 
 
@@ -367,12 +365,12 @@ def test_the_newest_torn_call_is_the_one_that_is_answered_and_one_without_an_id_
 @pytest.mark.parametrize("profile", ["echo", "openai", "mistral", "vllm", "deepseek-r1", "perplexity"])
 def test_what_was_asked_and_not_answered_goes_on_and_keeps_its_bytes(profile: str) -> None:
     """Replies that said nothing: a question, and a result, behind which the next question comes."""
-    under, one = form(profile), turn("1", [], form="")
+    under, one = form(profile), turn("1", [], rendering_key="")
     line: tuple[Entry, ...] = ()
     bodies: list[list[Any]] = []
     for asked, reply in ((OLD, None), (USER, ACTED), (RESULT, None), (USER, None), (OLD, REPLY), (USER, None)):
         plan = Plan(Decision.APPEND, "", "1", (message(asked),), (), None, line, injected=len(line))
-        bodies.append(json.loads(compose(chat.read(request(asked)), plan, History(), under)[0])["messages"])
+        bodies.append(json.loads(compose(wire.read(request(asked)), plan, History(), under)[0])["messages"])
         line += tuple([Entry(message(raw), one, False) for raw in (asked, reply) if raw])
     for before, after in pairwise(bodies):
         assert after[: len(before) - 1] == before[:-1]  # but for a last question, with which the next may be joined
@@ -386,15 +384,15 @@ def test_what_was_asked_and_not_answered_goes_on_and_keeps_its_bytes(profile: st
 def test_an_audio_id_goes_back_until_it_expires_and_then_its_words() -> None:
     voice = {"id": "a", "data": "QQ==", "transcript": "hi", "expires_at": 100}
     past = history(turn("1", [OLD], dumps({"role": "assistant", "content": None, "audio": voice})), turn("2", [USER]))
-    ask = chat.read(request(USER))
+    ask = wire.read(request(USER))
     said: list[Any] = []
     for now in (0, 99_999, 99_999, 100_000, 100_000):
-        body, _ = compose(ask, decide(ask, past, marks, Mode.APPEND), past, ECHO, Window(), now)
+        body, _ = compose(ask, decide(ask, past, fingerprints, Mode.APPEND), past, ECHO, Window(), now)
         said.append(json.loads(body)["messages"][1])
-        kept = past.forms[ECHO.key].repair
+        kept = past.cache[ECHO.key].repair
     assert said[:3] == [{"role": "assistant", "audio": {"id": "a"}}] * 3
     assert said[3:] == [{"role": "assistant", "content": "hi"}] * 2
-    assert past.forms[ECHO.key].repair is kept
+    assert past.cache[ECHO.key].repair is kept
 
 
 def test_a_name_that_an_upstream_gave_its_reply_does_not_go_back_and_a_clients_does() -> None:
@@ -431,15 +429,15 @@ def test_a_reply_of_images_goes_back_where_it_came_from_and_as_words_elsewhere(i
 
 @pytest.mark.parametrize("under", [ECHO, form("echo", host="other"), form("openai"), form("openrouter")])
 @pytest.mark.parametrize("state", [TurnState.COMPLETE, TurnState.ADOPTED])
-def test_stored_copies_go_without_cache_marks(under: Form, state: TurnState) -> None:
-    marked = [{"type": "text", "text": "say", **MARK}]
+def test_stored_copies_go_without_cache_control(under: Rendering, state: TurnState) -> None:
+    fingerprinted = [{"type": "text", "text": "say", **MARK}]
     asked = [
-        dumps({"role": "user", "content": marked}),
-        dumps({"role": "assistant", "content": marked, **MARK, "refusal": None}),
+        dumps({"role": "user", "content": fingerprinted}),
+        dumps({"role": "assistant", "content": fingerprinted, **MARK, "refusal": None}),
         dumps({"role": "user", "content": "u", **MARK}),
     ]
-    reply = dumps({"role": "assistant", "content": marked, **MARK}) if state is TurnState.ADOPTED else REPLY
-    system = dumps({"role": "system", "content": marked, **MARK})
+    reply = dumps({"role": "assistant", "content": fingerprinted, **MARK}) if state is TurnState.ADOPTED else REPLY
+    system = dumps({"role": "system", "content": fingerprinted, **MARK})
     past = history(turn("1", asked, reply, system=system, state=state))
     body = b",".join(raws(request(USER), past, under, Mode.APPEND))
     assert b"cache_control" not in body
@@ -523,20 +521,20 @@ def test_another_branch_is_composed_of_its_own_messages() -> None:
     assert raws(request(OLD), past) == [OLD, REPLY, SYSTEM, new, right.reply, OLD]
 
 
-def test_cache_marks_go_where_the_clients_present_list_has_them() -> None:
-    marked = [
+def test_cache_control_goes_where_the_clients_present_list_has_it() -> None:
+    fingerprinted = [
         dumps({"role": "user", "content": [{"type": "text", "text": "before", **MARK}]}),
         dumps({"role": "assistant", "content": [{"type": "text", "text": "ho"}], **MARK}),
         USER,
     ]
-    assert sent(request(*marked), history(TURNS[0]), mode=Mode.AUTO)[0] == [
+    assert sent(request(*fingerprinted), history(TURNS[0]), mode=Mode.AUTO)[0] == [
         {"role": "user", "content": [{"type": "text", "text": "before", **MARK}]},
         {**json.loads(REASONED), **MARK},
         json.loads(USER),
     ]
 
 
-def test_cache_marks_that_are_new_leave_the_history_alone() -> None:
+def test_new_cache_control_leaves_the_history_alone() -> None:
     own = dumps({"role": "user", "content": "x", **MARK})
     assert raws(request(own), history(TURNS[0])) == [OLD, REASONED, own]
 
@@ -591,8 +589,8 @@ def test_a_list_that_carries_its_history_is_the_upstreams_to_judge() -> None:
 
 def test_an_aside_goes_as_it_was_sent() -> None:
     past = history(turn("1", [OLD], system=SYSTEM, resends=True))
-    ask = chat.read(body := request(DEVELOPER, RESULT))
-    plan = decide(ask, past, marks)
+    ask = wire.read(body := request(DEVELOPER, RESULT))
+    plan = decide(ask, past, fingerprints)
     assert plan.decision is Decision.ASIDE
     assert compose(ask, plan, past, form("mistral")) == (body, 0)
 
@@ -616,8 +614,8 @@ def test_what_a_client_put_in_a_replys_place_is_sent_in_the_form_of_this_upstrea
 
 def test_a_plan_may_send_part_of_a_line_and_then_a_list() -> None:
     """By hand: `injected` stored messages, a copy with ours in its place, and what is new."""
-    line = tuple([Entry(message, one, False) for one in TURNS[:1] for message in (*one.asked, one.echo) if message])
-    ask = chat.read(request(COPY, USER))
+    line = tuple([Entry(message, one, False) for one in TURNS[:1] for message in (*one.asked, one.rendered) if message])
+    ask = wire.read(request(COPY, USER))
     plan = Plan(Decision.REWRITE, "", None, ask.messages, (), None, line, [(0, 1)], 1, layout=((0, 2), 1))
     body, injected = compose(ask, plan, History(), ECHO)
     assert (members(body)["messages"].raw, injected) == (b"[" + b",".join([OLD, REASONED, USER]) + b"]", 1)
@@ -626,7 +624,7 @@ def test_a_plan_may_send_part_of_a_line_and_then_a_list() -> None:
 # The name of a form ---------------------------------------------------------------------------
 
 
-def test_forms_with_equal_names_send_equal_bytes() -> None:
+def test_renderings_with_equal_keys_send_equal_bytes() -> None:
     names = [
         form("echo"),
         form("openai"),
@@ -638,8 +636,8 @@ def test_forms_with_equal_names_send_equal_bytes() -> None:
     assert len({one.key for one in names}) == len(names)
     assert form("echo", "a", "b").key == form("echo", "b", "a").key
     assert form("echo", model="gpt-4o").key == form("echo", model="openai/gpt-5").key
-    assert form_of("auto", "api.openai.com", None).profile.name == "openai"
-    assert form_of("auto", "api.openai.com", None).origin == "api.openai.com "
+    assert rendering_of("auto", "api.openai.com", None).profile.name == "openai"
+    assert rendering_of("auto", "api.openai.com", None).origin == "api.openai.com "
 
 
 @pytest.mark.parametrize(
@@ -668,9 +666,9 @@ def numbered(*turns: list[bytes]) -> History:
     return history(*[turn(str(n), asked, replies[n]) for n, asked in enumerate(turns)])
 
 
-def windowed(past: History, window: Window, *own: bytes, mode: Mode = Mode.APPEND, under: Form = ECHO) -> Any:
-    ask = chat.read(request(*own))
-    body, injected = compose(ask, decide(ask, past, marks, mode), past, under, window)
+def windowed(past: History, window: Window, *own: bytes, mode: Mode = Mode.APPEND, under: Rendering = ECHO) -> Any:
+    ask = wire.read(request(*own))
+    body, injected = compose(ask, decide(ask, past, fingerprints, mode), past, under, window)
     return json.loads(body)["messages"], injected
 
 
@@ -696,12 +694,12 @@ def test_a_summary_stands_for_what_is_left_out() -> None:
 def test_a_window_is_rendered_once_and_then_only_grows_until_it_moves() -> None:
     past = numbered([OLD], [OLD], [OLD])
     windowed(past, Window(2), USER)
-    kept = past.forms[ECHO.key].repair
+    kept = past.cache[ECHO.key].repair
     longer = past.plus(turn("3", [USER], parent="2"))
     assert windowed(longer, Window(2), OLD)[0] == loaded(OLD, reply(1), OLD, reply(2), USER, REPLY, OLD)
-    assert longer.forms[ECHO.key].repair is kept
+    assert longer.cache[ECHO.key].repair is kept
     assert windowed(longer, Window(4), OLD)[0] == loaded(OLD, reply(2), USER, REPLY, OLD)
-    assert longer.forms[ECHO.key].repair is not kept
+    assert longer.cache[ECHO.key].repair is not kept
     assert len(windowed(longer, Window(), OLD)[0]) == 9
 
 
@@ -714,8 +712,8 @@ def test_images_of_old_messages_are_left_out_and_only_theirs() -> None:
 
 def test_a_line_beside_the_tip_has_its_window_too() -> None:
     past = numbered([OLD], [PICTURE], [OLD])
-    ask = chat.read(request(USER))
-    plan = replace(decide(ask, past, marks, Mode.APPEND), line=past.line_of("1"), injected=4)
+    ask = wire.read(request(USER))
+    plan = replace(decide(ask, past, fingerprints, Mode.APPEND), path=past.path_of("1"), injected=4)
     body, _ = compose(ask, plan, past, ECHO, Window(2, 3, SUMMARY))
     assert json.loads(body)["messages"] == loaded(SUMMARY, BRIDGE, NO_PICTURE, reply(1), USER)
 
@@ -724,8 +722,8 @@ def test_the_end_that_a_client_carries_itself_stays_whole() -> None:
     past = numbered([OLD], [PICTURE], [USER], [OLD])
     own = [USER, reply(2), OLD, reply(3), USER]
     assert windowed(past, Window(2, 3), *own, mode=Mode.AUTO) == (loaded(NO_PICTURE, reply(1), *own), 2)
-    marked = json.dumps({"role": "user", "content": "hi", "x": 1.0, **MARK}).encode()
-    told, injected = windowed(past, Window(2, 3), marked, *own[1:], mode=Mode.AUTO)
+    fingerprinted = json.dumps({"role": "user", "content": "hi", "x": 1.0, **MARK}).encode()
+    told, injected = windowed(past, Window(2, 3), fingerprinted, *own[1:], mode=Mode.AUTO)
     assert (told[:2], injected) == (loaded(NO_PICTURE, reply(1)), 2)
     assert told[2:] == [json.loads(USER) | MARK, *loaded(*own[1:])]
 
@@ -735,13 +733,13 @@ def test_every_window_is_what_the_whole_ends_with(asked: list[bytes], turns: int
     past = numbered(*[[each] for each in asked])
     start = 2 * min(turns, len(asked))
     whole, _ = windowed(past, Window(0, blank), USER)
-    assert windowed(past, Window(start, blank), USER) == (whole[start:], len(past.line) - start)
+    assert windowed(past, Window(start, blank), USER) == (whole[start:], len(past.path) - start)
 
 
 def test_a_reply_that_was_kept_with_half_a_character_goes_back_without() -> None:
     """As older versions kept it: in the form that was sent."""
     half, mended = b'{"role":"assistant","content":"ho \\ud83d"}', b'{"role":"assistant","content":"ho \\ufffd"}'
-    old = replace(turn("1", [OLD], half), echo=Message("assistant", half))
+    old = replace(turn("1", [OLD], half), rendered=Message("assistant", half))
     assert raws(request(USER), history(old)) == [OLD, mended, USER]
     assert raws(request(USER), history(turn("1", [OLD], half)), form("openai")) == [OLD, mended, USER]
-    assert turn("1", [OLD], half).echo == Message("assistant", mended, marks.mark(half))
+    assert turn("1", [OLD], half).rendered == Message("assistant", mended, fingerprints.fingerprint(half))
