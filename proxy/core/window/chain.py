@@ -143,6 +143,8 @@ def part(texts: Sequence[str], at: Position, room: int) -> Part:
             if told and size_of(text) <= room:
                 break
             piece = head(text, max(1, left)) if left > 0 or not told else ""
+            if told and size_of(piece) > left:  # one character that takes several bytes
+                piece = ""
             told += [piece] if piece else []
             offset += len(piece)
             break

@@ -200,6 +200,7 @@ def test_a_message_is_whole_in_a_part_where_one_can_hold_it() -> None:
     assert part(texts, Position(), 14) == ("aaaaaa\n\nbbbbbb", Position(3, 0))
     assert part(texts, Position(), 13) == ("aaaaaa", Position(1, 0))
     assert part(texts, Position(3), 10) == ("c" * 10, Position(3, 10))
+    assert part(["a", "é\ud800"], Position(), 4) == ("a", Position(1, 0))  # a byte is left, and é has two
     assert part(texts, Position(1), 11) == ("bbbbbb\n\nccc", Position(3, 3))
     assert part(texts, Position(1), 6) == ("bbbbbb", Position(3, 0))
     assert part(texts, Position(3, 20), 10) == ("c" * 5, Position(4, 0))
