@@ -9,11 +9,22 @@ from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
 
 from msgspec import Struct
 
-from proxy.core.model import CARRIES, CLIENT, SIDE, Layout, Message, SessionState, Span, TrimPoint, Turn, TurnState
+from proxy.core.model import (
+    CARRIES,
+    CLIENT,
+    SIDE,
+    HistoryCache,
+    Layout,
+    Message,
+    SessionState,
+    Span,
+    TrimPoint,
+    Turn,
+    TurnState,
+)
 from proxy.core.window.cuts import Trim, joined, made
 
 # What stays of branches that the tip has left, until the session expires.
@@ -67,9 +78,9 @@ class History(Struct, frozen=True, dict=True):
         return sum([turn.size for turn in self.turns])
 
     @cached_property
-    def cache(self) -> dict[str, Any]:
-        """For whoever renders the line: what it made of the line so far. Handed on while the line only grows."""
-        return {}
+    def cache(self) -> HistoryCache:
+        """What was derived from the path to the tip. Shared with the next history while that path only grows."""
+        return HistoryCache()
 
     @property
     def last(self) -> Turn | None:

@@ -8,11 +8,15 @@ knows where a value came from or where it goes: no dialect, no store, no clock.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec import Struct
+
+if TYPE_CHECKING:
+    from proxy.core.window.token_estimate import Sizes
 
 Span = tuple[int, int]  # messages of a turn's parent, from start to before stop
 Layout = tuple[Span | int, ...]  # spans of the parent's messages, and in between how many of the turn's own
@@ -159,6 +163,19 @@ class SeenPrefix(NamedTuple):
     covered: int
     hashed: Any
     client: bytes = b""
+
+
+@dataclass(slots=True)
+class HistoryCache:
+    """What was derived from a history's path. Whoever reads it checks that the path still begins so, and goes on.
+
+    `seen`: the latest list that carried the history itself. `sizes`: running sums over the path. `renderings`: the path
+    as it goes upstream, by the key of the rendering.
+    """
+
+    seen: SeenPrefix | None = None
+    sizes: Sizes | None = None
+    renderings: dict[str, object] = field(default_factory=dict)
 
 
 class Ask(Struct, frozen=True, dict=True):

@@ -30,7 +30,6 @@ from proxy.upstream.client import Response
 _NOT_SENT = headers.OURS | {"host", "expect", "content-length", "content-encoding", "accept-encoding"}
 _CODED = frozenset(["content-encoding", "content-length"])
 _VERSION = re.compile(r"[\d.]+")
-SEEN = "seen"  # among what is kept beside a history
 
 
 class Busy(StrEnum):
@@ -110,8 +109,8 @@ def _ask(request: ClientRequest, body: bytes, runtime: Runtime, target: Target, 
         return wire.read(with_default(body, member, affinity(key, runtime.secret)))
     if "x-session-dry-run" in request.headers:
         return wire.read(body)  # it tells of every message
-    warm = runtime.store.cached(key)
-    return wire.read(body, warm.history.cache.get(SEEN) if warm else None)
+    cached = runtime.store.cached(key)
+    return wire.read(body, cached.history.cache.seen if cached else None)
 
 
 def upstream_headers(chat: ChatRequest, runtime: Runtime) -> headers.Pairs:

@@ -17,7 +17,7 @@ from proxy.core.plan import Plan
 from proxy.dialects.chat import fingerprints, torn_calls, wire
 from proxy.dialects.chat.turns import turns_of
 from proxy.turns.attempts import Attempts
-from proxy.turns.chat_request import SEEN, ChatRequest
+from proxy.turns.chat_request import ChatRequest
 
 
 class Record:
@@ -90,4 +90,4 @@ class Record:
             return
         news = sum([len(turn.asked) for turn in turns]) + len(turns) - 1
         client = plan.client if plan.carries_history else client_of(plan.client, self._chat.ask.messages, fingerprints)
-        history.cache[SEEN] = wire.seen_in(self._chat.ask, len(history.path) + news, client)
+        history.cache.seen = wire.seen_in(self._chat.ask, len(history.path) + news, client)

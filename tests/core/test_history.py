@@ -22,7 +22,7 @@ from proxy.core.history import (
     moved,
     own_entries,
 )
-from proxy.core.model import CARRIES, SIDE, Layout, Message, SessionState, TrimPoint, Turn, TurnState
+from proxy.core.model import CARRIES, SIDE, HistoryCache, Layout, Message, SessionState, TrimPoint, Turn, TurnState
 from proxy.core.window.cuts import Trim
 
 ROLES = {"u": "user", "a": "assistant", "t": "tool", "p": "assistant"}
@@ -259,10 +259,10 @@ def test_a_history_grows_by_turns_and_stays_what_it_was() -> None:
 
 def test_the_cache_is_handed_on_while_the_path_only_grows() -> None:
     history = History((ONE,), "1")
-    history.cache["form"] = "made"
+    history.cache.renderings["key"] = "rendered"
     assert history.plus(TWO).cache is history.cache
-    assert history.plus(TWO, OTHER).cache == {}
-    assert history.plus(turn("2", "1", "u2 a2", ((0, 2), 1))).cache == {}
+    assert history.plus(TWO, OTHER).cache == HistoryCache()
+    assert history.plus(turn("2", "1", "u2 a2", ((0, 2), 1))).cache == HistoryCache()
 
 
 def test_turns_that_go_are_gone() -> None:

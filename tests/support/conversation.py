@@ -130,7 +130,7 @@ class Session:
         client: bytes = b"",
     ) -> Pending | None:
         """A request that has gone upstream; None where it has to wait for the turns in flight."""
-        ask, request = wire.read(body, self.history.cache.get("seen")), blake2b(body, digest_size=16).digest()
+        ask, request = wire.read(body, self.history.cache.seen), blake2b(body, digest_size=16).digest()
         plan = self._decide(ask, request, mode, counted, client)
         for turn in self.pending:
             if turn.id in plan.demoted:
@@ -210,7 +210,7 @@ class Session:
         if not (plan.injected or plan.side) and plan.whole and plan.parent == history.tip and turns[-1].rendered:
             news = sum([len(turn.asked) for turn in turns]) + len(turns) - 1
             client = plan.client if plan.carries_history else client_of(plan.client, ask.messages, fingerprints)
-            history.cache["seen"] = wire.seen_in(ask, len(history.path) + news, client)
+            history.cache.seen = wire.seen_in(ask, len(history.path) + news, client)
         branches = turns[0].layout is not None or turns[0].parent != history.tip
         needed = [turn.plan.parent for turn in self.pending if turn.plan.parent]
         self.history = grown.without(grown.turns_to_drop(needed)) if branches else grown

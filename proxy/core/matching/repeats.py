@@ -237,9 +237,8 @@ class Repeats:
         tip = history.tip
         pairs = self._found.run(path)
         reached = pairs[-1][0] + 1 if pairs else 0  # a message of the list may repeat two of the line
-        beside = any(
-            [turn.carries_history for turn in history.side_requests]
-        )  # one of them may turn out to be the chat's
+        # One of them may turn out to be the chat's.
+        beside = any([turn.carries_history for turn in history.side_requests])
         if reached < len(self._list) and (len(pairs) < len(path) or beside):
             held = len(self._on(pairs, path))
             for other, branch in history.other_paths:

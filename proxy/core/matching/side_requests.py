@@ -63,9 +63,8 @@ class SideRequestCheck:
 
     def _leaves_calls_waiting(self, last: Turn) -> bool:
         """Whether the latest turn, of the same software, made calls, and no result is here: a tool asks for itself."""
-        made = (
-            self._dialect.made("assistant", last.rendered.raw) if last.rendered and not self.is_of_another(last) else ()
-        )
+        own = last.rendered if not self.is_of_another(last) else None
+        made = self._dialect.made("assistant", own.raw) if own else ()
         results = [self._dialect.answered(one.role, one.raw) for one in self._ask.messages]
         return len(made) > 0 and all([each is None for each in results])
 
@@ -204,9 +203,8 @@ class SideRequestCheck:
         said, texts = self._dialect.text(last.rendered.raw), [self._dialect.text(one.raw) for one in messages]
         told = [len(said) >= QUOTE and (said == text or is_told(said, text)) for text in texts]
         first = self._history.path[0].message
-        return any(told[:-1]) or (
-            told[-1] and self._dialect.fingerprint(first.raw) == self._dialect.fingerprint(messages[0].raw)
-        )
+        fingerprint = self._dialect.fingerprint
+        return any(told[:-1]) or (told[-1] and fingerprint(first.raw) == fingerprint(messages[0].raw))
 
     @cached_property
     def is_summed_up(self) -> bool:
@@ -252,9 +250,8 @@ class SideRequestCheck:
 
     @cached_property
     def _side_replies(self) -> list[str]:
-        return [
-            self._dialect.text(turn.rendered.raw) for turn in self._history.side_requests[-RECENT:] if turn.rendered
-        ]
+        recent = [turn.rendered for turn in self._history.side_requests[-RECENT:]]
+        return [self._dialect.text(reply.raw) for reply in recent if reply]
 
     def _said_by(self, *roles: str) -> list[str]:
         """What those said in the line, the latest first; of replies ours alone, a client's examples are none. A summary
@@ -268,9 +265,8 @@ class SideRequestCheck:
     def _prompts(self) -> set[str]:
         """The system prompts that the turns of the session's branch were asked under."""
         turns = [turn for turn in self._history.ancestors(self._history.tip) if turn.system]
-        if any(
-            [turn.is_side_request for turn in turns]
-        ):  # one that a later list followed may have been said beside the chat
+        # A side request that a later list followed may have been said beside the chat.
+        if any([turn.is_side_request for turn in turns]):
             ours = {entry.turn.id for entry in self._history.path if entry.ours}
             turns = [turn for turn in turns if not turn.is_side_request or turn.id in ours]
         return {self._first(turn.system) for turn in turns}
@@ -282,10 +278,8 @@ class SideRequestCheck:
         history = self._history
         if any([each.resends and not each.spliced for each in self._lists]):
             return False
-        clients = [
-            *[each.client for each in self._lists],
-            *[turn.client for turn in history.turns if turn.carries_history],
-        ]
+        clients = [each.client for each in self._lists]
+        clients += [turn.client for turn in history.turns if turn.carries_history]
         heads = {client[CLIENT:] for client in clients}
         for turn in history.ancestors(history.tip):
             if turn.carries_history and turn.resends and not turn.is_spliced:

@@ -25,7 +25,6 @@ RATIOS = (0.125, 0.5)  # what calibration may make of it: a hidden prompt counts
 LOOK_BACK = 32  # messages in which a reply with a count is looked for
 SHORT = 1024  # bytes of a message in which an image need not be looked for
 
-SIZES = "sizes"  # among what is kept beside a history
 _BINARY = re.compile(rb';base64,|"data"\s*:\s*"')  # a data: URL, or the sound of an input_audio
 
 
@@ -104,9 +103,9 @@ def sizes_of(history: History, path: Entries) -> Sizes:
     """The sums over a line, kept beside the history where it is the tip's."""
     if path is not history.path:
         return Sizes().extended(path)
-    kept: Sizes = history.cache.get(SIZES, Sizes()).extended(path)
-    history.cache[SIZES] = kept
-    return kept
+    cache = history.cache
+    cache.sizes = (cache.sizes or Sizes()).extended(path)
+    return cache.sizes
 
 
 @dataclass(frozen=True)

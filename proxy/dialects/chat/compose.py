@@ -132,10 +132,10 @@ def _line(history: History, rendering: Rendering, window: Window, now: int) -> R
     """The history's messages in this form, from the window's beginning on: kept beside it, so that each turn adds its
     own and no more."""
     path = history.path
-    known: _Known | None = history.cache.get(rendering.key)
-    if known is not None and not known.goes_on(path, window, now):
-        known = None
-    history.cache[rendering.key] = known = _rendered(path, rendering, window, now, known)
+    renderings = history.cache.renderings
+    found = renderings.get(rendering.key)
+    known = found if isinstance(found, _Known) and found.goes_on(path, window, now) else None
+    renderings[rendering.key] = known = _rendered(path, rendering, window, now, known)
     return known.repair
 
 

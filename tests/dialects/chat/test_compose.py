@@ -19,7 +19,7 @@ from proxy.core.plan import Decision, Mode, Plan
 from proxy.core.window.choose import Window
 from proxy.dialects.chat import compose as sending
 from proxy.dialects.chat import fingerprints, profiles, wire
-from proxy.dialects.chat.compose import GO_ON, Rendering, render_reply_of, rendering_of, sent_members
+from proxy.dialects.chat.compose import GO_ON, Rendering, _Known, render_reply_of, rendering_of, sent_members
 from proxy.dialects.chat.repair import BRIDGE
 from proxy.dialects.chat.tool_groups import NO_RESULT
 from proxy.errors import BadRequest
@@ -54,6 +54,13 @@ def history(*turns: Turn) -> History:
     for one in turns:
         past = past.plus(replace(one, parent=past.tip))
     return past
+
+
+def stored(past: History) -> _Known:
+    """What is kept of a history in the form ECHO."""
+    kept = past.cache.renderings[ECHO.key]
+    assert isinstance(kept, _Known)
+    return kept
 
 
 def systems(*blocks: bytes | None, silent: bool = False) -> History:
@@ -265,12 +272,12 @@ def test_what_was_sent_is_sent_again_byte_for_byte(
 def test_a_history_is_rendered_once_and_then_only_grows() -> None:
     past = history(turn("1", [OLD]))
     first = sent(request(USER), past)
-    kept = past.cache[ECHO.key]
+    kept = stored(past)
     assert sent(request(USER), past) == first
-    assert past.cache[ECHO.key].repair is kept.repair
+    assert stored(past).repair is kept.repair
     longer = past.plus(turn("2", [USER], parent="1"))
     assert sent(request(OLD), longer) == (loaded(OLD, REPLY, USER, REPLY, OLD), 4)
-    assert longer.cache[ECHO.key].repair is kept.repair
+    assert stored(longer).repair is kept.repair
     assert sent(request(USER), past) == first  # which knows nothing of what came after it
     assert sent(request(OLD), longer)[1] == 4
 
@@ -389,10 +396,10 @@ def test_an_audio_id_goes_back_until_it_expires_and_then_its_words() -> None:
     for now in (0, 99_999, 99_999, 100_000, 100_000):
         body, _ = compose(ask, decide(ask, past, fingerprints, Mode.APPEND), past, ECHO, Window(), now)
         said.append(json.loads(body)["messages"][1])
-        kept = past.cache[ECHO.key].repair
+        kept = stored(past).repair
     assert said[:3] == [{"role": "assistant", "audio": {"id": "a"}}] * 3
     assert said[3:] == [{"role": "assistant", "content": "hi"}] * 2
-    assert past.cache[ECHO.key].repair is kept
+    assert stored(past).repair is kept
 
 
 def test_a_name_that_an_upstream_gave_its_reply_does_not_go_back_and_a_clients_does() -> None:
@@ -694,12 +701,12 @@ def test_a_summary_stands_for_what_is_left_out() -> None:
 def test_a_window_is_rendered_once_and_then_only_grows_until_it_moves() -> None:
     past = numbered([OLD], [OLD], [OLD])
     windowed(past, Window(2), USER)
-    kept = past.cache[ECHO.key].repair
+    kept = stored(past).repair
     longer = past.plus(turn("3", [USER], parent="2"))
     assert windowed(longer, Window(2), OLD)[0] == loaded(OLD, reply(1), OLD, reply(2), USER, REPLY, OLD)
-    assert longer.cache[ECHO.key].repair is kept
+    assert stored(longer).repair is kept
     assert windowed(longer, Window(4), OLD)[0] == loaded(OLD, reply(2), USER, REPLY, OLD)
-    assert longer.cache[ECHO.key].repair is not kept
+    assert stored(longer).repair is not kept
     assert len(windowed(longer, Window(), OLD)[0]) == 9
 
 
