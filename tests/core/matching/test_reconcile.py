@@ -741,6 +741,16 @@ EITHER = [
         parent="3",
     ),
     Case(
+        "a quote by one that spoke under another prompt",
+        "s7 ^b u0 > a0; u1 > a1-first-reply; u1 a1-first-reply u2 > a2-second-reply",
+        "u9:a2-second-reply ^b",
+        APPEND,
+        "u0 a0 u1 a1-first-reply u2 a2-second-reply | u9:a2-second-reply",
+        NONE,
+        parent="3",
+        system="s7",
+    ),
+    Case(
         "a summary kept as a user's message",
         "s1 u1 > a1; s1 u1 a1 u2 > a2-second-reply; s9 u9:a2-second-reply > t1-the-summary",
         "s1 u9:t1-the-summary u3",
