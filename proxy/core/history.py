@@ -1,6 +1,6 @@
-"""A session's turns as a tree, and the history: the messages from the first turn to the tip.
+"""Holds a session's turns as a tree, and computes the messages on the path to its tip.
 
-Pure. Knows what follows what; not what a message means, who sent it, or where turns are kept.
+Pure. Knows which turn follows which; not what a message means, who sent it, or where turns are stored.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SIDE_BYTES = 4 << 20
 
 
 class Entry(Struct, frozen=True, gc=False):
-    """A message of a history, and the turn that brought it. `ours`: a reply that an upstream gave here."""
+    """A message on a path, and the turn that brought it. `ours`: a reply that an upstream gave in this session."""
 
     message: Message
     turn: Turn
@@ -44,7 +44,7 @@ class Entry(Struct, frozen=True, gc=False):
 
 
 class History(Struct, frozen=True, dict=True):
-    """Turns in the order of their commit; `tip` is the ID of the turn the session stands at."""
+    """A session's turns in the order of their commit. `tip`: the ID of the turn that the next one follows."""
 
     turns: tuple[Turn, ...] = ()
     tip: str | None = None
@@ -60,7 +60,7 @@ class History(Struct, frozen=True, dict=True):
 
     @cached_property
     def system(self) -> bytes | None:
-        """The system block in force at the tip: the newest that a turn of its branch brought."""
+        """The newest system block on the tip's branch; None where there is none."""
         return self.system_of(self.tip)
 
     @cached_property
@@ -70,7 +70,7 @@ class History(Struct, frozen=True, dict=True):
 
     @cached_property
     def trim_points(self) -> tuple[Trim, ...]:
-        """All cuts at the tip: which of them is in force depends on who asks."""
+        """All trim points at the tip; which of them is in force depends on the model that is asked."""
         return self.trim_points_of(self.tip)
 
     @cached_property
@@ -79,7 +79,7 @@ class History(Struct, frozen=True, dict=True):
 
     @cached_property
     def cache(self) -> HistoryCache:
-        """What was derived from the path to the tip. Shared with the next history while that path only grows."""
+        """What was derived from the path to the tip; shared with later histories while that path only grows."""
         return HistoryCache()
 
     @property
@@ -91,12 +91,12 @@ class History(Struct, frozen=True, dict=True):
 
     @property
     def resends(self) -> bool:
-        """Whether the client is one that resends: its latest request carried the history itself."""
+        """Whether the latest request carried its history itself."""
         last = self.last
         return last is not None and last.resends
 
     def ancestors(self, tip: str | None, known: Container[str] = ()) -> list[Turn]:
-        """From the turn `tip` back to the first, or to before the first of the `known`."""
+        """The turns from `tip` back to the first, or until one that is `known`, which is left out."""
         found: list[Turn] = []
         while tip is not None and tip not in known:
             turn = self.by_id.get(tip)
@@ -118,14 +118,14 @@ class History(Struct, frozen=True, dict=True):
         return next(blocks, None) or None
 
     def trim_point_of(self, tip: str | None) -> TrimPoint:
-        """Where the window begins in the line of the turn `tip`: as its branch has it, wherever that was decided."""
-        trim_point = TrimPoint()
+        """Where the window begins on the path to the turn `tip`, by the last turn of its branch that set it."""
+        point = TrimPoint()
         for turn in reversed(self.ancestors(tip)):
-            trim_point = turn.trim_point or moved(trim_point, turn.layout)
-        return trim_point
+            point = turn.trim_point or moved(point, turn.layout)
+        return point
 
     def trim_points_of(self, tip: str | None) -> tuple[Trim, ...]:
-        """The cuts in the line of the turn `tip`."""
+        """The trim points on the path to the turn `tip`."""
         found: tuple[Trim, ...] = ()
         for turn in reversed(self.ancestors(tip)):
             if found and turn.layout is not None:
@@ -136,17 +136,17 @@ class History(Struct, frozen=True, dict=True):
 
     @cached_property
     def carriers(self) -> frozenset[bytes]:
-        """The software of clients that have resent their list, by its fingerprint."""
+        """The fingerprints of the software of clients that have resent their history."""
         return frozenset([turn.client[:CLIENT] for turn in self.turns if turn.carries_history])
 
     @cached_property
     def side_requests(self) -> tuple[Turn, ...]:
-        """What was asked beside the conversation, in the order of its commit."""
+        """The side requests, in the order of their commit."""
         return tuple([turn for turn in self.turns if turn.is_side_request])
 
     @cached_property
     def has_silent(self) -> bool:
-        """Whether a reply of any turn said nothing."""
+        """Whether any turn has a reply that says nothing."""
         return any([turn.rendered is None for turn in self.turns])
 
     @cached_property
@@ -159,8 +159,8 @@ class History(Struct, frozen=True, dict=True):
 
     @cached_property
     def other_paths(self) -> list[tuple[str, tuple[Entry, ...]]]:
-        """The branches that end elsewhere than the tip, by the turns they end at, the newest first. A reply
-        that was given anew ends one: what follows its turn leaves it out. So do the newest lists that were left."""
+        """The paths that end elsewhere than at the tip, with the turn each ends at, the newest first. A reply that was
+        regenerated ends one: the turns behind it leave it out. So do the newest lists that a later one left."""
         inner: set[str | None] = {self.tip}
         left: list[str] = []
         lengths: dict[str | None, int] = {None: 0}
@@ -185,7 +185,7 @@ class History(Struct, frozen=True, dict=True):
             child, before = before, self.by_id.get(before.parent or "") if before.layout is None else None
 
     def plus(self, *turns: Turn) -> History:
-        """With more turns; the last one is the new tip."""
+        """This history with more turns; the last one is the new tip, unless it is a side request."""
         added = self
         for turn in turns:
             added = added._plus(turn)
@@ -226,7 +226,7 @@ class History(Struct, frozen=True, dict=True):
         return added
 
     def before(self, turn: Turn) -> History:
-        """As it stood before a turn: at its parent, with what had been kept by then."""
+        """The history as it was before a turn: at its parent, with the turns committed by then."""
         return History(self.turns[: self.turns.index(turn)], turn.parent)
 
     def without(self, ids: Iterable[str]) -> History:
@@ -254,7 +254,7 @@ class History(Struct, frozen=True, dict=True):
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What a store knows of a key: how it stands, its history, and when it last gave a sign of life, in ms."""
+    """A stored session: its state, its history, and when it was last used (ms since the epoch)."""
 
     state: SessionState
     history: History
@@ -266,7 +266,7 @@ def fresh(state: SessionState = SessionState.NEW) -> Session:
 
 
 def own_entries(turn: Turn) -> list[Entry]:
-    """The messages that a turn adds behind its parent's: what was asked, and the reply where it says something."""
+    """The messages that a turn adds to its parent's path: what was asked, and the reply where it says something."""
     asked = [Entry(message, turn, False) for message in turn.asked]
     if turn.rendered is None:
         return asked
@@ -295,8 +295,8 @@ def laid_out(path: Sequence[Entry], layout: Layout, own: Sequence[Entry]) -> lis
 
 
 def moved(trim_point: TrimPoint, layout: Layout | None) -> TrimPoint:
-    """Where the window of a line begins in the line that is laid out of it. One that keeps nothing of what the
-    window holds went back to before the cut."""
+    """A trim point moved to the path that `layout` makes of its own; none where the new path keeps nothing of the
+    window, as it went back to before it."""
     if not trim_point.at or layout is None:
         return trim_point
     at = _placed(trim_point.at, layout)
@@ -306,7 +306,7 @@ def moved(trim_point: TrimPoint, layout: Layout | None) -> TrimPoint:
 
 
 def _placed(at: int, layout: Layout) -> int | None:
-    """Where the first message that is kept of those from `at` on stands; None where none is."""
+    """The new position of the first message from `at` on that the layout keeps; None where it keeps none."""
     place = 0
     for part in layout:
         if isinstance(part, int):

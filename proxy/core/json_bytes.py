@@ -1,8 +1,7 @@
-"""Where the members of a JSON object lie in its bytes, so that one can be replaced and the rest left alone.
+"""Finds the members of a JSON object in its bytes, so that one can be replaced and all others keep their bytes.
 
-Bytes that the proxy does not own are never parsed and written again: numbers such as
-`1.0`, `1e400` or thirty digits, unusual escapes and the order of keys survive only as bytes.
-Knows nothing of what the members mean.
+Bytes of clients and upstreams are never parsed and written again: numbers such as `1.0`, `1e400` or thirty digits,
+unusual escapes and the order of keys survive only as bytes. Knows nothing of what the members mean.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What was learned of upstreams: the members that they refuse, and how much their models take. Pure."""
+"""Remembers what upstreams refuse: members of messages, and prompts over a model's limit. Pure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Limit(NamedTuple):
 
 
 class LearnedLimits:
-    """What is known so far, to begin with the rows that were kept."""
+    """The refused members and context limits of upstreams, first those of the stored rows."""
 
     def __init__(self, refusals: Iterable[Any] = (), limits: Iterable[Any] = ()) -> None:
         self.refusals: Mapping[str, frozenset[str]] = {}  # by upstream, members of messages

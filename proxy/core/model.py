@@ -1,8 +1,7 @@
-"""The words of the proxy as values: session key, message, turn, ask, reply.
+"""Defines the values that all modules share: session key, message, turn, request, reply.
 
-Frozen, with no behaviour but what follows from their fields. Structs of msgspec: made in a third of the time, and
-what holds no cycle is nothing that Python's collector has to look at, however many sessions are warm. Nothing here
-knows where a value came from or where it goes: no dialect, no store, no clock.
+Frozen structs of msgspec, made in a third of the time of dataclasses. gc=False: they cannot form cycles, so Python's
+collector need not track them. Nothing here knows a dialect, a store or a clock.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ Layout = tuple[Span | int, ...]  # spans of the parent's messages, and in betwee
 
 
 class SessionKey(NamedTuple):
-    """What names a session: two parts, never joined, so that no ID can reach across tenants.
+    """The key of a session: tenant and session ID, never joined, so that no ID can reach across tenants.
 
     `tenant` is opaque bytes derived from the caller's credential, `id` the session ID
     as sent (1 to 256 characters, valid UTF-8, no control characters).
@@ -34,8 +33,7 @@ class SessionKey(NamedTuple):
 
 
 class ModelKey(NamedTuple):
-    """What a limit is known of: a model, by the name that requests give it, at an upstream's host, as a tenant
-    reaches it."""
+    """The key of a learned limit: a model (as requests name it) at an upstream's host, for one tenant."""
 
     tenant: bytes
     upstream: str
@@ -43,8 +41,7 @@ class ModelKey(NamedTuple):
 
 
 class Message(Struct, frozen=True, gc=False):
-    """One message: its role, its JSON byte for byte, and its mark, by which a client's later copy of
-    it is recognised (empty where nobody has needed it yet)."""
+    """One message: its role, its JSON byte for byte, and its fingerprint (16 bytes; empty where none was needed)."""
 
     role: str
     raw: bytes
@@ -67,8 +64,8 @@ CLIENT = 8  # bytes of a client's fingerprint, and of the fingerprint of its lis
 
 
 class TrimPoint(NamedTuple):
-    """Where the window begins: how many messages at the front of a line are left out, and the message that is
-    sent in their place (a summary), if one is. `told`: how many of them the summary tells of; None: all."""
+    """Where the window begins: `at` messages at the front of a path are left out, and `summary`, a message, is sent in
+    their place (None: nothing is). `told`: how many of them the summary covers; None: all."""
 
     at: int = 0
     summary: bytes | None = None
@@ -76,14 +73,14 @@ class TrimPoint(NamedTuple):
 
     @property
     def covered(self) -> int:
-        """How many messages at the front of the line a summary stands for."""
+        """How many messages at the front of the path the summary covers; 0 without one."""
         if self.summary is None:
             return 0
         return self.at if self.told is None else self.told
 
 
 class Turn(Struct, frozen=True, gc=False):
-    """One request with its reply: what remains of an exchange.
+    """One request with its reply, as it is stored.
 
     A turn follows its parent: it keeps messages of the parent's line by `layout` (None: all of
     them) and adds its own, `asked` and the reply. `system` is the leading system block as sent
@@ -133,8 +130,8 @@ class Turn(Struct, frozen=True, gc=False):
 
     @property
     def size(self) -> int:
-        """Bytes this turn takes in memory, roughly: its messages, once more in the joined form that
-        is sent, and 768 for the objects around them."""
+        """Bytes that this turn takes in memory, roughly: its messages, a second copy as they are sent, and 768 for the
+        objects around them."""
         raw = sum([len(message.raw) + 256 for message in self.asked])
         echo = len(self.rendered.raw) if self.rendered else 0
         copies = 3 if self.resends else 2  # of a client that resends its list is kept, too
@@ -143,7 +140,7 @@ class Turn(Struct, frozen=True, gc=False):
 
 
 class Answer(Struct, frozen=True, gc=False):
-    """What a client was given of a turn, for the one who comes back for it: status, content type, body."""
+    """The answer that a client was given for a turn, kept to be replayed."""
 
     status: int
     content_type: str | None
@@ -151,10 +148,12 @@ class Answer(Struct, frozen=True, gc=False):
 
 
 class SeenPrefix(NamedTuple):
-    """The latest request that carried the history itself, so that the next one need not be taken apart where it begins
-    with the same bytes: the body up to the end of its last message, where its list starts, the system block in it, how
-    many messages follow that, how many of the history's line they are, the SHA-256 of the bytes, to go on with, and the
-    client of the turn."""
+    """The prefix of the latest request that carried its history. A next request that begins with these bytes is parsed
+    only behind them.
+
+    `prefix`: the body up to the end of its last message. `start`: where its list begins. `system`: its system block.
+    `size`: messages behind that block; `covered`: how many messages of the path they are. `hashed`: a running SHA-256
+    of the prefix. `client`: as in Turn."""
 
     prefix: bytes
     start: int
@@ -179,11 +178,11 @@ class HistoryCache:
 
 
 class Ask(Struct, frozen=True, dict=True):
-    """A request as its dialect read it.
+    """A chat request as its dialect read it.
 
-    `system` is the leading system block (JSON objects joined by commas) or None. `body[start:end]` is the
-    array that holds it and the messages. `tail` is what follows the messages that were `seen` before; all
-    of them where none were. `tools` is the member as sent, empty without one.
+    `system`: the leading system block (JSON objects joined by commas) or None. `body[start:end]`: the array with it and
+    the messages. `tail`: the messages behind the prefix that was `seen` before; all of them without one. `tools`: the
+    member as sent, empty without one.
     """
 
     body: bytes
@@ -218,10 +217,10 @@ def has_tools(tools: bytes) -> bool:
 
 
 class Reply(Struct, frozen=True, gc=False):
-    """A reply as its dialect folded it.
+    """A reply as its dialect read it from the body.
 
-    `message` is the recorded choice, lossless, None where there is none. `finished` tells that the
-    upstream said so, `error` that it reported a failure inside a 200.
+    `message`: the JSON of choice 0, None where there is none. `finished`: the upstream said that it is complete.
+    `error`: it reported a failure inside a 200.
     """
 
     message: bytes | None = None

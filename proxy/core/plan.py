@@ -1,6 +1,6 @@
-"""What is decided of a request: how its list is read, what goes upstream, and what is recorded.
+"""Defines the plan of a request: how its list is read, what goes upstream, what is recorded.
 
-Values alone. Knows nothing of how it is decided.
+Values only; `core.matching` makes them.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ class Decision(StrEnum):
 
 
 class Flight(NamedTuple):
-    """A turn in flight, as far as another request is decided by it. `client` is the fingerprint of its software, with
-    that of its list's first message where it `carries_history` its history; `ask` is what was asked."""
+    """A turn in flight, as far as it matters for reading another request. `client`: as in Turn. `ask`: its request."""
 
     asked: Sequence[Message]
     system: bytes | None
@@ -49,8 +48,8 @@ class Flight(NamedTuple):
 
 
 class Sent(NamedTuple):
-    """A place in what goes upstream: a stored message, a message of the client's, or, where both are
-    there, ours in the place of the client's copy."""
+    """One message that goes upstream: a stored one, the client's own, or, where both are set, the stored one in place
+    of the client's copy."""
 
     entry: Entry | None
     theirs: Message | None
@@ -95,12 +94,12 @@ class Plan(Struct, frozen=True, dict=True):
 
     @property
     def tail(self) -> Sequence[Message]:
-        """The messages behind the last that is in the line."""
+        """The client's messages behind the last one that repeats a stored one."""
         return self.messages[self.pairs[-1][0] + 1 :] if self.pairs else self.messages
 
     @cached_property
     def sent(self) -> list[Sent]:
-        """All that goes upstream, in order."""
+        """Each message that goes upstream, in order."""
         found: dict[int, list[Entry]] = {}
         for n, at in self.pairs:
             found.setdefault(n, []).append(self.path[at])

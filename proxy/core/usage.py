@@ -1,4 +1,4 @@
-"""What an upstream counted of a turn: the tokens in its `usage`."""
+"""Reads the token counts in an upstream's `usage`. Pure."""
 
 from __future__ import annotations
 

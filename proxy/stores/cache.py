@@ -1,7 +1,7 @@
-"""A store in front of another that keeps the sessions used last in memory, bounded in bytes.
+"""Caches sessions in memory in front of another store: the ones used last, bounded in bytes.
 
-A warm session costs no read and no hop to a thread. It holds what is committed, never what
-is not: an entry changes only after the inner store's append returned.
+A cached session costs no read and no hop to a thread. It holds what is committed and nothing else: an entry changes
+only after the inner store's append returned.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""A store that keeps nothing beyond the process: for `store: {path: "memory:"}` and for tests.
+"""Keeps sessions in memory for as long as the process lives: for `store: {path: "memory:"}` and for tests.
 
-Single-threaded by construction: no method awaits between reading and writing.
+No method awaits between reading and writing, so none needs a lock.
 """
 
 from __future__ import annotations

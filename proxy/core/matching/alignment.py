@@ -1,6 +1,6 @@
-"""Where a list of messages and a line of stored ones agree: by place and in order, never as sets.
+"""Finds where a client's list and a path of stored messages agree: by position and in order, never as sets.
 
-Pure. Knows messages by the marks that a dialect takes of them; not what an agreement means.
+Pure. Compares messages by the fingerprints that a dialect takes of them; does not decide what an agreement means.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ Pairs = list[tuple[int, int]]  # where in the list, and which message of the lin
 
 
 class Fingerprinter(Protocol):
-    """How a dialect recognises messages."""
+    """How a dialect takes fingerprints of messages. Each is 16 bytes."""
 
     def fingerprint(self, raw: bytes, ids: bool = True) -> bytes: ...
 
     def is_loose(self, fingerprint: bytes) -> bool:
-        """Whether a mark was taken of a message that lacks what a client's copy of it makes up."""
+        """Whether a fingerprint leaves out the IDs of tool calls, because the message has none."""
 
     def bare(self, raw: bytes) -> bytes:
-        """The mark of a reply without what it says beside its calls; empty where it has none that are named."""
+        """The fingerprint of a reply's tool calls alone, without its text; empty where it has no call with an ID."""
 
     def joined(self, first: bytes, second: bytes) -> bytes:
-        """The mark of what a client makes of a prefill and the reply that continued it."""
+        """The fingerprint of a prefill and the reply that continued it, joined as clients do."""
 
 
 class MessageReader(Fingerprinter, Protocol):
-    """What a dialect tells of a message beside its mark."""
+    """How a dialect reads what a message says."""
 
     def text(self, raw: bytes) -> str:
         """What a message says, without the white space around it."""
@@ -51,7 +51,7 @@ class MessageReader(Fingerprinter, Protocol):
 
 
 class Alignment:
-    """One list, to be held against lines."""
+    """Compares one list of messages with paths of stored ones."""
 
     def __init__(self, messages: Sequence[Message], dialect: Fingerprinter) -> None:
         self.messages = messages
@@ -59,7 +59,7 @@ class Alignment:
         self._taken: dict[tuple[int, bool], bytes] = {}
 
     def run(self, path: Entries, n: int = 0, at: int = 0) -> Pairs:
-        """How far the list from `n` and the line from `at` agree without a gap."""
+        """The pairs for which the list from `n` and the path from `at` agree without a gap."""
         pairs: Pairs = []
         while n < len(self.messages) and at < len(path) and (step := self._step(n, path, at)):
             pairs += [(n, at + more) for more in range(step)]
@@ -67,8 +67,8 @@ class Alignment:
         return pairs
 
     def window(self, path: Entries, to_the_tip: bool) -> Pairs:
-        """The longest stretch of the line, a reply of ours in it, that the list begins with; the newest of
-        several as long."""
+        """The longest stretch of the path that the list begins with and that holds a reply of ours; of several of
+        equal length the newest."""
         best: Pairs = []
         starts = [at for at in range(len(path) - 1, 0, -1) if self.messages and self.same(0, path[at])]
         for start in starts[:STARTS]:
@@ -79,8 +79,8 @@ class Alignment:
         return best
 
     def in_order(self, path: Entries, n: int = 0, at: int = 0) -> Pairs:
-        """What of the list from `n` stands in the line from `at`, in order: the messages that occur once in
-        each, as a patience diff takes them, and what follows each of them."""
+        """The messages of the list from `n` that are on the path from `at`, in order: those that occur once in each, as
+        a patience diff takes them, and what follows each of them."""
         jumps = [*self._anchors(path, n, at), (len(self.messages), len(path))]
         pairs: Pairs = []
         for index in range(n, len(self.messages)):
@@ -106,11 +106,11 @@ class Alignment:
         return mine.role == "assistant" and self._fingerprint(n) == self._dialect.bare(stored.raw)
 
     def head(self) -> bytes:
-        """The mark of the list's first message; empty where it has none."""
+        """The fingerprint of the list's first message; empty for an empty list."""
         return self._fingerprint(0) if self.messages else b""
 
     def begins(self, n: int, others: Sequence[Message]) -> bool:
-        """Whether the list from `n` begins with messages that are no part of a line yet."""
+        """Whether the list from `n` begins with these messages, which are on no path yet."""
         ours = [other.fingerprint or self._dialect.fingerprint(other.raw) for other in others]
         return len(self.messages) >= n + len(ours) and ours == [
             self._fingerprint(n + more) for more in range(len(ours))
@@ -175,7 +175,7 @@ class Alignment:
 
 
 def has_ours(pairs: Pairs, path: Entries) -> bool:
-    """Whether a reply of ours is among what is repeated."""
+    """Whether one of the pairs is a reply of ours."""
     return any([path[at].ours for _, at in pairs])
 
 
@@ -204,9 +204,10 @@ def _fits(anchor: tuple[int, int], run: Pairs) -> bool:
 
 
 def layout(pairs: Pairs, size: int, before: int, stays: Sequence[int] = ()) -> Layout:
-    """Which spans of the line stay, the first `before` messages of it to begin with, and how many of the
-    list's own messages stand in between; `size` is the list's length. What `stays` although the list does not show
-    it keeps its place in time: before what is repeated behind it, and before what is new."""
+    """The layout of a turn: which spans of the path it keeps, and how many messages of its list stand between them.
+
+    The first `before` messages of the path are kept in any case, and those at `stays` although the list does not show
+    them, before what is repeated behind them and before what is new. `size`: messages of the list."""
     parts: list[Span | int] = [(0, before)] if before else []
     repeated: dict[int, list[int]] = {}
     for n, at in pairs:

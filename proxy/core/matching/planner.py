@@ -1,6 +1,6 @@
-"""What is planned of a request once it is known how its list is read: what goes upstream, and what is recorded.
+"""Builds the plan of a request once its list has been matched: what goes upstream, and what is recorded.
 
-Pure. How a list is read is decided in `reconcile`.
+Pure. `reconcile` decides how the list is read.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from proxy.core.plan import Decision, Flight, Plan
 
 
 class Planner:
-    """Plans for one request: `messages` is its list, without copies of silent replies."""
+    """Makes plans for one request. `messages`: its list, without copies of replies that say nothing."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class Planner:
         )
 
     def append(self, start: int, reason: str, tip: str | None = None) -> Plan:
-        """Behind the session's tip, or another turn that is to be it."""
+        """The plan to append the list from `start` after the tip, or after the turn `tip`."""
         history = self._history
         path = history.path if tip is None else history.path_of(tip)
         system = self._remembered() if tip is None or self._ask.system is not None else history.system_of(tip)
@@ -74,8 +74,8 @@ class Planner:
         )
 
     def followed(self, found: Match, carries_history: bool | None = None, stays: bool = True) -> Plan:
-        """The turn that keeps what the list repeats, behind the first `before` messages of the line, and what other
-        clients said that it `stays` with."""
+        """The plan of a list that repeats stored messages: the new turn keeps these. `stays`: it also keeps what other
+        clients said and the list does not show. `carries_history`: as in Plan, None to find out."""
         if carries_history is None:
             carries_history = self._resent(found.pairs, found.path)
         if stays and found.path is not self._history.path:
@@ -165,7 +165,7 @@ class Planner:
 
 
 def as_turns(messages: Sequence[Message]) -> list[tuple[Message, ...]]:
-    """A list as turns: one for each user message that has been answered, and last what has not."""
+    """A list split into turns: one for each answered user message, and last what is not answered yet."""
     turns: list[tuple[Message, ...]] = []
     start = 0
     for n in range(1, len(messages)):

@@ -1,8 +1,7 @@
-"""Who sent what: whether a list of messages is new, repeats what the history holds, departs from it, or is said
-beside it.
+"""Decides how a request's list of messages is read: it appends, resends, rewrites, retries or stands aside.
 
-Pure. Knows no message's content, no store, and nothing of who waits in line. Every reading, and the
-lists that can be read in two ways, stand in docs/reconcile.md.
+Pure. Knows no message's content, no store and no queue. docs/reconcile.md lists every case, and the lists that can be
+read in two ways.
 """
 
 from __future__ import annotations
@@ -31,8 +30,8 @@ def decide(
     flights: Sequence[Flight] = (),
     client: bytes = b"",
 ) -> Plan:
-    """How a request is read, against the history and the turns in flight. `client` is the fingerprint of the software
-    that sent it, of 8 bytes or none."""
+    """Decide how a request is read against its history and the turns in flight. `client`: the fingerprint of the
+    software that sent it, 8 bytes or none."""
     client = client[:CLIENT].ljust(CLIENT, b"\0")
     seen = ask.seen
     if mode is Mode.AUTO and is_one_new_message(ask, history, flights, client):
@@ -45,7 +44,7 @@ def decide(
 
 
 class _Matcher:
-    """One list held against one history. `client` is the fingerprint of the software that sent it."""
+    """Matches one list with one history. `client`: the fingerprint of the software that sent it."""
 
     def __init__(
         self, ask: Ask, history: History, dialect: MessageReader, flights: Sequence[Flight], client: bytes, mode: Mode

@@ -1,6 +1,6 @@
-"""What of a history a list repeats: the readings of a list that carries a reply of ours at its place, in their order.
+"""Finds which messages of a history a list repeats, and tries the ways to read such a list in order.
 
-Pure. Finds out; what is planned of it stands in `reconcile`.
+Pure. `reconcile` decides what is planned of it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Match(NamedTuple):
 
 
 class Repeats:
-    """One list held against the branches of one history. `resends`: the client is one that resends."""
+    """Compares one list with the branches of one history. `resends`: its client sends its history with each request."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Repeats:
         return Start(self._list, self._history, self._dialect, self._beside, self._found)
 
     def of_the_history(self) -> Match | None:
-        """The first reading that fits."""
+        """The first match that fits, of a list that carries a reply of ours; None where none does."""
         history, resends = self._history, self._resends
         path, tip, pairs = self._from_the_start()
         if pairs and pairs[-1][1] + 1 == len(path) and (tip == history.tip or history.by_id[tip or ""].is_side_request):

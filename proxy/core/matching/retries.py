@@ -1,4 +1,4 @@
-"""Retries: whether a request tries the last turn again, and what is sent for it then. Pure."""
+"""Recognises a retry of the last turn, and plans what is sent for it. Pure."""
 
 from __future__ import annotations
 

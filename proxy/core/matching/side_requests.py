@@ -1,8 +1,8 @@
-"""Whether a request is said beside the conversation: a title, tags, follow-ups, a summary, a plan, a memory agent.
+"""Recognises side requests: a title, tags, follow-ups, a summary, a plan, a memory agent.
 
-Pure. Evidence is what a request is (its tools, its stream, its system prompt) and what it quotes, never its wording.
-Where a client sends new messages only, a changed or missing prompt alone proves nothing: it sends one once, or with a
-clock in it. The rules and their rows stand in docs/reconcile.md.
+Pure. The evidence is a request's tools, stream and system prompt, and what it quotes; never its wording. A changed or
+missing prompt alone proves nothing of a client that sends new messages only: it may send its prompt once, or with a
+clock in it. docs/reconcile.md lists the rules and their cases.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ WORK = 1 << 24  # characters searched for quotes, where there are more: of all t
 
 
 class SideRequestCheck:
-    """One request, by a client of the fingerprint `client`, held against a session and the turns in flight."""
+    """Checks one request against a session and the turns in flight. `client`: the fingerprint of its software."""
 
     def __init__(
         self, ask: Ask, history: History, dialect: MessageReader, client: bytes, flights: Sequence[Flight] = ()

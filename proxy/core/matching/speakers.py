@@ -1,8 +1,7 @@
-"""Whose turns a session's line holds, where several clients speak in it.
+"""Tells which client brought each turn of a path, where several clients share a session.
 
-A client that resends shows its own list, and has never seen what another client said in between. What it does not
-show it has not taken back: it stays in the line. Pure; a client is known by the fingerprint of its software and by
-where its list begins.
+A client that resends sends its own list and has not seen what other clients said in between; those turns stay on the
+path. Pure; a client is known by the fingerprint of its software and by its list's first message.
 """
 
 from __future__ import annotations
@@ -35,13 +34,12 @@ def begins_with(turn: Turn, dialect: Fingerprinter) -> bytes:
 
 
 class Speakers:
-    """The turns of a line, and which of them are others' than the client's.
+    """Tells which turns on the tip's path other clients brought.
 
-    What a list of the client's has shown whole since is its own, whoever said it first.
+    A turn that a later list of the client has shown whole counts as its own, whoever said it first.
     """
 
     def __init__(self, history: History, client: bytes, dialect: Fingerprinter) -> None:
-        """Of the tip's line."""
         self._line, self._dialect = history.path, dialect
         self._software, self._head = client[:CLIENT], client[CLIENT:]
         ids = {entry.turn.id for entry in history.path}
@@ -61,8 +59,8 @@ class Speakers:
         return self._turns.index(turns[-1]) if turns else -1
 
     def unseen(self, matched: Container[int], anew: bool = False) -> list[int]:
-        """The places of what others said and the list does not show; `matched` are the places that it repeats. A list
-        that its client began `anew` leaves what the same software said before it.
+        """The positions of what others said and the list does not show. `matched`: the positions that it repeats. A
+        list that its client began `anew` leaves out what the same software said before it.
 
         A turn of which any message is repeated was seen whole: what is missing of it was edited.
         """

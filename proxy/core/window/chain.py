@@ -1,6 +1,6 @@
-"""What is to be summarized, and in which parts: a chain of requests, each with the summary so far in front.
+"""Splits what is to be summarized into parts: a chain of requests, each with the summary so far in front.
 
-Pure. Knows places, bytes and tokens; not how a summary is asked for, nor what a message says.
+Pure. Counts messages, bytes and tokens; does not send a request or read a message.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The window: the part of the history that is sent, and where it begins.
+"""Chooses where the window begins: the part of the history that is sent.
 
-Pure. Knows places and what each costs; not what a message means (which call a result answers it asks the dialect),
-which limits there are, nor how a window is sent.
+Pure. Knows positions and what each costs. The dialect tells which result answers which tool call; limits and sending
+are the caller's.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ DEPTH = 0.6  # what a cut leaves, as a share of what the limit leaves to the his
 
 
 class Window(NamedTuple):
-    """What of the injected messages is sent: those from `start` on, images left out before `blank`, and
-    `summary`, a message, in the place of what precedes them."""
+    """The injected messages that are sent: those from `start` on, without the images of those before `blank`, and with
+    the message `summary` in place of what precedes them."""
 
     start: int = 0
     blank: int = 0
@@ -40,7 +40,7 @@ class Groups(Protocol):
 
 
 class Bound(NamedTuple):
-    """A limit, and what counts against it where the window begins at a place: it falls as that moves on."""
+    """A limit, and the cost of a window that begins at a position; the cost falls as that rises."""
 
     limit: float
     cost: Callable[[int], float]

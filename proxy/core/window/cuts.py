@@ -1,8 +1,7 @@
-"""The cuts of a branch: which of them holds for a request. Pure.
+"""Chooses which of a branch's trim points is in force for a request. Pure.
 
-A cut that a small model needed holds for no larger one, and none longer than the limit that it was made for: the
-window is chosen by what a request may have, of what is stored. Each model keeps its own beginning, and with it the
-prefix that its upstream has cached.
+A trim point that a small model needed does not hold for a larger one: the window is chosen by the limit of the model
+that is asked. Each model keeps its own trim point, and with it the prefix that its upstream has cached.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ KEPT = 16  # cuts of a branch that are remembered
 
 
 class Trim(NamedTuple):
-    """A cut, and what it was made for: the tokens that the prompt might have (0: told by no number), and the model at
-    its upstream (empty: whichever)."""
+    """A trim point, and what it was made for: the tokens that a prompt may have (0: not known), and the model with its
+    upstream (empty: any)."""
 
     trim_point: TrimPoint
     limit: int = 0

@@ -1,8 +1,8 @@
-"""How large a history is, in bytes and messages, and in tokens as far as they can be told.
+"""Measures a history in bytes and messages, and estimates its tokens.
 
-Pure. Tokens are what an upstream counted; what it has not seen yet is estimated by its bytes, calibrated by that
-count: no tokenizer, and nothing asked of an upstream that the client did not ask. All of it follows from the
-history and the request alone, so that it is the same after a restart.
+Pure. Tokens are those that an upstream counted; what it has not seen is estimated by bytes, at the rate of that count.
+There is no tokenizer, and no request of our own. The estimate follows from the history and the request alone, so it is
+the same after a restart.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _BINARY = re.compile(rb';base64,|"data"\s*:\s*"')  # a data: URL, or the sound o
 
 
 class Size(NamedTuple):
-    """How large messages are: bytes without images and sound, how many of those, bytes in all, and how many
-    messages."""
+    """The size of messages: `text` bytes without images and sound, the number of `images` and sounds, `whole` bytes in
+    all, and the number of `messages`."""
 
     text: int = 0
     images: int = 0
@@ -53,8 +53,8 @@ def size_of(raw: bytes) -> Size:
 
 @dataclass
 class Sizes:
-    """Running sums over the messages of a line: what stands at n is the size of the first n. They grow with the
-    line, so that a turn costs its own messages. `turns` has where each turn begins."""
+    """Running sums over a path: item n is the size of its first n messages. They grow with the path, so that a turn
+    costs only its own messages. `turns`: the position at which each turn begins."""
 
     text: list[int] = field(default_factory=lambda: [0])
     images: list[int] = field(default_factory=lambda: [0])

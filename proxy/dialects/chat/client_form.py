@@ -1,7 +1,7 @@
-"""The form in which one stored message of a client's goes upstream, and what a client marks anew in each request.
+"""Prepares a client's stored message for an upstream, and places cache_control as its client does now.
 
-It loses only its cache marks and, an assistant's, its fillers. Pure, bytes to bytes, message by message: the order
-of messages and upstreams are not known here. What cannot be read goes as it is, for the upstream to judge.
+A stored message loses its cache_control and, an assistant's, its fillers. Pure, message by message: the order of
+messages and upstreams are not known here. A message that cannot be read goes unchanged, for the upstream to judge.
 """
 
 from __future__ import annotations

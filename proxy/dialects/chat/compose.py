@@ -1,6 +1,6 @@
-"""What goes upstream of a plan: the stored messages in the form that this upstream takes, then the client's own.
+"""Builds the request body from a plan: stored messages as this upstream takes them, then the client's own.
 
-Bytes that stay the same stay the same bytes: a history is joined once and then only grows. Pure; knows
+A history is joined once and then only grows, so that its bytes stay the same and upstreams can cache them. Pure; knows
 no session, and decides nothing about who sent what.
 """
 
@@ -36,8 +36,8 @@ _SIGNED = frozenset(("name",))
 
 @dataclass(frozen=True)
 class Rendering:
-    """The habits under which messages are sent: the upstream's profile, where signatures hold (its host
-    and the model's family), and the members that it was found to refuse."""
+    """How replies are rendered: the upstream's profile, the `origin` within which signatures hold (its host and the
+    model's family), and the members that it refused."""
 
     profile: Profile
     origin: str
@@ -45,17 +45,17 @@ class Rendering:
 
     @cached_property
     def key(self) -> str:
-        """The name under which an echo is kept: equal names, equal bytes."""
+        """The key that is stored with a rendered reply: equal keys, equal bytes."""
         return " ".join([self.origin, self.profile.name, *sorted(self.refused)])
 
     def binds(self, rendering: str) -> bool:
-        """Whether what was made under a form of that name comes from the same origin."""
+        """Whether a reply that was rendered under the key `rendering` comes from the same origin."""
         return rendering == self.key or rendering.startswith(self.origin + " ")
 
 
 @lru_cache(1024)
 def rendering_of(setting: str, host: str, model: str | None, refused: frozenset[str] = frozenset()) -> Rendering:
-    """The form for an upstream's `profile` setting, its host, and the model that a request names."""
+    """The rendering for an upstream's `profile` setting, its host, and the model that a request names."""
     return Rendering(profiles.choose(setting, host), f"{host} {profiles.family(model)}", refused)
 
 
@@ -140,8 +140,8 @@ def _line(history: History, rendering: Rendering, window: Window, now: int) -> R
 
 
 class _Known(Struct, frozen=True, gc=False):
-    """What is kept beside a history in one form: how many of its messages are in it, and the last of them; `until`
-    when, in ms since the epoch, they go back so."""
+    """A path as it was rendered: how many of its messages are `done`, and the `last` of them. It holds `until` then,
+    in ms since the epoch."""
 
     done: int
     repair: Repair
@@ -226,7 +226,7 @@ def _own(message: Message, rendering: Rendering) -> bytes:
 
 
 def render_reply_of(reply: bytes, turn: Turn, rendering: Rendering, now: int = 0) -> bytes | None:
-    """A turn's reply as it goes back upstream in this form; None where it says nothing."""
+    """Render a turn's stored reply for an upstream; None where it says nothing."""
     bound = rendering.binds(turn.rendering_key)
     return render_reply(reply, rendering, bound=bound, finish_reason=turn.finish_reason, state=turn.state, now=now)
 
@@ -240,7 +240,7 @@ def render_reply(
     state: TurnState,
     now: int = 0,
 ) -> bytes | None:
-    """A reply as it goes back upstream in this form; None where it says nothing."""
+    """Render a reply for an upstream; None where it says nothing. `bound`: it came from the same origin."""
     said = reply_form.reply_form(
         reply,
         rendering.profile,

@@ -1,9 +1,8 @@
-"""Marks: fingerprints by which the echo of a chat message is recognised, although it was rewritten on the way.
+"""Takes fingerprints of chat messages, by which a client's copy is recognised although its bytes differ.
 
-Clients write a list of one text as a string, parse and print arguments again, drop reasoning and
-signatures, add nulls, move cache_control. A mark is the hash of what is left when all that is taken
-away. Numbers are compared by value (JavaScript prints 1.0 as 1), integers beyond 64 bits as doubles.
-Knows no history: what a mark that is found again means is decided elsewhere.
+Clients write a list of one text as a string, parse and print arguments again, drop reasoning and signatures, add nulls,
+move cache_control. A fingerprint is a hash of what is left without all that. Numbers are compared by value (JavaScript
+prints 1.0 as 1), integers beyond 64 bits as doubles. Knows no history.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""A list of messages that the upstream accepts, whatever was recorded, interrupted or cut.
+"""Repairs a list of messages so that the upstream accepts it, whatever was recorded, interrupted or left out.
 
-Every call is followed by its results, every result has its call, and where an upstream insists
-the roles alternate. Nothing that is stored changes; this is the list as it is sent. Knows no
-store, no request and no upstream, only the rules of one.
+Every tool call gets its result, every result its call, and where the upstream insists, the roles alternate. Stored
+messages do not change, only the list that is sent. Knows no store and no request, only an upstream's rules.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ Torn = Callable[[str, str], bytes | None]
 
 
 class ListRules(Protocol):
-    """What an upstream insists on beside calls and results."""
+    """What an upstream insists on beside the pairing of calls and results."""
 
     @property
     def alternate(self) -> bool:

@@ -1,8 +1,8 @@
-"""The form in which one stored reply goes back upstream.
+"""Renders one stored reply for the upstream that it goes back to.
 
-A reply is kept as it came; what of it goes back depends on the upstream's profile and on whether it came from
-there. Pure, bytes to bytes, message by message: the order of messages is not known here, and what a client asked
-stands in `client_form`. What cannot be read (no JSON object, nested too deep) goes as it is, for the upstream to judge.
+A reply is stored as it came; what goes back depends on the upstream's profile and on whether the reply came from there.
+Pure, bytes to bytes, message by message (`client_form` does it for clients' messages). A reply that cannot be read goes
+unchanged, for the upstream to judge.
 """
 
 from __future__ import annotations

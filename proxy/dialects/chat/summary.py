@@ -1,6 +1,6 @@
-"""A summary of messages: how an upstream is asked for one, and what its answer becomes.
+"""Writes the request for a summary, and reads the summary from its answer.
 
-Pure. Which messages, and when, is not known here.
+Pure. The caller decides which messages are summarized, and when.
 """
 
 from __future__ import annotations

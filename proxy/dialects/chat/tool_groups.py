@@ -1,8 +1,8 @@
-"""A group: an assistant message with calls, and the results that must follow it directly.
+"""Pairs an assistant message's tool calls with the results that must follow it directly.
 
-Which result answers which call, and the id under which both go upstream. Ids come empty
-(Gemini), twice in one message (adapters that use the function's name as id), or in a form that
-another upstream refuses. Knows nothing of the list that the group stands in.
+Decides which result answers which call, and the ID under which both go upstream. IDs come empty (Gemini), twice in one
+message (adapters that use the function's name as ID), or in a form that another upstream refuses. Knows one group, not
+the list around it.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _NAMES = msgspec.json.Decoder(_Names)
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """`said` is the id in the message (empty: none of use), `id` the one that goes upstream, empty
-    until there is one; `index` its place in `tool_calls`. A legacy function_call has its name as id."""
+    """A tool call. `said`: the ID in the message (empty: none of use). `id`: the one that goes upstream, empty until it
+    is chosen. `index`: its position in `tool_calls`. A legacy function_call has its name as ID."""
 
     role: str
     said: str
@@ -45,8 +45,8 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class StandIn:
-    """What is sent in place of a result that is not there; `name` is how a late one calls itself, where the
-    call is not `nameless`."""
+    """A result that is sent in place of a missing one. `name`: the ID that a late result will name, unless the call
+    came `nameless`."""
 
     role: str
     name: str
@@ -107,7 +107,7 @@ def renamed(role: str, raw: bytes, id: str) -> bytes:
 
 
 class Group:
-    """An open group: `answer`, `adopt` and `pass_on` take the results as they come, `close` ends it.
+    """Collects the results of one message's calls: `answer`, `adopt` and `pass_on` take them, `close` ends it.
 
     `position` (messages before it) makes ids of its own unique in a list; ids that do not
     fullmatch `pattern` are replaced.

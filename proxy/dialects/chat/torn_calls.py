@@ -1,7 +1,7 @@
-"""The tool calls of a reply as they go back upstream: which of them are whole, and what each keeps.
+"""Decides which tool calls of a reply are whole and go back upstream, and what each keeps.
 
-A call may be torn (the reply was cut, or ended for another reason than its end) and then stays behind, until somebody
-answers it (decision 0053). Pure; knows nothing of the rest of a reply.
+A call is torn where the reply was interrupted, or ended for another reason than its end. It stays behind until somebody
+answers it (decision 0053). Pure; reads tool calls only.
 """
 
 from __future__ import annotations

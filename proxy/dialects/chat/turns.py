@@ -1,4 +1,4 @@
-"""The turns that remain of an exchange, in the words of the store. Pure."""
+"""Builds the turns to store from a request, its plan and its reply. Pure."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Chat completions: reading a request, reading a reply.
+"""Reads requests and replies of `/chat/completions`.
 
-The one place that knows the members of `/chat/completions`. How deltas add up stands in `deltas.py`,
-what goes back upstream in `compose.py`. Pure; knows no session, no upstream and no limits.
+The one module that knows the members of both. `stream.deltas` adds up deltas, `compose` builds what goes upstream.
+Pure; knows no session, no upstream and no limits.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a look into a database tells: whether it is whole, and how much is in it.
+"""Checks a database and counts what is in it.
 
 Works on the connection of a snapshot, also while another process writes.
 """

@@ -1,4 +1,4 @@
-"""Turns, answers and refusals as rows of the database, and back. Pure; the statements stand in `sql.py`."""
+"""Converts turns, answers and refusals to rows of the database, and back. Pure; `sql.py` has the statements."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said to the database, by name. Who says it, and when, stands in `sqlite.py`."""
+"""Names the SQL statements that the store sends; `store.py` sends them."""
 
 from proxy.core.model import SIDE, TurnState
 
@@ -8,8 +8,8 @@ SELECT id, parent, name, state, system, asked, roles, reply, echo, model, finish
        layout, marks, form, request, resends, idempotency_key, cut, summary, told, client, traits, cut_for
 FROM turns WHERE session = ? ORDER BY id
 """
-# A turn as it arrives: all that is to be done for it in one statement, and for many turns in one step. Each step of a
-# statement gives up Python's lock, and gets it back when it can.
+# One statement does all for a turn, and for many turns in one step: each step of sqlite3 releases and re-acquires the
+# GIL.
 COLUMNS = (
     "turn, tenant, session, touched, parent, name, state, system, asked, roles, reply, echo, model, finish_reason, "
     "usage, started, ended, layout, marks, form, request, resends, idempotency_key, cut, summary, told, client, "

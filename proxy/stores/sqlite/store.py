@@ -1,9 +1,8 @@
-"""Sessions and turns in one SQLite file.
+"""Stores sessions and turns in one SQLite file.
 
-One connection in the world writes and checkpoints (see `lock.py`): a writer task takes what
-waits and commits it in one transaction, WAL and `synchronous=FULL`, so a power
-cut takes nothing that was acknowledged, and a group costs one fsync. Everybody else reads
-through a connection that cannot write. Knows nothing of lines, dialects or HTTP.
+One connection writes and checkpoints (see `lock.py`). A writer task takes all that waits and commits it in one
+transaction with WAL and `synchronous=FULL`: a power cut takes nothing that was acknowledged, and a group of turns costs
+one fsync. All reads use a connection that cannot write. Knows no queue, dialect or HTTP.
 """
 
 from __future__ import annotations
@@ -44,8 +43,8 @@ BUSY = 5000  # ms a commit waits for a stranger who locks the database
 
 
 class Pace(NamedTuple):
-    """How long what is to be written waits for more, in seconds, so that it shares a transaction; and how long a
-    deletion waits for readers who keep its content in the log."""
+    """How long, in seconds, a write waits for others to share its transaction, and a deletion for readers that keep its
+    content in the log."""
 
     gathering: float = 0.002  # turns behind a group, at most: about what a commit takes
     share: float = 0.03  # of the time that a turn took itself
@@ -116,7 +115,7 @@ class SQLiteStore:
         return self._turn_id > 0
 
     async def seal(self, seal: bytes) -> bytes:
-        """The seal of this database: this one, where it has none, or nothing that would be lost under it."""
+        """The stored seal of this database. `seal` is stored first where there is none, or no turn yet."""
         await self._write([(sql.SEALED if self.holds_turns else sql.RESEAL, [(seal,)])])
         return bytes((await self._read(sql.SEAL, ()))[0][0])
 
@@ -231,8 +230,8 @@ class SQLiteStore:
         return write
 
     async def _write(self, statements: list[Statement], wait: float = 0.0, **more: Any) -> bool:
-        """Whether it is written is settled on return, also where the caller is cancelled. `wait`: the seconds that
-        it may wait for others."""
+        """Write, and return only once that has succeeded or failed, also where the caller is cancelled. `wait`: the
+        seconds that it may wait for others."""
         write = self._enqueue(statements, wait, **more)
         try:
             return await write.done
@@ -244,7 +243,7 @@ class SQLiteStore:
             raise
 
     async def _run(self) -> None:
-        """At once what comes alone. Behind a group it is waited for as long as that one took: more come, and share."""
+        """Commit a single write at once. After a group, wait as long as it took, so that the next is a group, too."""
         while self._queue or not self._closed:
             group = await self._queue.take_all()
             begun = self._loop.time()

@@ -1,14 +1,13 @@
-"""What waits to be written, and what is written together: the statements of several callers as one transaction, given
-to the database in one call.
+"""Queues writes and commits them in groups: the statements of several callers as one transaction, in one call.
 
 How a whole transaction goes through aiosqlite in one call: aiosqlite runs each method of a connection on the thread of
 that connection. It has none that runs a function of ours there, so `BEGIN`, each statement and `COMMIT` would each be a
 way to the thread and back. `executemany` hands on its two arguments without a look at them. So the store calls it with
-the sentinel GROUP in place of SQL, and with the statements of a transaction in place of rows; on the thread `GroupCommitConnection`,
-our subclass of the connection, knows the sentinel and runs the transaction. Any other SQL goes the usual way. A thread
-and a connection of our own in place of aiosqlite gained nothing (decision 67).
+the sentinel GROUP in place of SQL, and with the statements of a transaction in place of rows. On the thread our subclass
+of the connection, `GroupCommitConnection`, knows the sentinel and runs the transaction. Any other SQL goes the usual
+way. A thread and a connection of our own in place of aiosqlite gained nothing (decision 67).
 
-Knows SQL by name only, and neither sessions nor how long a caller may wait.
+Knows SQL by name only, no session, and not how long a caller may wait.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ Statement = tuple[str, Sequence[Any]]
 
 @dataclass(slots=True)
 class Write:
-    """Statements that stand or fall together, and who waits for them."""
+    """Statements that are committed together or not at all, and the future of their caller."""
 
     statements: list[Statement]
     done: asyncio.Future[bool]
@@ -55,7 +54,7 @@ class Write:
 
 
 class WriteQueue:
-    """Writes that wait for the writer: called at once, or later where all of them may wait for others."""
+    """The writes that wait for the writer task. `add` wakes it at once, or after the seconds that a write may wait."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -76,11 +75,11 @@ class WriteQueue:
             self._put_off(due)
 
     def call(self) -> None:
-        """Let the writer look, whatever waits."""
+        """Wake the writer task."""
         self._called.set()
 
     async def take_all(self) -> list[Write]:
-        """For the writer: all that waits, once it is called."""
+        """For the writer task: wait to be woken, and take all writes."""
         await self._called.wait()
         self._called.clear()
         self._put_off(math.inf)
@@ -95,7 +94,8 @@ class WriteQueue:
 
 
 class GroupCommitConnection(sqlite3.Connection):
-    """A connection that takes a whole transaction in one call: each hop to its thread costs as much as a row."""
+    """A connection that runs a whole transaction in one call of executemany: each hop to its thread costs as much as a
+    row."""
 
     def executemany(self, statement: str, parameters: Any, /) -> sqlite3.Cursor:
         if statement != GROUP:

@@ -1,8 +1,7 @@
-"""How the pieces of tool calls in a streamed reply add up to whole calls.
+"""Joins the pieces of streamed tool calls into whole calls.
 
-Upstreams number parallel calls 0, 0, 0, give none of them a number, give two of them one ID, or none, and send the
-name last. So no single member tells where a call begins: `_begins` weighs all of them (decision 0052). Pure; knows
-nothing of the rest of a message.
+Upstreams number parallel calls 0, 0, 0, or not at all, repeat or omit IDs, and send the name last. No single member
+tells where a call begins, so `_begins` weighs all of them (decision 0052). Pure; reads tool calls only.
 """
 
 from __future__ import annotations

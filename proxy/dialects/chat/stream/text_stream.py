@@ -1,6 +1,4 @@
-"""A stream that says nothing but text, as most do, folded in one go. Knows only what `chat` would make of it, and
-leaves any other stream to it.
-"""
+"""Folds a stream of plain text in one pass, as most streams are; leaves any other one to `wire`. Pure."""
 
 from __future__ import annotations
 
