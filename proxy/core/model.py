@@ -82,14 +82,13 @@ class TrimPoint(NamedTuple):
 class Turn(Struct, frozen=True, gc=False):
     """One request with its reply, as it is stored.
 
-    A turn follows its parent: it keeps messages of the parent's line by `layout` (None: all of
-    them) and adds its own, `asked` and the reply. `system` is the leading system block as sent
-    (JSON objects joined by commas), empty for none, or None where it is the parent's. `reply` is
-    the reply as received, lossless; `rendered` the form of it that goes back upstream under `rendering_key`
-    (whose habits and which model family), None where the reply says nothing: only what was asked
-    is sent on then. `request` is the digest of the request's body; `resends` tells that its
-    client is one that resends its list. `usage` is the upstream's JSON. `trim_point` is where the window begins from
-    this turn on, in its own line; None where it is the parent's; `trimmed_for` is what it was made for (see `trim_points`).
+    A turn follows its parent: it keeps messages of the parent's line by `layout` (None: all of them) and adds its own,
+    `asked` and the reply. `system` is the leading system block as sent (JSON objects joined by commas), empty for none,
+    or None where it is the parent's. `reply` is the reply as received, lossless; `rendered` the form of it that goes
+    back upstream under `rendering_key` (whose habits and which model family), None where the reply says nothing: only
+    what was asked is sent on then. `request` is the digest of the request's body; `resends` tells that its client is
+    one that resends its list. `usage` is the upstream's JSON. `trim_point` is where the window begins from this turn
+    on, in its own line; None where it is the parent's; `trimmed_for` is what it was made for (see `trim_points`).
     `client` is the fingerprint of the software that asked and, where its list carried a history, of that list's first
     message; `traits` are flags.
     """

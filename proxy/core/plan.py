@@ -58,13 +58,13 @@ class Sent(NamedTuple):
 class Plan(Struct, frozen=True, dict=True):
     """What becomes of a request: how it is read, what goes upstream, and what is recorded of it.
 
-    The turn will follow `parent` by `layout` and add `asked`; `system` is the block in force, None for
-    none. `messages` go upstream behind the first `injected` of `path`; `pairs` says which of them are
-    in the line, ours to be sent in their place. `alone` tells that the list carries its history itself
-    and needs nothing of a turn in flight. `adopted` are the turns that the list brings along. `side` tells that it is
-    asked beside the conversation, or may be: the tip does not move to it. `spliced`: the line keeps what other clients
-    said, which this list has not; `branches`: what they say until it is kept itself stays on its branch. `demoted` are
-    turns in flight that turned out to be side requests. `client` and `carries_history` are kept with the turn (see `Turn`).
+    The turn will follow `parent` by `layout` and add `asked`; `system` is the block in force, None for none. `messages`
+    go upstream behind the first `injected` of `path`; `pairs` says which of them are in the line, ours to be sent in
+    their place. `alone` tells that the list carries its history itself and needs nothing of a turn in flight. `adopted`
+    are the turns that the list brings along. `side` tells that it is asked beside the conversation, or may be: the tip
+    does not move to it. `spliced`: the line keeps what other clients said, which this list has not; `branches`: what
+    they say until it is kept itself stays on its branch. `demoted` are turns in flight that turned out to be side
+    requests. `client` and `carries_history` are kept with the turn (see `Turn`).
     """
 
     decision: Decision

@@ -19,8 +19,9 @@ AHEAD = 256 * 1024  # bytes that may be kept ahead of the listener that has take
 
 
 class Broadcast:
-    """Written by a turn: `begin`, `write_nowait` per piece and `wait_writable` where that says so, then `end`, or `fail` at any time.
-    `limit` bounds the bytes that are kept for listeners who come later; beyond it there can be none."""
+    """Written by a turn: `begin`, `write_nowait` per piece and `wait_writable` where that says so, then `end`, or
+    `fail` at any time. `limit` bounds the bytes that are kept for listeners who come later; beyond it there can be
+    none."""
 
     def __init__(self, first: ClientStream, limit: int) -> None:
         self.status, self.headers = 0, Pairs()
@@ -100,7 +101,8 @@ class Broadcast:
         self._release()
 
     def fail(self, fault: ProxyError | None = None, broke: float | None = None) -> None:
-        """End what is not whole: with a reset, or with `fault` where nothing of it is out. `broke` as ClientStream's."""
+        """End what is not whole: with a reset, or with `fault` where nothing of it is out. `broke` as
+        ClientStream's."""
         if self.ended:
             return
         self.ended, self.fault = True, fault

@@ -23,8 +23,9 @@ from proxy.foundation.http_internals import connection_of, drained, let_drained,
 
 
 class ClientStream(web.StreamResponse):
-    """`begin`, `write_nowait` per piece and `wait_writable` where that says so, then `end`, `reset_later` or `reset`. After `disconnected` every
-    call does nothing. A handler returns it: as a response it writes its head and its body itself.
+    """`begin`, `write_nowait` per piece and `wait_writable` where that says so, then `end`, `reset_later` or `reset`.
+    After `disconnected` every call does nothing. A handler returns it: as a response it writes its head and its body
+    itself.
 
     A client that takes nothing for `limits.write_timeout` is gone, once `poll` is called.
     """

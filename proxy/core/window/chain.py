@@ -46,9 +46,9 @@ def due(
     same: Callable[[Turn], bool],
     groups: Groups,
 ) -> tuple[Leaving | None, float]:
-    """What is to be summarized of a session, and the tokens in a byte: what was cut and no summary tells of, and what
-    a turn over the limit would cut next. `trim_point`: the one in force; `base`: how far summaries have come; `frame`, `same`:
-    as `tokens` has them."""
+    """What is to be summarized of a session, and the tokens in a byte: what was cut and no summary tells of, and what a
+    turn over the limit would cut next. `trim_point`: the one in force; `base`: how far summaries have come; `frame`,
+    `same`: as `tokens` has them."""
     path = history.path
     whole = frame + len(trim_point.summary or b"")
     found = tokens(path, sizes_of(history, path), (trim_point.at, 0), len(path), Size(), whole, same)

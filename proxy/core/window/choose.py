@@ -51,8 +51,8 @@ def begin(
 ) -> int:
     """Where the window of a request begins that began at `start` so far, of a history up to `end`.
 
-    There, as long as no bound is exceeded. Else at one of the `legal_starts`, in rising order and behind `start`: deep, so
-    that it happens rarely, and on the grid where that leaves not much less. What fits no bound is cut as far as it
+    There, as long as no bound is exceeded. Else at one of the `legal_starts`, in rising order and behind `start`: deep,
+    so that it happens rarely, and on the grid where that leaves not much less. What fits no bound is cut as far as it
     can be, for the upstream to judge.
     """
     over = [bound for bound in bounds if bound.cost(start) > bound.limit]

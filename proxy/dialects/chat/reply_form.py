@@ -54,9 +54,9 @@ def reply_form(
     """A reply's message as it goes back upstream: `raw` itself where nothing has to change, None where nothing
     is left to say.
 
-    `bound`: the reply came from this upstream and model family; else all that holds only there is left out.
-    `without`: members that the upstream was seen to refuse. `interrupted`: the reply was broken off. `now`: in ms since the
-    epoch, for what goes back for a while only (see `expiry`).
+    `bound`: the reply came from this upstream and model family; else all that holds only there is left out. `without`:
+    members that the upstream was seen to refuse. `interrupted`: the reply was broken off. `now`: in ms since the epoch,
+    for what goes back for a while only (see `expiry`).
     """
     if (plain := _plain(raw)) is not None:
         return plain

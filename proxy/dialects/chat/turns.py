@@ -43,9 +43,9 @@ def turns_of(
 ) -> list[Turn]:
     """The turn `id`, behind those that its list brought along (they get IDs by `new_id`).
 
-    `remembered` is the system block in force at the parent, `request` the digest of the body, `trim_point` where its window
-    begins if that is new and `trimmed_for` what that was made for, the times are in ms since the epoch. Marks are taken
-    where the list carried a history: of another client's messages nobody may ever need them.
+    `remembered` is the system block in force at the parent, `request` the digest of the body, `trim_point` where its
+    window begins if that is new and `trimmed_for` what that was made for, the times are in ms since the epoch. Marks
+    are taken where the list carried a history: of another client's messages nobody may ever need them.
     """
     turns: list[Turn] = []
     traits = _traits(ask, plan)

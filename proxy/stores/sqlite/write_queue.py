@@ -3,9 +3,9 @@
 How a whole transaction goes through aiosqlite in one call: aiosqlite runs each method of a connection on the thread of
 that connection. It has none that runs a function of ours there, so `BEGIN`, each statement and `COMMIT` would each be a
 way to the thread and back. `executemany` hands on its two arguments without a look at them. So the store calls it with
-the sentinel GROUP in place of SQL, and with the statements of a transaction in place of rows. On the thread our subclass
-of the connection, `GroupCommitConnection`, knows the sentinel and runs the transaction. Any other SQL goes the usual
-way. A thread and a connection of our own in place of aiosqlite gained nothing (decision 67).
+the sentinel GROUP in place of SQL, and with the statements of a transaction in place of rows. On the thread our
+subclass of the connection, `GroupCommitConnection`, knows the sentinel and runs the transaction. Any other SQL goes the
+usual way. A thread and a connection of our own in place of aiosqlite gained nothing (decision 67).
 
 Knows SQL by name only, no session, and not how long a caller may wait.
 """
