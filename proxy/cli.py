@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from proxy import __version__
 from proxy.commands import backup, completion, db, doctor, init, restore
-from proxy.errors import CannotListen, ConfigError, ProxyError, StoreLocked
+from proxy.errors import CannotListen, ConfigError, ProxyError, StoreLocked, UnfitLibrary
 
 if TYPE_CHECKING:
     from proxy.config.model import Config
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return CONFIGURATION
-    except (CannotListen, StoreLocked, ProxyError, ValueError) as error:
+    except (CannotListen, StoreLocked, UnfitLibrary, ProxyError, ValueError) as error:
         print(f"session-proxy: {error}", file=sys.stderr)
         return FAILURE
     except KeyboardInterrupt:
@@ -100,7 +100,7 @@ def _load(file: Path | None, listen: str | None, upstream: str | None = None) ->
     """The configuration, and what in it is hardly meant: a file's, else the defaults, in front of `upstream` where
     one is named."""
     from proxy.config import model as config
-    from proxy.config import value_types as shapes
+    from proxy.config import value_types
 
     if file:
         loaded, doubts = config.examine(file, os.environ)
@@ -109,7 +109,7 @@ def _load(file: Path | None, listen: str | None, upstream: str | None = None) ->
     if upstream:
         first = loaded.upstreams[0].model_copy(update={"base_url": upstream})
         loaded = loaded.model_copy(update={"upstreams": (first, *loaded.upstreams[1:])})
-        doubts = [f"--upstream: {why}"] if (why := shapes.doubtful(upstream)) else []
+        doubts = [f"--upstream: {why}"] if (why := value_types.doubtful(upstream)) else []
     if listen and (problem := config.unsafe(loaded, listen)):
         raise ConfigError([problem])
     return loaded, doubts

@@ -146,5 +146,9 @@ class StoreLocked(Exception):
     """Another process holds the database; the message names it."""
 
 
+class UnfitLibrary(Exception):
+    """An installed library is not as the proxy needs it; the message says why and what to do."""
+
+
 class CannotListen(Exception):
     """The address cannot be listened on; the message says why and what to do."""

@@ -15,17 +15,17 @@ import pytest
 
 from proxy import errors
 from proxy.config import model as config
-from proxy.config import value_types as shapes
-from proxy.context import request_log as lines
+from proxy.config import value_types
+from proxy.context import request_log
 from proxy.core import headers
 from proxy.core.exchange import Verdict
 from proxy.downstream import cors
-from proxy.observe.counters import Numbers
+from proxy.observe.counters import Counters
 from proxy.observe.prometheus import Metrics, Present
-from proxy.server import sessions_api as api
-from proxy.stores.base import Standing
+from proxy.server import sessions_api
+from proxy.stores.base import StoreStats
 from proxy.stores.sqlite.migration import steps
-from proxy.turns import chat_request as call
+from proxy.turns import chat_request
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "reference"
@@ -111,7 +111,7 @@ def _section(annotation: Any) -> type[config.Section] | None:
 
 def _kind(hint: Any) -> str:
     for name, word in WORDS.items():
-        if hint == getattr(shapes, name):
+        if hint == getattr(value_types, name):
             return word
     if hint is bool:
         return "`true` or `false`"
@@ -144,7 +144,9 @@ def test_every_type_of_value_is_told_in_the_words_of_the_error_message() -> None
     assert page.keys() == set(WORDS.values())
     for name, word in WORDS.items():
         said = [
-            each.say for each in getattr(getattr(shapes, name), "__metadata__", ()) if isinstance(each, shapes.Shape)
+            each.say
+            for each in getattr(getattr(value_types, name), "__metadata__", ())
+            if isinstance(each, value_types.Shape)
         ]
         assert not said or page[word] == said[0].replace("|", "\\|"), name
 
@@ -153,8 +155,8 @@ def test_every_type_of_value_is_told_in_the_words_of_the_error_message() -> None
 
 
 def test_every_metric_stands_there_with_kind_and_labels_and_no_other() -> None:
-    metrics = Metrics(Numbers())
-    metrics.render(Present(0, 0, 0, False, Standing()))
+    metrics = Metrics(Counters())
+    metrics.render(Present(0, 0, 0, False, StoreStats()))
     known = set()
     for family in metrics.collect():
         name = family.name.removeprefix("session_proxy_") + ("_total" if family.type == "counter" else "")
@@ -179,8 +181,8 @@ def test_every_header_that_a_request_may_carry_stands_there_and_no_other() -> No
 
 
 def test_every_header_that_an_answer_carries_stands_there_and_no_other() -> None:
-    exposed = set(cors._EXPOSED.split(", ")) | {name for name, _ in call.of_turn("", "", "", 0, 0)}
-    exposed |= {lines.NAME, lines.CHOSEN, call.not_recorded("")[0]}
+    exposed = set(cors._EXPOSED.split(", ")) | {name for name, _ in chat_request.of_turn("", "", "", 0, 0)}
+    exposed |= {request_log.NAME, request_log.CHOSEN, chat_request.not_recorded("")[0]}
     own = {"retry-after", "x-should-retry", "cache-control", "www-authenticate"}
     browser = {name for name in named("In an answer") if name.startswith("access-control-")}
     assert named("In an answer") == exposed | own | browser
@@ -201,12 +203,12 @@ def test_no_x_session_header_of_the_code_is_missing() -> None:
 @pytest.mark.parametrize(
     ("header", "words"),
     [
-        ("x-session-mode", call._MODES),
-        ("x-session-on-busy", call._BUSY),
-        ("x-session-on-disconnect", call._POLICIES),
-        ("x-session-must-exist", call._YES),
-        ("x-session-dry-run", call._YES),
-        ("x-session-store", call._NO),
+        ("x-session-mode", chat_request._MODES),
+        ("x-session-on-busy", chat_request._BUSY),
+        ("x-session-on-disconnect", chat_request._POLICIES),
+        ("x-session-must-exist", chat_request._YES),
+        ("x-session-dry-run", chat_request._YES),
+        ("x-session-store", chat_request._NO),
     ],
 )
 def test_every_value_of_a_header_stands_there_and_no_other(header: str, words: Any) -> None:
@@ -219,7 +221,9 @@ def test_every_value_of_a_header_stands_there_and_no_other(header: str, words: A
 
 def test_every_path_of_the_session_api_stands_there_and_no_other() -> None:
     page = {tuple(ticked(row[0])[0].split(" ")) for row in rows("endpoints.md", "Sessions")}
-    known = {(method, f"/sessions/ID/{path}".rstrip("/")) for path, each in api._ROUTES.items() for method in each}
+    known = {
+        (method, f"/sessions/ID/{path}".rstrip("/")) for path, each in sessions_api._ROUTES.items() for method in each
+    }
     assert {(method, path.partition("?")[0]) for method, path in page} == known
 
 
@@ -227,8 +231,8 @@ def test_every_path_of_the_session_api_stands_there_and_no_other() -> None:
 
 
 def test_every_field_of_a_request_s_line_stands_there_and_no_other() -> None:
-    told = inspect.getsource(lines._told)
-    fields = set(re.findall(r'told\["(\w+)"\]', told)) | set(re.findall(r'"(\w+)":', told))
+    told = inspect.getsource(request_log._fields)
+    fields = set(re.findall(r'fields\["(\w+)"\]', told)) | set(re.findall(r'"(\w+)":', told))
     page = [name for row in rows("log.md", "Fields of a request") for name in ticked(row[0])]
     assert set(page) == fields | {"time", "level", "logger"} and len(page) == len(set(page))
 

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from proxy.commands import db_location as place
+from proxy.commands import db_location
 from proxy.commands.progress import bar
 
 BATCH = 100  # sessions; a batch is one short transaction
@@ -20,14 +20,14 @@ def add(commands: Any) -> None:
     parser = commands.add_parser("db", help="check, measure or purge the database, also while the proxy runs")
     verbs = parser.add_subparsers(required=True, metavar="COMMAND")
     check = verbs.add_parser("check", help="whether the database is whole")
-    place.add_options(check)
+    db_location.add_options(check)
     check.set_defaults(command=_check)
     stats = verbs.add_parser("stats", help="how much is in the database")
-    place.add_options(stats)
+    db_location.add_options(stats)
     stats.add_argument("--json", action="store_true", help="for programs: bytes, and ms since the epoch")
     stats.set_defaults(command=_stats)
     purge = verbs.add_parser("purge", help="forget the sessions that were silent for long")
-    place.add_options(purge)
+    db_location.add_options(purge)
     purge.add_argument(
         "--older-than", type=_duration, required=True, metavar="TIME", help="silent for so long, such as 12h or 30d"
     )
@@ -39,7 +39,7 @@ def _check(options: argparse.Namespace) -> int:
     from proxy.stores.sqlite import inspection
     from proxy.stores.sqlite import snapshot as reading
 
-    database = place.database(options)
+    database = db_location.database(options)
     with reading.snapshot(database) as connection:
         found = inspection.problems(connection, bar("check"))
         if not found:
@@ -60,7 +60,7 @@ def _stats(options: argparse.Namespace) -> int:
     from proxy.stores.sqlite import inspection
     from proxy.stores.sqlite import snapshot as reading
 
-    database = place.database(options)
+    database = db_location.database(options)
     with reading.snapshot(database) as connection:
         found = inspection.stats(connection, database)
     if options.json:
@@ -78,7 +78,7 @@ def _purge(options: argparse.Namespace) -> int:
     from proxy.stores.sqlite import inspection
     from proxy.stores.sqlite import snapshot as reading
 
-    database = place.database(options)
+    database = db_location.database(options)
     now = time.time_ns() // 1_000_000
     with reading.snapshot(database) as connection:
         inspection.refuse_older(connection)

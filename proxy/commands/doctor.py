@@ -7,7 +7,7 @@ import asyncio
 import os
 from typing import TYPE_CHECKING, Any
 
-from proxy.commands import db_location as place
+from proxy.commands import db_location
 
 if TYPE_CHECKING:
     from proxy.commands.finding import Finding
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def add(commands: Any) -> None:
     parser = commands.add_parser("doctor", help="examine configuration, state, machine, upstreams and front proxy")
-    place.add_options(parser)
+    db_location.add_options(parser)
     parser.add_argument(
         "--through", type=_url, metavar="URL", help="the base URL that clients have: which session headers arrive there"
     )
@@ -25,15 +25,15 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from proxy.commands import doctor_machine as machine
+    from proxy.commands import doctor_machine
 
-    config, database = place.load(options)
+    config, database = db_location.load(options)
     key = None
     if options.key and not (key := os.environ.get(options.key)):
         raise ValueError(f"{options.key} is not set. Put a client's key into it, or leave --key out.")
-    found = [*machine.config_file(options.config, config), *machine.sqlite(), *machine.open_files(database)]
-    found += machine.state(database) if database else []
-    found += machine.listener(config, database)
+    found = [*doctor_machine.config_file(options.config, config), *doctor_machine.sqlite(), *doctor_machine.http()]
+    found += [*doctor_machine.open_files(database), *(doctor_machine.state(database) if database else [])]
+    found += doctor_machine.listener(config, database)
     for finding in found:
         _show(finding)
     found += asyncio.run(_network(config, options.through, key))
@@ -41,13 +41,13 @@ def run(options: argparse.Namespace) -> int:
 
 
 async def _network(config: Config, url: str | None, key: str | None) -> list[Finding]:
-    from proxy.commands import doctor_network as network
+    from proxy.commands import doctor_network
 
     found = []
-    async for finding in network.upstreams(config):
+    async for finding in doctor_network.upstreams(config):
         found.append(_show(finding))
     if url:
-        async for finding in network.through(url, config.sessions.headers, key):
+        async for finding in doctor_network.through(url, config.sessions.headers, key):
             found.append(_show(finding))
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import re
@@ -10,11 +11,13 @@ import shutil
 import socket
 import sqlite3
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 from proxy.commands.finding import Finding
 from proxy.config.model import Config, address, examine
 from proxy.errors import StoreUnavailable
+from proxy.foundation.self_test import unfit
 from proxy.service import control_socket as control
 from proxy.stores.secret import load_secret, refuse_foreign, secret_path
 from proxy.stores.sqlite.inspection import refuse_older, seal, stats
@@ -133,6 +136,16 @@ def sqlite() -> Iterator[Finding]:
     if sqlite3.sqlite_version_info < FIXED:
         said += "; before 3.51.3 no other program may write to the database while the proxy runs"
     yield Finding("ok", said)
+
+
+def http() -> Iterator[Finding]:
+    """The test that `serve` makes at its start."""
+    with asyncio.Runner() as runner:
+        why = unfit(runner.get_loop(), os.environ)
+    if why:
+        yield Finding("fail", f"HTTP: {why}")
+    else:
+        yield Finding("ok", f"HTTP: aiohttp {metadata.version('aiohttp')} is as the proxy needs it")
 
 
 def open_files(database: Path | None) -> Iterator[Finding]:

@@ -31,7 +31,7 @@ def greeting(config: Config, listen: str, with_demo: bool) -> str:
         return _said(f"{where}. Try in another shell:", curl, headers, '"demo"', name)
     where += f", in front of {upstream.base_url}."
     host, credential = urlsplit(upstream.base_url).hostname or "", ""
-    if not (upstream.api_key and config.lends):
+    if not (upstream.api_key and config.lends_key):
         variable = "CLIENT_KEY" if upstream.api_key else _KEYS.get(host, "UPSTREAM_API_KEY")
         whose = "a client's key" if upstream.api_key else "your key for that upstream"
         credential = f' -H "Authorization: Bearer ${variable}"'

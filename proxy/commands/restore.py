@@ -7,13 +7,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from proxy.commands import db_location as place
+from proxy.commands import db_location
 from proxy.commands.progress import bar
 
 
 def add(commands: Any) -> None:
     parser = commands.add_parser("restore", help="bring a backup back, while the proxy is stopped")
-    place.add_options(parser)
+    db_location.add_options(parser)
     parser.add_argument("folder", type=Path, metavar="BACKUP", help="a folder that a backup made")
     parser.set_defaults(command=run)
 
@@ -21,7 +21,7 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     from proxy.stores.sqlite import backup
 
-    database = place.database(options)
+    database = db_location.database(options)
     aside = database.with_name("replaced-" + time.strftime(backup.STAMP, time.gmtime()))
     replaced = backup.restore(options.folder, database, aside, bar("restore"))
     print(f"{database} is restored.")

@@ -41,7 +41,7 @@ from proxy.config.value_types import (
     doubtful,
 )
 from proxy.config.workable import clashes, too_small, unsummarized
-from proxy.config.yaml_source import Place, Source
+from proxy.config.yaml_source import KeyPath, Source
 from proxy.errors import ConfigError
 
 _MOUNTS = ["/v1", "/api/publicLLM"]
@@ -176,13 +176,13 @@ class Config(Section):
     shutdown: Shutdown = _is({})
 
     @property
-    def lends(self) -> bool:
+    def lends_key(self) -> bool:
         """Whether whoever reaches us uses a key of ours."""
         return not self.clients and any([upstream.api_key for upstream in self.upstreams])
 
     @property
     def tenant_rule(self) -> Literal["credential", "one"] | FromHeader:
-        if self.lends and "tenant" not in self.model_fields_set and loopback(self.listen):
+        if self.lends_key and "tenant" not in self.model_fields_set and loopback(self.listen):
             return "one"
         return self.tenant
 
@@ -203,7 +203,7 @@ def unsafe(config: Config, listen: str) -> str | None:
         "would lend your api_key to everybody who reaches this address; listen on 127.0.0.1 or unix:/path,"
         " list the callers under clients, or remove api_key"
     )
-    return say if config.lends and not loopback(listen) else None
+    return say if config.lends_key and not loopback(listen) else None
 
 
 def _unguarded(config: Config) -> str | None:
@@ -244,7 +244,7 @@ def _explain(source: Source, error: ErrorDetails) -> None:
         source.problem(place, what)
 
 
-def _unknown(place: Place, keys: list[str]) -> str:
+def _unknown(place: KeyPath, keys: list[str]) -> str:
     if not keys:
         model: Any = Config
         for step in place[:-1]:
@@ -293,7 +293,7 @@ def examine(path: str | Path, environ: Mapping[str, str]) -> tuple[Config, list[
     return config, [f"{path}:{line}:{at}: warning: {what}" for line, at, what in sorted(doubts)]
 
 
-def _doubts(config: Config) -> Iterator[tuple[Place, str]]:
+def _doubts(config: Config) -> Iterator[tuple[KeyPath, str]]:
     urls = [(("upstreams", index, "base_url"), each.base_url) for index, each in enumerate(config.upstreams)]
     yield from [(place, why) for place, url in urls if (why := doubtful(url))]
     history = config.history

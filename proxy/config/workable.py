@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from proxy.config.value_types import rows
-from proxy.config.yaml_source import Place, Source
+from proxy.config.yaml_source import KeyPath, Source
 from proxy.core.window.chain import BYTES, LEAST, SHARE, most_of, room
 from proxy.core.window.token_estimate import RATIO
 
@@ -18,7 +18,7 @@ MESSAGES = 3  # a summary, what stands behind it, and one message
 
 def clashes(source: Source, data: dict[str, Any], mounts: list[str]) -> None:
     """What has to be unique and is not. `mounts` are those of an upstream that names none."""
-    first: dict[tuple[str, str], Place] = {}
+    first: dict[tuple[str, str], KeyPath] = {}
     unique = (("upstreams", "mount", mounts), ("clients", "name", None), ("clients", "key_hashes", None))
     for section, key, default in unique:
         for index, entry in enumerate(rows(data.get(section))):
@@ -59,7 +59,7 @@ def too_small(
         )
 
 
-def unsummarized(keys: Sequence[bool], tokens: int | None, most: int | None) -> Iterator[tuple[Place, str]]:
+def unsummarized(keys: Sequence[bool], tokens: int | None, most: int | None) -> Iterator[tuple[KeyPath, str]]:
     """What `overflow: summarize` will not do: at upstreams without a key of ours, and for a summary that is to have
     `most` tokens where the limit is `tokens`."""
     without = "so that what is left out of its sessions is trimmed, and no summary is asked for"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-Place = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 
 _VARIABLE = re.compile(r"\$\$\{|\$\{(?:([A-Za-z_]\w*)(?::-([^}]*))?\}|file:([^}]+)\}|)", re.ASCII)
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -26,14 +26,14 @@ class Source:
 
     file: Path
     environ: Mapping[str, str]
-    places: dict[Place, yaml.Mark] = field(default_factory=dict)
-    broken: set[Place] = field(default_factory=set)
+    places: dict[KeyPath, yaml.Mark] = field(default_factory=dict)
+    broken: set[KeyPath] = field(default_factory=set)
     problems: list[tuple[int, int, str]] = field(default_factory=list)
 
-    def problem(self, place: Place, what: str, mark: yaml.Mark | None = None) -> None:
+    def problem(self, place: KeyPath, what: str, mark: yaml.Mark | None = None) -> None:
         self.problems.append(self.told(place, what, mark))
 
-    def told(self, place: Place, what: str, mark: yaml.Mark | None = None) -> tuple[int, int, str]:
+    def told(self, place: KeyPath, what: str, mark: yaml.Mark | None = None) -> tuple[int, int, str]:
         """Line, column and words of what is to be said of a place."""
         at, path = mark or self.places.get(place, _START), ".".join(map(str, place))
         return at.line + 1, at.column + 1, f"{path}: {what}" if path else what
@@ -49,7 +49,7 @@ class Source:
             self.problem((), f"cannot be read: {what}; correct this", getattr(wrong, "problem_mark", None))
             return {}
 
-    def value(self, node: yaml.Node, place: Place) -> object:
+    def value(self, node: yaml.Node, place: KeyPath) -> object:
         self.places.setdefault(place, node.start_mark)
         if len(place) > 8 or not node.tag.startswith("tag:yaml.org,2002:"):
             self.refuse(place, "has a YAML tag or is nested too deeply; write a plain value")
@@ -63,7 +63,7 @@ class Source:
             return text.lower() in ("true", "yes", "on")
         return None if node.tag.endswith(":null") or not (text or vars(node)["style"]) else text
 
-    def mapping(self, node: yaml.MappingNode, place: Place) -> dict[str, object]:
+    def mapping(self, node: yaml.MappingNode, place: KeyPath) -> dict[str, object]:
         made: dict[str, object] = {}
         for key, value in node.value:
             name = key.value if isinstance(key, yaml.ScalarNode) else "?"
@@ -75,11 +75,11 @@ class Source:
                 made[name] = self.value(value, here)
         return made
 
-    def refuse(self, place: Place, what: str) -> None:
+    def refuse(self, place: KeyPath, what: str) -> None:
         self.broken.add(place)  # pydantic then finds fault with what stands in its place: one line is enough
         self.problem(place, what)
 
-    def expand(self, found: re.Match[str], place: Place) -> str:
+    def expand(self, found: re.Match[str], place: KeyPath) -> str:
         name, default, path = found.groups()
         if found[0] == "$${":
             return "${"
@@ -104,8 +104,8 @@ class Source:
         except (OSError, ValueError):
             return value
 
-    def find(self, steps: Place) -> Place:
-        place: Place = ()
+    def find(self, steps: KeyPath) -> KeyPath:
+        place: KeyPath = ()
         for step in steps:  # pydantic also names its own steps, which stand nowhere in the file
             place = (*place, step) if (*place, step) in self.places else place
         return place

@@ -41,10 +41,10 @@ class InFlight(Protocol):
         One that is about to end by itself may, unless `at_once`."""
 
 
-Turn = TypeVar("Turn", bound=InFlight)
+TurnT = TypeVar("TurnT", bound=InFlight)
 
 
-class Place:
+class QueueSlot:
     """A place in a session's line, held until `leave`: it ends with its turn, never with a socket."""
 
     def __init__(self, leave: Callable[[], None]) -> None:
@@ -56,23 +56,23 @@ class Place:
             leave()
 
 
-class Live(Generic[Turn]):
+class TurnRegistry(Generic[TurnT]):
     """Lines by session, first in first out, and the tasks that a stop waits for."""
 
     def __init__(self) -> None:
         self.leaving = False  # no connection is kept for another request
         self.draining = False
-        self._lines: dict[SessionKey, deque[asyncio.Future[None]]] = {}
+        self._queues: dict[SessionKey, deque[asyncio.Future[None]]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._turns: dict[SessionKey, list[Turn]] = {}
+        self._turns: dict[SessionKey, list[TurnT]] = {}
         self._commits: dict[SessionKey, asyncio.Future[None] | None] = {}
         self._delivered: OrderedDict[SessionKey, tuple[str, bool]] = OrderedDict()
 
     @property
     def in_use(self) -> set[SessionKey]:
-        return self._lines.keys() | self._turns.keys()
+        return self._queues.keys() | self._turns.keys()
 
-    def turns(self, key: SessionKey) -> list[Turn]:
+    def turns(self, key: SessionKey) -> list[TurnT]:
         """The turns of a session that are in flight, in the order of their start."""
         return list(self._turns.get(key, ()))
 
@@ -80,10 +80,10 @@ class Live(Generic[Turn]):
         """The turns that those in flight will follow."""
         return [turn.parent for turn in self.turns(key) if turn.parent is not None]
 
-    def enter(self, key: SessionKey, turn: Turn) -> None:
+    def enter(self, key: SessionKey, turn: TurnT) -> None:
         self._turns.setdefault(key, []).append(turn)
 
-    def leave(self, key: SessionKey, turn: Turn) -> None:
+    def leave(self, key: SessionKey, turn: TurnT) -> None:
         self._turns[key].remove(turn)
         if not self._turns[key]:
             del self._turns[key]
@@ -124,12 +124,12 @@ class Live(Generic[Turn]):
         latest, whole = self._delivered.get(key, ("", False))
         return whole if latest == id else None
 
-    def take(self, key: SessionKey) -> Place | None:
+    def take_slot(self, key: SessionKey) -> QueueSlot | None:
         """The place of the session's next turn, where nobody has it."""
-        if key in self._lines:
+        if key in self._queues:
             return None
-        self._lines[key] = deque()
-        return Place(lambda: self._next(key))
+        self._queues[key] = deque()
+        return QueueSlot(lambda: self._next(key))
 
     @property
     def in_flight(self) -> int:
@@ -139,21 +139,21 @@ class Live(Generic[Turn]):
     @property
     def waiting(self) -> int:
         """Requests that stand in line."""
-        return sum([len(line) for line in self._lines.values()])
+        return sum([len(queue) for queue in self._queues.values()])
 
-    async def place(self, key: SessionKey, limit: int, timeout: float) -> Place:
+    async def wait_for_slot(self, key: SessionKey, limit: int, timeout: float) -> QueueSlot:
         """Wait for the place of the session's next turn: at most `limit` wait, each `timeout` seconds.
 
         Raises SessionQueueFull, SessionBusy, Draining.
         """
         self.refuse_when_draining()
-        if place := self.take(key):
-            return place
-        line = self._lines[key]
-        if len(line) >= limit:
+        if slot := self.take_slot(key):
+            return slot
+        queue = self._queues[key]
+        if len(queue) >= limit:
             raise SessionQueueFull(f"{limit} requests wait for this session already. Send this one again later.")
         turn = asyncio.get_running_loop().create_future()
-        line.append(turn)
+        queue.append(turn)
         try:
             async with asyncio.timeout(timeout):
                 await turn
@@ -162,13 +162,13 @@ class Live(Generic[Turn]):
             if isinstance(error, TimeoutError):
                 raise SessionBusy("The session's turns before this one took too long. Send it again later.") from None
             raise
-        place = Place(lambda: self._next(key))
+        slot = QueueSlot(lambda: self._next(key))
         try:
             self.refuse_when_draining()  # it waited when the drain began, which does not wait for it
         except Draining:
-            place.leave()
+            slot.leave()
             raise
-        return place
+        return slot
 
     @contextmanager
     def joined(self) -> Iterator[None]:
@@ -215,17 +215,17 @@ class Live(Generic[Turn]):
             raise Draining(_DRAINING)
 
     def _next(self, key: SessionKey) -> None:
-        line = self._lines[key]
-        while line:
-            turn = line.popleft()
+        queue = self._queues[key]
+        while queue:
+            turn = queue.popleft()
             if not turn.done():
                 turn.set_result(None)
                 return
-        del self._lines[key]
+        del self._queues[key]
 
     def _give_up(self, key: SessionKey, turn: asyncio.Future[None]) -> None:
         """Leave the line; where the place was given in the same moment, hand it on."""
         if turn.done() and not turn.cancelled():
             self._next(key)
-        elif turn in (line := self._lines[key]):
-            line.remove(turn)
+        elif turn in (queue := self._queues[key]):
+            queue.remove(turn)

@@ -19,7 +19,7 @@ from msgspec import Struct
 from proxy.context.runtime import Runtime
 from proxy.core.model import SessionKey
 from proxy.downstream.client_request import ClientRequest, RequestKey
-from proxy.downstream.client_stream import Answered, Listener
+from proxy.downstream.client_stream import ClientStream, HandlerResult
 
 NAME = "x-request-id"
 CHOSEN = "x-session-id"
@@ -30,7 +30,7 @@ _PATH, _METHOD = 200, 16  # characters that are shown
 _WRONG = ("broken", "unkept")
 
 
-class Line(Struct, gc=False):
+class AccessRecord(Struct, gc=False):
     """Moments are those of the monotonic clock in seconds, 0 for one that has not come.
 
     `read`: the body is here. `asked`: the request is on its way to the upstream. `ended`: the upstream's end is here.
@@ -38,7 +38,7 @@ class Line(Struct, gc=False):
     """
 
     id: str
-    begun: float
+    begin: float
     is_given: bool = False  # the client named it
     route: str = "other"
     upstream: str = ""
@@ -60,63 +60,63 @@ class Line(Struct, gc=False):
         """Seconds that the proxy itself took, before it asked and behind the upstream's end."""
         if not self.asked:
             return None
-        before = self.asked - (self.read or self.begun) - self.queue
+        before = self.asked - (self.read or self.begin) - self.queue
         return max(0.0, before + (self.released - self.ended if self.released else 0.0))
 
 
-KEY = RequestKey("line", Line)
+KEY = RequestKey("line", AccessRecord)
 
 
-def begun(request: ClientRequest, runtime: Runtime) -> Line:
+def begin(request: ClientRequest, runtime: Runtime) -> AccessRecord:
     """The line of a request that has just come."""
     given = request.headers.get(NAME)
     if given is not None and GIVEN.fullmatch(given):
-        line = Line(given, time.monotonic(), True)
+        access = AccessRecord(given, time.monotonic(), True)
     else:
-        line = Line(runtime.request_id(), time.monotonic(), given is not None)
-    request[KEY] = line
-    return line
+        access = AccessRecord(runtime.request_id(), time.monotonic(), given is not None)
+    request[KEY] = access
+    return access
 
 
-def of(request: ClientRequest) -> Line:
+def of(request: ClientRequest) -> AccessRecord:
     return request[KEY]
 
 
-def over(request: ClientRequest, runtime: Runtime, line: Line, answer: Answered | None) -> None:
+def finish(request: ClientRequest, runtime: Runtime, access: AccessRecord, answer: HandlerResult | None) -> None:
     """It has its answer; None where its client has gone without one."""
     now = time.monotonic()
     first: float | None = None
     status = size = 0
     gone, reset = answer is None, ""
-    if isinstance(answer, Listener):
-        status, size, gone, reset = answer.status, answer.size, answer.gone and not answer.why, answer.why
-        first = answer.first - line.begun if answer.first else None
+    if isinstance(answer, ClientStream):
+        status, size, gone, reset = answer.status, answer.size, answer.disconnected and not answer.why, answer.why
+        first = answer.first - access.begin if answer.first else None
     elif answer is not None:
         status, body = answer.status, getattr(answer, "body", None)
         size = len(body) if isinstance(body, bytes) else 0
-    total, overhead = now - line.begun, line.overhead
-    runtime.numbers.answered(line.route, line.upstream, status, total, first, overhead)
-    if line.queue:
-        runtime.numbers.queue.add(line.queue)
-    if line.fault:
-        runtime.numbers.rejected[line.fault] += 1
-    if lines := runtime.lines:
-        level = _level(line, status)
+    total, overhead = now - access.begin, access.overhead
+    runtime.counters.answered(access.route, access.upstream, status, total, first, overhead)
+    if access.queue:
+        runtime.counters.queue.add(access.queue)
+    if access.fault:
+        runtime.counters.rejected[access.fault] += 1
+    if lines := runtime.log:
+        level = _level(access, status)
         if level >= lines.level:
             lines.request(
-                level, _told(request, line, status, size, gone, reset, total, first, overhead, runtime.secret)
+                level, _fields(request, access, status, size, gone, reset, total, first, overhead, runtime.secret)
             )
 
 
-def _level(line: Line, status: int) -> int:
-    if line.route == "health" and status < 400:
+def _level(access: AccessRecord, status: int) -> int:
+    if access.route == "health" and status < 400:
         return logging.DEBUG  # somebody asks every few seconds
-    return logging.WARNING if line.outcome in _WRONG or status >= 500 else logging.INFO
+    return logging.WARNING if access.outcome in _WRONG or status >= 500 else logging.INFO
 
 
-def _told(
+def _fields(
     request: ClientRequest,
-    line: Line,
+    access: AccessRecord,
     status: int,
     size: int,
     gone: bool,
@@ -126,33 +126,33 @@ def _told(
     overhead: float | None,
     secret: bytes,
 ) -> dict[str, Any]:
-    told: dict[str, Any] = {"method": request.method[:_METHOD], "path": _shown(request.raw_path), "status": status}
-    told["request"] = line.id
-    if key := line.key:
-        told["tenant"], told["session"] = names(key, secret)
-    if line.upstream:
-        told["upstream"] = _shown(line.upstream)
-    if line.decision:
-        told["decision"] = line.decision
-    if line.turn:
-        told["turn"] = line.turn
-    if line.outcome:
-        told["outcome"] = line.outcome
-    if line.fault:
-        told["error"] = line.fault
+    fields: dict[str, Any] = {"method": request.method[:_METHOD], "path": _shown(request.raw_path), "status": status}
+    fields["request"] = access.id
+    if key := access.key:
+        fields["tenant"], fields["session"] = names(key, secret)
+    if access.upstream:
+        fields["upstream"] = _shown(access.upstream)
+    if access.decision:
+        fields["decision"] = access.decision
+    if access.turn:
+        fields["turn"] = access.turn
+    if access.outcome:
+        fields["outcome"] = access.outcome
+    if access.fault:
+        fields["error"] = access.fault
     if gone:
-        told["client"] = "gone"
+        fields["client"] = "gone"
     if reset:
-        told["reset"] = reset
-    told["in"], told["out"] = line.size, size
-    if line.queue:
-        told["queue_ms"] = _ms(line.queue)
+        fields["reset"] = reset
+    fields["in"], fields["out"] = access.size, size
+    if access.queue:
+        fields["queue_ms"] = _ms(access.queue)
     if first is not None:
-        told["first_ms"] = _ms(first)
-    told["total_ms"] = _ms(total)
+        fields["first_ms"] = _ms(first)
+    fields["total_ms"] = _ms(total)
     if overhead is not None:
-        told["overhead_ms"] = _ms(overhead)
-    return told
+        fields["overhead_ms"] = _ms(overhead)
+    return fields
 
 
 def _ms(seconds: float) -> float:

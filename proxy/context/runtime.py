@@ -9,12 +9,12 @@ from typing import Any
 
 from proxy.config.model import Config
 from proxy.context.failures import Failures
-from proxy.context.in_flight import Live
+from proxy.context.in_flight import TurnRegistry
 from proxy.context.routing import Target, find
 from proxy.context.summaries import Summaries
-from proxy.downstream.watch import LOOK, Watch
-from proxy.observe.counters import Numbers
-from proxy.observe.log import Lines
+from proxy.downstream.watch import POLL_INTERVAL, Poller
+from proxy.observe.counters import Counters
+from proxy.observe.log import LogHandler
 from proxy.stores.base import Store
 from proxy.upstream.client import Client
 
@@ -46,28 +46,32 @@ class Runtime:
     secret: bytes
     now: Callable[[], int]
     turn_id: Callable[[], str]
-    live: Live[Any] = field(default_factory=Live)  # of turn.RecordedTurn, which is made of a runtime
+    registry: TurnRegistry[Any] = field(
+        default_factory=TurnRegistry
+    )  # of turn.RecordedTurn, which is made of a runtime
     summaries: Summaries = field(default_factory=Summaries)
-    watch: Watch = field(init=False)
+    poller: Poller = field(init=False)
     request_id: Callable[[], str] = field(default_factory=lambda: map("req_{}".format, itertools.count(1)).__next__)
-    numbers: Numbers = field(default_factory=Numbers)
-    lines: Lines | None = None
+    counters: Counters = field(default_factory=Counters)
+    log: LogHandler | None = None
     noted: Noted = field(default_factory=Noted)
     failures: Failures = field(default_factory=Failures)
     _routes: dict[tuple[str, str], Target | None] = field(default_factory=dict)
     _routed: Config | None = None
 
     def __post_init__(self) -> None:
-        self.watch = Watch(lambda: min(LOOK, self.config.limits.write_timeout), lambda: self.live.draining)
+        self.poller = Poller(
+            lambda: min(POLL_INTERVAL, self.config.limits.write_timeout), lambda: self.registry.draining
+        )
 
     def find(self, raw_target: str, method: str) -> Target | None:
         """Where a request goes; see `routing.find`. What was found is remembered as long as the configuration holds."""
         if self._routed is not self.config:
             self._routed, self._routes = self.config, {}
-        place = (raw_target, method)
-        if place in self._routes:
-            return self._routes[place]
+        key = (raw_target, method)
+        if key in self._routes:
+            return self._routes[key]
         found = find(raw_target, method, self.config.upstreams)
         if len(self._routes) < ROUTES:
-            self._routes[place] = found
+            self._routes[key] = found
         return found

@@ -10,8 +10,8 @@ from collections import Counter, OrderedDict
 from collections.abc import Coroutine
 from typing import Any, NamedTuple
 
-from proxy.core.matching.alignment import Line
-from proxy.core.model import Cut, SessionKey
+from proxy.core.matching.alignment import Entries
+from proxy.core.model import SessionKey, TrimPoint
 from proxy.core.window.chain import digest
 
 log = logging.getLogger("proxy.summary")
@@ -27,7 +27,7 @@ class Ready(NamedTuple):
     """A summary as the cut that it makes, the digest of the messages that it tells of, and the model that it was made
     for. Where it does not tell of all that leaves yet, the cut is at 0."""
 
-    cut: Cut
+    trim_point: TrimPoint
     digest: bytes
     model: str | None = None
 
@@ -45,13 +45,13 @@ class Summaries:
         self._asking: dict[SessionKey, asyncio.Task[None]] = {}
         self._hosts: Counter[str] = Counter()
 
-    def ready(self, key: SessionKey, line: Line, beyond: int = 0) -> Ready | None:
+    def ready(self, key: SessionKey, path: Entries, beyond: int = 0) -> Ready | None:
         """How far the summaries of a session have come, where that is beyond so many messages and the line begins with
         what they tell of."""
         found = self._ready.get(key)
-        if found is None or not beyond < found.cut.covered <= len(line):
+        if found is None or not beyond < found.trim_point.covered <= len(path):
             return None
-        return found if digest(line, found.cut.covered) == found.digest else None
+        return found if digest(path, found.trim_point.covered) == found.digest else None
 
     def is_free(self, key: SessionKey, host: str = "") -> bool:
         """Whether one may be asked for."""

@@ -1,1 +1,1 @@
-"""History, matching, window, exchange: functions over bytes and values."""
+"""Pure functions and values: histories, matching, windows, exchanges. No I/O."""

@@ -1,4 +1,4 @@
-"""Chunks of HTTP/1.1, in which a body goes whose length nobody knows (RFC 9112, section 7.1). Pure."""
+"""Encodes HTTP/1.1 chunks (RFC 9112, section 7.1), for a body of unknown length. Pure."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""A reply in flight, as a state machine over bytes.
+"""Tracks one reply in flight, as a state machine over bytes.
 
-Says what may go on to the client now, what must wait for the commit, and at the end what
-remains: a reply to record, nothing, or a break. Never raises: what it cannot understand it
-passes on and does not record. Knows neither sockets nor stores; what the bytes mean it asks
-the dialect.
+Says which bytes may go to the client now and which are held until the commit; at the end, what is to be recorded and
+whether the end may be released. It never raises: a body that it cannot read passes unchanged and is not recorded.
+Knows no socket and no store; the dialect reads the bytes.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from proxy.core.sse import BOM, Terminator
 
 
 class Dialect(Protocol):
-    """How a kind of reply is read. Functions only; one module per dialect."""
+    """How replies of one API are read. Functions only; one module per dialect."""
 
     def fold_stream(self, body: bytes) -> Reply: ...
 
@@ -44,12 +43,12 @@ class Verdict(Enum):
     COMPLETE = "complete"  # to be recorded before the end is released
     NOTHING = "nothing"  # the upstream's word stands, but there is nothing to record
     UNMARKED = "unmarked"  # all of it came, and it does not say so: to be recorded as cut, and the end released
-    CUT = "cut"  # what came is to be recorded as cut; the end must not be released
+    INTERRUPTED = "cut"  # what came is to be recorded as cut; the end must not be released
     BROKEN = "broken"  # the end must not be released
 
 
 _NOTHING = Verdict.NOTHING
-RECORDED = (Verdict.COMPLETE, Verdict.UNMARKED, Verdict.CUT)
+RECORDED = (Verdict.COMPLETE, Verdict.UNMARKED, Verdict.INTERRUPTED)
 RELEASED = (Verdict.COMPLETE, Verdict.UNMARKED, Verdict.NOTHING)
 
 
@@ -59,9 +58,8 @@ class Outcome(NamedTuple):
 
 
 class Exchange:
-    """Order of calls: `begin`, then `receive` per piece, `finish` once (at `terminated`, or at the
-    end of the transfer), `release` once what was to be kept is kept. `limit` bounds the bytes
-    of the reply that are kept for recording.
+    """Call `begin`, then `receive` for each piece, `finish` once (when `terminated`, or at the end of the transfer),
+    and `release` after the commit. `limit` bounds the bytes of the reply that are kept for recording.
     """
 
     def __init__(self, dialect: Dialect, limit: int) -> None:
@@ -80,8 +78,8 @@ class Exchange:
         self._flows = False  # a piece that is whole lines of a stream goes on as it is
 
     def begin(self, status: int, content_type: str | None, length: int | None, coded: bool = False) -> None:
-        """The head of the answer: status, its content type, the body's length where it is known, and whether it comes
-        in an encoding that cannot be undone."""
+        """Take the head of the answer. `length`: bytes of the body, None where it does not say. `coded`: its
+        Content-Encoding cannot be undone."""
         if 200 <= status < 300:
             self._kind = _OTHER if coded else None
             self.unrecorded = "encoding" if coded else ""
@@ -89,7 +87,7 @@ class Exchange:
         self._length = length
 
     def receive(self, piece: bytes) -> bytes:
-        """Take a piece of the body; give what of it, and of what waited, may go on now."""
+        """Take a piece of the body; return the bytes that may go to the client now."""
         self.size += len(piece)
         # One event, whose one line is no terminator's: told without a search through all of it.
         line = len(piece) - 2
@@ -120,7 +118,7 @@ class Exchange:
 
     @property
     def terminated(self) -> bool:
-        """Whether the stream's terminator is here and waits to be released."""
+        """Whether the stream's terminator has come and is held."""
         return self._terminator.seen and not self._released
 
     @property
@@ -130,20 +128,19 @@ class Exchange:
 
     @property
     def has_finished(self) -> bool:
-        """Whether the reply so far says itself that it is whole. Costs a fold."""
+        """Whether the stream so far has a finish_reason. Reads all of the body so far."""
         return self._kind is _STREAM and self._folded(self.body).reply.finished
 
     @property
     def body(self) -> bytes:
-        """The body so far, as far as it is kept."""
+        """The body so far; empty once it is over the limit."""
         if len(self._pieces) > 1:
             self._pieces = [b"".join(self._pieces)]
         return self._pieces[0] if self._pieces else b""
 
     @property
     def answer(self) -> bytes:
-        """The body so far, for one who comes back for it: with the line end of its terminator, which may
-        come in a piece of its own, later than the turn is kept."""
+        """The body so far, to be replayed. The line end behind the terminator is added where it has not come yet."""
         body = self.body
         if not self._terminator.seen:
             return body
@@ -152,7 +149,7 @@ class Exchange:
         return body + end[len(tail) :] if end.startswith(tail) else body
 
     def finish(self, clean: bool) -> Outcome:
-        """What remains of the exchange. `clean`: the transfer ended as HTTP says, or is `terminated`."""
+        """The verdict, and the reply to record. `clean`: the transfer ended as HTTP says, or is `terminated`."""
         outcome = self._finished(clean)
         if outcome.verdict is not _NOTHING:
             self.unrecorded = ""
@@ -170,7 +167,7 @@ class Exchange:
             return self._unread() if clean else outcome
         if clean:
             return outcome
-        return Outcome(Verdict.CUT if outcome.verdict in RECORDED else Verdict.BROKEN, outcome.reply)
+        return Outcome(Verdict.INTERRUPTED if outcome.verdict in RECORDED else Verdict.BROKEN, outcome.reply)
 
     def _unread(self) -> Outcome:
         """What remains of a body that came whole, where it can be told from one that was cut, and was not read: what
@@ -193,7 +190,7 @@ class Exchange:
         return Outcome(Verdict.NOTHING if nothing_lost else Verdict.BROKEN, Reply())
 
     def release(self) -> bytes:
-        """What was held back; everything that comes from now on goes on at once."""
+        """The bytes that were held. All that comes from now on passes at once."""
         self._released, self._flows = True, False
         self._pieces.clear()
         return self._terminator.held + self._last
@@ -211,7 +208,7 @@ class Exchange:
         if self._kind is _JSON:  # a JSON body that parses is the upstream's whole word
             return Outcome(Verdict.UNMARKED if reply.message is not None else Verdict.NOTHING, reply)
         # A stream without a sign of its end was cut: a close-delimited body cut short looks like a clean end.
-        return Outcome(Verdict.CUT if reply.message is not None else Verdict.BROKEN, reply)
+        return Outcome(Verdict.INTERRUPTED if reply.message is not None else Verdict.BROKEN, reply)
 
     def _sniff(self, piece: bytes) -> Kind | None:
         """By the first byte that says something: content types are wrong or missing in the wild,

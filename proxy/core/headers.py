@@ -1,7 +1,7 @@
-"""Headers: which ones end at this hop, which ones are ours, and what they say.
+"""Reads and filters HTTP headers: hop-by-hop headers, the proxy's own, session IDs, credentials.
 
-Works on what HTTP libraries give: lists of (name, value) pairs, and mappings in which a name may be looked up in any
-case (values decoded as UTF-8 with surrogate escapes). Knows no HTTP library and no configuration.
+Takes lists of (name, value) pairs and case-insensitive mappings, as HTTP libraries give them (values decoded as UTF-8
+with surrogate escapes). Knows no HTTP library and no configuration.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""A session's turns as a tree, and the history: the messages from the first turn to the tip.
+"""Holds a session's turns as a tree, and computes the messages on the path to its tip.
 
-Pure. Knows what follows what; not what a message means, who sent it, or where turns are kept.
+Pure. Knows which turn follows which; not what a message means, who sent it, or where turns are stored.
 """
 
 from __future__ import annotations
@@ -9,12 +9,23 @@ from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
 
 from msgspec import Struct
 
-from proxy.core.model import CARRIES, CLIENT, SIDE, Cut, Layout, Message, SessionState, Span, Turn, TurnState
-from proxy.core.window.cuts import Made, joined, made
+from proxy.core.model import (
+    CARRIES,
+    CLIENT,
+    SIDE,
+    HistoryCache,
+    Layout,
+    Message,
+    SessionState,
+    Span,
+    TrimPoint,
+    Turn,
+    TurnState,
+)
+from proxy.core.window.cuts import Trim, joined, made
 
 # What stays of branches that the tip has left, until the session expires.
 SPARE_TURNS = 64
@@ -25,7 +36,7 @@ SIDE_BYTES = 4 << 20
 
 
 class Entry(Struct, frozen=True, gc=False):
-    """A message of a history, and the turn that brought it. `ours`: a reply that an upstream gave here."""
+    """A message on a path, and the turn that brought it. `ours`: a reply that an upstream gave in this session."""
 
     message: Message
     turn: Turn
@@ -33,7 +44,7 @@ class Entry(Struct, frozen=True, gc=False):
 
 
 class History(Struct, frozen=True, dict=True):
-    """Turns in the order of their commit; `tip` is the ID of the turn the session stands at."""
+    """A session's turns in the order of their commit. `tip`: the ID of the turn that the next one follows."""
 
     turns: tuple[Turn, ...] = ()
     tip: str | None = None
@@ -43,33 +54,33 @@ class History(Struct, frozen=True, dict=True):
         return {turn.id: turn for turn in self.turns}
 
     @cached_property
-    def line(self) -> tuple[Entry, ...]:
+    def path(self) -> tuple[Entry, ...]:
         """The messages from the first turn to the tip."""
-        return self.line_of(self.tip)
+        return self.path_of(self.tip)
 
     @cached_property
     def system(self) -> bytes | None:
-        """The system block in force at the tip: the newest that a turn of its branch brought."""
+        """The newest system block on the tip's branch; None where there is none."""
         return self.system_of(self.tip)
 
     @cached_property
-    def cut(self) -> Cut:
+    def trim_point(self) -> TrimPoint:
         """Where the window begins at the tip."""
-        return self.cut_of(self.tip)
+        return self.trim_point_of(self.tip)
 
     @cached_property
-    def cuts(self) -> tuple[Made, ...]:
-        """All cuts at the tip: which of them is in force depends on who asks."""
-        return self.cuts_of(self.tip)
+    def trim_points(self) -> tuple[Trim, ...]:
+        """All trim points at the tip; which of them is in force depends on the model that is asked."""
+        return self.trim_points_of(self.tip)
 
     @cached_property
     def size(self) -> int:
         return sum([turn.size for turn in self.turns])
 
     @cached_property
-    def forms(self) -> dict[str, Any]:
-        """For whoever renders the line: what it made of the line so far. Handed on while the line only grows."""
-        return {}
+    def cache(self) -> HistoryCache:
+        """What was derived from the path to the tip; shared with later histories while that path only grows."""
+        return HistoryCache()
 
     @property
     def last(self) -> Turn | None:
@@ -80,12 +91,12 @@ class History(Struct, frozen=True, dict=True):
 
     @property
     def resends(self) -> bool:
-        """Whether the client is one that resends: its latest request carried the history itself."""
+        """Whether the latest request carried its history itself."""
         last = self.last
         return last is not None and last.resends
 
     def ancestors(self, tip: str | None, known: Container[str] = ()) -> list[Turn]:
-        """From the turn `tip` back to the first, or to before the first of the `known`."""
+        """The turns from `tip` back to the first, or until one that is `known`, which is left out."""
         found: list[Turn] = []
         while tip is not None and tip not in known:
             turn = self.by_id.get(tip)
@@ -95,61 +106,61 @@ class History(Struct, frozen=True, dict=True):
             tip = turn.parent
         return found
 
-    def line_of(self, tip: str | None) -> tuple[Entry, ...]:
+    def path_of(self, tip: str | None) -> tuple[Entry, ...]:
         """The messages from the first turn to the turn `tip`."""
-        line: list[Entry] = []
+        path: list[Entry] = []
         for turn in reversed(self.ancestors(tip)):
-            line = followed(line, turn)
-        return tuple(line)
+            path = followed(path, turn)
+        return tuple(path)
 
     def system_of(self, tip: str | None) -> bytes | None:
         blocks = (turn.system for turn in self.ancestors(tip) if turn.system is not None)
         return next(blocks, None) or None
 
-    def cut_of(self, tip: str | None) -> Cut:
-        """Where the window begins in the line of the turn `tip`: as its branch has it, wherever that was decided."""
-        cut = Cut()
+    def trim_point_of(self, tip: str | None) -> TrimPoint:
+        """Where the window begins on the path to the turn `tip`, by the last turn of its branch that set it."""
+        point = TrimPoint()
         for turn in reversed(self.ancestors(tip)):
-            cut = turn.cut or moved(cut, turn.layout)
-        return cut
+            point = turn.trim_point or moved(point, turn.layout)
+        return point
 
-    def cuts_of(self, tip: str | None) -> tuple[Made, ...]:
-        """The cuts in the line of the turn `tip`."""
-        found: tuple[Made, ...] = ()
+    def trim_points_of(self, tip: str | None) -> tuple[Trim, ...]:
+        """The trim points on the path to the turn `tip`."""
+        found: tuple[Trim, ...] = ()
         for turn in reversed(self.ancestors(tip)):
             if found and turn.layout is not None:
-                found = tuple([each._replace(cut=moved(each.cut, turn.layout)) for each in found])
-            if turn.cut is not None:
-                found = joined(found, made(turn.cut, turn.cut_for))
+                found = tuple([each._replace(trim_point=moved(each.trim_point, turn.layout)) for each in found])
+            if turn.trim_point is not None:
+                found = joined(found, made(turn.trim_point, turn.trimmed_for))
         return found
 
     @cached_property
     def carriers(self) -> frozenset[bytes]:
-        """The software of clients that have resent their list, by its fingerprint."""
-        return frozenset([turn.client[:CLIENT] for turn in self.turns if turn.carries])
+        """The fingerprints of the software of clients that have resent their history."""
+        return frozenset([turn.client[:CLIENT] for turn in self.turns if turn.carries_history])
 
     @cached_property
-    def sides(self) -> tuple[Turn, ...]:
-        """What was asked beside the conversation, in the order of its commit."""
-        return tuple([turn for turn in self.turns if turn.is_side])
+    def side_requests(self) -> tuple[Turn, ...]:
+        """The side requests, in the order of their commit."""
+        return tuple([turn for turn in self.turns if turn.is_side_request])
 
     @cached_property
     def has_silent(self) -> bool:
-        """Whether a reply of any turn said nothing."""
-        return any([turn.echo is None for turn in self.turns])
+        """Whether any turn has a reply that says nothing."""
+        return any([turn.rendered is None for turn in self.turns])
 
     @cached_property
     def preamble(self) -> int:
         """How many messages the first list carried before its last user message: examples that some
         clients send each time."""
-        first = next((n for n, entry in enumerate(self.line) if entry.ours), 0)
-        users = [n for n in range(first) if self.line[n].message.role == "user"]
+        first = next((n for n, entry in enumerate(self.path) if entry.ours), 0)
+        users = [n for n in range(first) if self.path[n].message.role == "user"]
         return users[-1] if users else 0
 
     @cached_property
-    def other_lines(self) -> list[tuple[str, tuple[Entry, ...]]]:
-        """The branches that end elsewhere than the tip, by the turns they end at, the newest first. A reply
-        that was given anew ends one: what follows its turn leaves it out. So do the newest lists that were left."""
+    def other_paths(self) -> list[tuple[str, tuple[Entry, ...]]]:
+        """The paths that end elsewhere than at the tip, with the turn each ends at, the newest first. A reply that was
+        regenerated ends one: the turns behind it leave it out. So do the newest lists that a later one left."""
         inner: set[str | None] = {self.tip}
         left: list[str] = []
         lengths: dict[str | None, int] = {None: 0}
@@ -162,19 +173,19 @@ class History(Struct, frozen=True, dict=True):
                 left += [] if whole else self._left(turn, kept, lengths)
             lengths[turn.id] = sum([stop - start for start, stop in kept]) + len(own_entries(turn))
         inner.difference_update(left[-LEFT:])
-        return [(turn.id, self.line_of(turn.id)) for turn in reversed(self.turns) if turn.id not in inner]
+        return [(turn.id, self.path_of(turn.id)) for turn in reversed(self.turns) if turn.id not in inner]
 
     def _left(self, turn: Turn, kept: Sequence[Span], lengths: dict[str | None, int]) -> Iterable[str]:
         """The turns with which what a turn leaves out ends, where the next one carried no list: one was begun there."""
         gaps = {start for (_, stop), (start, _) in pairwise([(0, 0), *kept]) if stop < start}
         child, before = turn, self.by_id.get(turn.parent or "")
         while gaps and before:
-            if lengths[before.id] in gaps and not child.carries:
+            if lengths[before.id] in gaps and not child.carries_history:
                 yield before.id
             child, before = before, self.by_id.get(before.parent or "") if before.layout is None else None
 
     def plus(self, *turns: Turn) -> History:
-        """With more turns; the last one is the new tip."""
+        """This history with more turns; the last one is the new tip, unless it is a side request."""
         added = self
         for turn in turns:
             added = added._plus(turn)
@@ -190,31 +201,39 @@ class History(Struct, frozen=True, dict=True):
             new = turn.traits & CARRIES and turn.client[:CLIENT] not in self.carriers
             news["carriers"] = self.carriers | {turn.client[:CLIENT]} if new else self.carriers
         if "has_silent" in known:
-            news["has_silent"] = self.has_silent or turn.echo is None
-        if "sides" in known:
-            news["sides"] = (*self.sides, turn) if side else self.sides
+            news["has_silent"] = self.has_silent or turn.rendered is None
+        if "side_requests" in known:
+            news["side_requests"] = (*self.side_requests, turn) if side else self.side_requests
         if side:
             news.update(
-                {name: known[name] for name in ("line", "system", "cut", "cuts", "forms", "preamble") if name in known}
+                {
+                    name: known[name]
+                    for name in ("path", "system", "trim_point", "trim_points", "cache", "preamble")
+                    if name in known
+                }
             )
         elif turn.parent == self.tip and turn.layout is None:
-            if "line" in known:
-                news["line"] = (*self.line, *own_entries(turn))
+            if "path" in known:
+                news["path"] = (*self.path, *own_entries(turn))
             news["system"] = self.system if turn.system is None else turn.system or None
-            news["cut"] = turn.cut or self.cut
-            news["cuts"] = joined(self.cuts, made(turn.cut, turn.cut_for)) if turn.cut else self.cuts
-            news["forms"] = self.forms
+            news["trim_point"] = turn.trim_point or self.trim_point
+            news["trim_points"] = (
+                joined(self.trim_points, made(turn.trim_point, turn.trimmed_for))
+                if turn.trim_point
+                else self.trim_points
+            )
+            news["cache"] = self.cache
         return added
 
     def before(self, turn: Turn) -> History:
-        """As it stood before a turn: at its parent, with what had been kept by then."""
+        """The history as it was before a turn: at its parent, with the turns committed by then."""
         return History(self.turns[: self.turns.index(turn)], turn.parent)
 
     def without(self, ids: Iterable[str]) -> History:
         gone = set(ids)
         return History(tuple([turn for turn in self.turns if turn.id not in gone]), self.tip) if gone else self
 
-    def spare(self, needed: Iterable[str] = (), turns: int = SPARE_TURNS, size: int = SPARE_BYTES) -> list[str]:
+    def turns_to_drop(self, needed: Iterable[str] = (), turns: int = SPARE_TURNS, size: int = SPARE_BYTES) -> list[str]:
         """The turns to drop: those off the tip's branch beyond the newest `turns`, or beyond `size` bytes; of side
         requests those beyond bounds of their own, so that titles push no branch out.
 
@@ -225,7 +244,7 @@ class History(Struct, frozen=True, dict=True):
             kept.update([turn.id for turn in self.ancestors(end, kept)])
         left = {False: [turns, size], True: [SIDE_TURNS, SIDE_BYTES]}
         for turn in reversed(self.turns):
-            room = left[turn.is_side]
+            room = left[turn.is_side_request]
             branch = self.ancestors(turn.id, kept)
             room[0], room[1] = room[0] - len(branch), room[1] - sum([one.size for one in branch])
             if min(room) >= 0:
@@ -235,7 +254,7 @@ class History(Struct, frozen=True, dict=True):
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What a store knows of a key: how it stands, its history, and when it last gave a sign of life, in ms."""
+    """A stored session: its state, its history, and when it was last used (ms since the epoch)."""
 
     state: SessionState
     history: History
@@ -247,23 +266,23 @@ def fresh(state: SessionState = SessionState.NEW) -> Session:
 
 
 def own_entries(turn: Turn) -> list[Entry]:
-    """The messages that a turn adds behind its parent's: what was asked, and the reply where it says something."""
+    """The messages that a turn adds to its parent's path: what was asked, and the reply where it says something."""
     asked = [Entry(message, turn, False) for message in turn.asked]
-    if turn.echo is None:
+    if turn.rendered is None:
         return asked
-    return [*asked, Entry(turn.echo, turn, turn.state is not TurnState.ADOPTED)]
+    return [*asked, Entry(turn.rendered, turn, turn.state is not TurnState.ADOPTED)]
 
 
-def followed(line: Sequence[Entry], turn: Turn) -> list[Entry]:
+def followed(path: Sequence[Entry], turn: Turn) -> list[Entry]:
     """The messages up to a turn, given those up to its parent."""
     own = own_entries(turn)
     if turn.layout is None:
-        return [*line, *own]
-    return [*laid_out(line, turn.layout, own), *own[len(turn.asked) :]]
+        return [*path, *own]
+    return [*laid_out(path, turn.layout, own), *own[len(turn.asked) :]]
 
 
-def laid_out(line: Sequence[Entry], layout: Layout, own: Sequence[Entry]) -> list[Entry]:
-    """Spans of `line`, and in between as many of `own` as the layout says."""
+def laid_out(path: Sequence[Entry], layout: Layout, own: Sequence[Entry]) -> list[Entry]:
+    """Spans of `path`, and in between as many of `own` as the layout says."""
     made: list[Entry] = []
     taken = 0
     for part in layout:
@@ -271,23 +290,23 @@ def laid_out(line: Sequence[Entry], layout: Layout, own: Sequence[Entry]) -> lis
             made += own[taken : taken + part]
             taken += part
         else:
-            made += line[part[0] : part[1]]
+            made += path[part[0] : part[1]]
     return made
 
 
-def moved(cut: Cut, layout: Layout | None) -> Cut:
-    """Where the window of a line begins in the line that is laid out of it. One that keeps nothing of what the
-    window holds went back to before the cut."""
-    if not cut.at or layout is None:
-        return cut
-    at = _placed(cut.at, layout)
+def moved(trim_point: TrimPoint, layout: Layout | None) -> TrimPoint:
+    """A trim point moved to the path that `layout` makes of its own; none where the new path keeps nothing of the
+    window, as it went back to before it."""
+    if not trim_point.at or layout is None:
+        return trim_point
+    at = _placed(trim_point.at, layout)
     if at is None:
-        return Cut()
-    return Cut(at, cut.summary, None if cut.told is None else _placed(cut.told, layout))
+        return TrimPoint()
+    return TrimPoint(at, trim_point.summary, None if trim_point.told is None else _placed(trim_point.told, layout))
 
 
 def _placed(at: int, layout: Layout) -> int | None:
-    """Where the first message that is kept of those from `at` on stands; None where none is."""
+    """The new position of the first message from `at` on that the layout keeps; None where it keeps none."""
     place = 0
     for part in layout:
         if isinstance(part, int):

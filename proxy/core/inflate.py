@@ -1,5 +1,4 @@
-"""Undoing a Content-Encoding piece by piece, for upstreams that compress although asked not to, and for clients that
-compress what they send.
+"""Decompresses a body piece by piece: of upstreams that compress although asked not to, and of clients.
 
 (Seen from Gemini's endpoint and, rarely, from OpenAI and Anthropic; Codex sends zstd.) Pure; bounded per step.
 """

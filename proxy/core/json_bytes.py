@@ -1,8 +1,7 @@
-"""Where the members of a JSON object lie in its bytes, so that one can be replaced and the rest left alone.
+"""Finds the members of a JSON object in its bytes, so that one can be replaced and all others keep their bytes.
 
-Bytes that the proxy does not own are never parsed and written again: numbers such as
-`1.0`, `1e400` or thirty digits, unusual escapes and the order of keys survive only as bytes.
-Knows nothing of what the members mean.
+Bytes of clients and upstreams are never parsed and written again: numbers such as `1.0`, `1e400` or thirty digits,
+unusual escapes and the order of keys survive only as bytes. Knows nothing of what the members mean.
 """
 
 from __future__ import annotations
@@ -16,6 +15,9 @@ from typing import Any, NoReturn
 import msgspec
 import orjson
 
+# What a typed decoder of msgspec raises for bytes that it does not take. It is quick, and takes less than JSON allows
+# (no half surrogates) and than upstreams send: whoever decodes so has a slow way for the rest.
+UNDECODED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _ARRAY = msgspec.json.Decoder(list[msgspec.Raw])
 _KEY = re.compile(rb'[\s,{]*"(?:[^"\\]|\\.)*"\s*:\s*', re.DOTALL)
@@ -43,7 +45,7 @@ def members(body: bytes) -> dict[str, Member]:
     _refuse_invalid_utf8(body)
     try:
         raws = _OBJECT.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except UNDECODED:
         return _slow_members(body)
     # A name that occurs twice has one value here: some value is not where it is looked for, or
     # the object goes on after the last.
@@ -66,7 +68,7 @@ def elements(raw: bytes) -> list[bytes]:
     """The elements of the array that `raw` is, each as its bytes."""
     try:
         return [bytes(element) for element in _ARRAY.decode(raw)]
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except UNDECODED:
         return _slow_elements(raw)
 
 

@@ -1,4 +1,4 @@
-"""What was learned of upstreams: the members that they refuse, and how much their models take. Pure."""
+"""Remembers what upstreams refuse: members of messages, and prompts over a model's limit. Pure."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Limit(NamedTuple):
     learned: int  # ms since the epoch
 
 
-class Learned:
-    """What is known so far, to begin with the rows that were kept."""
+class LearnedLimits:
+    """The refused members and context limits of upstreams, first those of the stored rows."""
 
     def __init__(self, refusals: Iterable[Any] = (), limits: Iterable[Any] = ()) -> None:
         self.refusals: Mapping[str, frozenset[str]] = {}  # by upstream, members of messages

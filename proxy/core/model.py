@@ -1,25 +1,28 @@
-"""The words of the proxy as values: session key, message, turn, ask, reply.
+"""Defines the values that all modules share: session key, message, turn, request, reply.
 
-Frozen, with no behaviour but what follows from their fields. Structs of msgspec: made in a third of the time, and
-what holds no cycle is nothing that Python's collector has to look at, however many sessions are warm. Nothing here
-knows where a value came from or where it goes: no dialect, no store, no clock.
+Frozen structs of msgspec, made in a third of the time of dataclasses. gc=False: they cannot form cycles, so Python's
+collector need not track them. Nothing here knows a dialect, a store or a clock.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec import Struct
+
+if TYPE_CHECKING:
+    from proxy.core.window.token_estimate import Sizes
 
 Span = tuple[int, int]  # messages of a turn's parent, from start to before stop
 Layout = tuple[Span | int, ...]  # spans of the parent's messages, and in between how many of the turn's own
 
 
 class SessionKey(NamedTuple):
-    """What names a session: two parts, never joined, so that no ID can reach across tenants.
+    """The key of a session: tenant and session ID, never joined, so that no ID can reach across tenants.
 
     `tenant` is opaque bytes derived from the caller's credential, `id` the session ID
     as sent (1 to 256 characters, valid UTF-8, no control characters).
@@ -30,8 +33,7 @@ class SessionKey(NamedTuple):
 
 
 class ModelKey(NamedTuple):
-    """What a limit is known of: a model, by the name that requests give it, at an upstream's host, as a tenant
-    reaches it."""
+    """The key of a learned limit: a model (as requests name it) at an upstream's host, for one tenant."""
 
     tenant: bytes
     upstream: str
@@ -39,17 +41,16 @@ class ModelKey(NamedTuple):
 
 
 class Message(Struct, frozen=True, gc=False):
-    """One message: its role, its JSON byte for byte, and its mark, by which a client's later copy of
-    it is recognised (empty where nobody has needed it yet)."""
+    """One message: its role, its JSON byte for byte, and its fingerprint (16 bytes; empty where none was needed)."""
 
     role: str
     raw: bytes
-    mark: bytes = b""
+    fingerprint: bytes = b""
 
 
 class TurnState(StrEnum):
     COMPLETE = "complete"
-    CUT = "cut"  # the upstream died or was stopped: the text so far
+    INTERRUPTED = "cut"  # the upstream died or was stopped: the text so far
     ADOPTED = "adopted"  # the client brought it along; no upstream gave its reply in this session
 
 
@@ -62,9 +63,9 @@ FLAGS = 8  # bits of these; what is above them is the length of the member `tool
 CLIENT = 8  # bytes of a client's fingerprint, and of the fingerprint of its list's first message behind it
 
 
-class Cut(NamedTuple):
-    """Where the window begins: how many messages at the front of a line are left out, and the message that is
-    sent in their place (a summary), if one is. `told`: how many of them the summary tells of; None: all."""
+class TrimPoint(NamedTuple):
+    """Where the window begins: `at` messages at the front of a path are left out, and `summary`, a message, is sent in
+    their place (None: nothing is). `told`: how many of them the summary covers; None: all."""
 
     at: int = 0
     summary: bytes | None = None
@@ -72,23 +73,22 @@ class Cut(NamedTuple):
 
     @property
     def covered(self) -> int:
-        """How many messages at the front of the line a summary stands for."""
+        """How many messages at the front of the path the summary covers; 0 without one."""
         if self.summary is None:
             return 0
         return self.at if self.told is None else self.told
 
 
 class Turn(Struct, frozen=True, gc=False):
-    """One request with its reply: what remains of an exchange.
+    """One request with its reply, as it is stored.
 
-    A turn follows its parent: it keeps messages of the parent's line by `layout` (None: all of
-    them) and adds its own, `asked` and the reply. `system` is the leading system block as sent
-    (JSON objects joined by commas), empty for none, or None where it is the parent's. `reply` is
-    the reply as received, lossless; `echo` the form of it that goes back upstream under `form`
-    (whose habits and which model family), None where the reply says nothing: only what was asked
-    is sent on then. `request` is the digest of the request's body; `resends` tells that its
-    client is one that resends its list. `usage` is the upstream's JSON. `cut` is where the window begins from
-    this turn on, in its own line; None where it is the parent's; `cut_for` is what it was made for (see `cuts`).
+    A turn follows its parent: it keeps messages of the parent's line by `layout` (None: all of them) and adds its own,
+    `asked` and the reply. `system` is the leading system block as sent (JSON objects joined by commas), empty for none,
+    or None where it is the parent's. `reply` is the reply as received, lossless; `rendered` the form of it that goes
+    back upstream under `rendering_key` (whose habits and which model family), None where the reply says nothing: only
+    what was asked is sent on then. `request` is the digest of the request's body; `resends` tells that its client is
+    one that resends its list. `usage` is the upstream's JSON. `trim_point` is where the window begins from this turn
+    on, in its own line; None where it is the parent's; `trimmed_for` is what it was made for (see `trim_points`).
     `client` is the fingerprint of the software that asked and, where its list carried a history, of that list's first
     message; `traits` are flags.
     """
@@ -97,30 +97,30 @@ class Turn(Struct, frozen=True, gc=False):
     system: bytes | None
     asked: tuple[Message, ...]
     reply: bytes
-    echo: Message | None
+    rendered: Message | None
     parent: str | None = None
     layout: Layout | None = None
     state: TurnState = TurnState.COMPLETE
-    form: str = ""
+    rendering_key: str = ""
     request: bytes = b""
     idempotency_key: str | None = None
     resends: bool = False
     model: str | None = None
     finish_reason: str | None = None
     usage: bytes | None = None
-    cut: Cut | None = None
+    trim_point: TrimPoint | None = None
     started: int = 0  # wall clock, ms since the epoch; for people, never for order
     ended: int = 0
     client: bytes = b""
     traits: int = 0
-    cut_for: str = ""
+    trimmed_for: str = ""
 
     @property
-    def is_side(self) -> bool:
+    def is_side_request(self) -> bool:
         return bool(self.traits & SIDE)
 
     @property
-    def carries(self) -> bool:
+    def carries_history(self) -> bool:
         return bool(self.traits & CARRIES)
 
     @property
@@ -129,30 +129,32 @@ class Turn(Struct, frozen=True, gc=False):
 
     @property
     def size(self) -> int:
-        """Bytes this turn takes in memory, roughly: its messages, once more in the joined form that
-        is sent, and 768 for the objects around them."""
+        """Bytes that this turn takes in memory, roughly: its messages, a second copy as they are sent, and 768 for the
+        objects around them."""
         raw = sum([len(message.raw) + 256 for message in self.asked])
-        echo = len(self.echo.raw) if self.echo else 0
+        echo = len(self.rendered.raw) if self.rendered else 0
         copies = 3 if self.resends else 2  # of a client that resends its list is kept, too
-        summary = len(self.cut.summary or b"") if self.cut else 0
+        summary = len(self.trim_point.summary or b"") if self.trim_point else 0
         return 768 + copies * (raw + echo) + len(self.reply) + len(self.system or b"") + copies * summary
 
 
 class Answer(Struct, frozen=True, gc=False):
-    """What a client was given of a turn, for the one who comes back for it: status, content type, body."""
+    """The answer that a client was given for a turn, kept to be replayed."""
 
     status: int
     content_type: str | None
     body: bytes
 
 
-class Seen(NamedTuple):
-    """The latest request that carried the history itself, so that the next one need not be taken apart where it begins
-    with the same bytes: the body up to the end of its last message, where its list starts, the system block in it, how
-    many messages follow that, how many of the history's line they are, the SHA-256 of the bytes, to go on with, and the
-    client of the turn."""
+class SeenPrefix(NamedTuple):
+    """The prefix of the latest request that carried its history. A next request that begins with these bytes is parsed
+    only behind them.
 
-    begun: bytes
+    `prefix`: the body up to the end of its last message. `start`: where its list begins. `system`: its system block.
+    `size`: messages behind that block; `covered`: how many messages of the path they are. `hashed`: a running SHA-256
+    of the prefix. `client`: as in Turn."""
+
+    prefix: bytes
     start: int
     system: bytes | None
     size: int
@@ -161,12 +163,25 @@ class Seen(NamedTuple):
     client: bytes = b""
 
 
-class Ask(Struct, frozen=True, dict=True):
-    """A request as its dialect read it.
+@dataclass(slots=True)
+class HistoryCache:
+    """What was derived from a history's path. Whoever reads it checks that the path still begins so, and goes on.
 
-    `system` is the leading system block (JSON objects joined by commas) or None. `body[start:end]` is the
-    array that holds it and the messages. `tail` is what follows the messages that were `seen` before; all
-    of them where none were. `tools` is the member as sent, empty without one.
+    `seen`: the latest list that carried the history itself. `sizes`: running sums over the path. `renderings`: the path
+    as it goes upstream, by the key of the rendering.
+    """
+
+    seen: SeenPrefix | None = None
+    sizes: Sizes | None = None
+    renderings: dict[str, object] = field(default_factory=dict)
+
+
+class Ask(Struct, frozen=True, dict=True):
+    """A chat request as its dialect read it.
+
+    `system`: the leading system block (JSON objects joined by commas) or None. `body[start:end]`: the array with it and
+    the messages. `tail`: the messages behind the prefix that was `seen` before; all of them without one. `tools`: the
+    member as sent, empty without one.
     """
 
     body: bytes
@@ -177,7 +192,7 @@ class Ask(Struct, frozen=True, dict=True):
     model: str | None
     stream: bool
     tools: bytes = b""
-    seen: Seen | None = None
+    seen: SeenPrefix | None = None
     whole: Callable[[], tuple[Message, ...]] | None = None  # reads the messages that were seen, too
 
     @property
@@ -201,10 +216,10 @@ def has_tools(tools: bytes) -> bool:
 
 
 class Reply(Struct, frozen=True, gc=False):
-    """A reply as its dialect folded it.
+    """A reply as its dialect read it from the body.
 
-    `message` is the recorded choice, lossless, None where there is none. `finished` tells that the
-    upstream said so, `error` that it reported a failure inside a 200.
+    `message`: the JSON of choice 0, None where there is none. `finished`: the upstream said that it is complete.
+    `error`: it reported a failure inside a 200.
     """
 
     message: bytes | None = None

@@ -1,9 +1,8 @@
-"""Server-sent events as bytes: reading a finished stream, and holding back its end.
+"""Reads server-sent events from bytes, and holds back the terminator of a stream.
 
-Follows the WHATWG text on event streams (line ends LF, CRLF, CR; one optional space after
-the colon; a BOM at the start, or before any line) and keeps what a naive reader loses: an event that is pending
-at the end of the stream (seen from Mistral and xAI), and llama.cpp's `error:` lines, which
-are no field of the standard. Knows nothing of what the data means.
+Follows the WHATWG standard (line ends LF, CRLF, CR; one optional space after the colon; a byte order mark before any
+line), and keeps two things that it drops: an event that is pending at the end of the stream (seen from Mistral and
+xAI), and llama.cpp's `error:` lines. Knows nothing of what the data means.
 """
 
 from __future__ import annotations
@@ -60,8 +59,8 @@ def _fields(body: bytes) -> Iterator[Event]:
 class Terminator:
     """Finds the line `data: [DONE]` in a stream that comes in pieces, and holds it back.
 
-    `feed` gives what may go on to the client now. What is held back is `held`: from the
-    terminator's line on once it was `seen`, else a tail that may be the beginning of it.
+    `feed` returns what may go to the client now. `held`: from the terminator's line on, once it was `seen`; before that
+    a tail that may be its beginning.
     """
 
     def __init__(self) -> None:

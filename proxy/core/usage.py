@@ -1,4 +1,4 @@
-"""What an upstream counted of a turn: the tokens in its `usage`."""
+"""Reads the token counts in an upstream's `usage`. Pure."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import Struct
 
+from proxy.core.json_bytes import UNDECODED
 
-class Counts(NamedTuple):
+
+class TokenCounts(NamedTuple):
     """Tokens: of the prompt, of the reply and its thoughts, and how many of the prompt's the upstream had in its
     cache."""
 
@@ -29,15 +31,15 @@ class _Usage(Struct, frozen=True, gc=False):
 _USAGE = msgspec.json.Decoder(_Usage)
 
 
-def counts(usage: bytes) -> Counts:
+def counts(usage: bytes) -> TokenCounts:
     """The counts in an upstream's `usage`; 0 for what it does not tell."""
     try:
         told = _USAGE.decode(usage)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return Counts()
+    except UNDECODED:
+        return TokenCounts()
     asked, said = told.prompt_tokens_details, told.completion_tokens_details
     cached = _whole(asked.get("cached_tokens")) if type(asked) is dict else 0
-    return Counts(
+    return TokenCounts(
         _whole(told.prompt_tokens),
         _whole(told.completion_tokens),
         _whole(said.get("reasoning_tokens")) if type(said) is dict else 0,

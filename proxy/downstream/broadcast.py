@@ -11,7 +11,7 @@ import asyncio
 
 from proxy.core.headers import Pairs
 from proxy.core.model import Answer, Turn, TurnState
-from proxy.downstream.client_stream import Listener
+from proxy.downstream.client_stream import ClientStream
 from proxy.errors import ProxyError
 
 _SLICE = 64 * 1024  # bytes of an answer that is given again, at a time
@@ -19,50 +19,51 @@ AHEAD = 256 * 1024  # bytes that may be kept ahead of the listener that has take
 
 
 class Broadcast:
-    """Written by a turn: `begin`, `put` per piece and `room` where that says so, then `end`, or `fail` at any time.
-    `limit` bounds the bytes that are kept for listeners who come later; beyond it there can be none."""
+    """Written by a turn: `begin`, `write_nowait` per piece and `wait_writable` where that says so, then `end`, or
+    `fail` at any time. `limit` bounds the bytes that are kept for listeners who come later; beyond it there can be
+    none."""
 
-    def __init__(self, first: Listener, limit: int) -> None:
+    def __init__(self, first: ClientStream, limit: int) -> None:
         self.status, self.headers = 0, Pairs()
         self.fault: ProxyError | None = None
         self.why = "upstream"  # whose doing it is where it ends before its end
         self.ended = self.whole = False
         self.delivered = False  # some client has been given the end
-        self._first: Listener | None = first
-        self._followers: dict[Listener, int] = {}  # and how many bytes each has taken
+        self._first: ClientStream | None = first
+        self._followers: dict[ClientStream, int] = {}  # and how many bytes each has taken
         self._pieces: list[bytes] | None = []
         self._size, self._limit = 0, limit
         self._news: asyncio.Future[None] | None = None
-        self._alone: asyncio.Future[Listener | None] = (
+        self._alone: asyncio.Future[ClientStream | None] = (
             asyncio.get_running_loop().create_future()
         )  # done when `first` need not wait any more
 
     @property
-    def deserted(self) -> bool:
+    def abandoned(self) -> bool:
         """Whether nobody listens."""
         first = self._first is not None and not self._first.left
         return not first and all([follower.left for follower in self._followers])
 
-    def look(self) -> None:
-        """Give up the first client where it takes nothing; see Listener."""
-        if self._first:
-            self._first.look()
+    def poll(self) -> None:
+        """Give up the first client where it takes nothing; see ClientStream."""
+        if self._first is not None:
+            self._first.poll()
 
     def begin(self, status: int, headers: Pairs, at_once: bool = True) -> None:
         self.status, self.headers = status, headers
         self._tell()
-        if self._first:
+        if self._first is not None:
             self._first.begin(status, headers, at_once)
 
     def tell(self, header: tuple[str, str]) -> None:
         """One header more, for whoever has not been given the head yet."""
         if header not in self.headers:
             self.headers = [*self.headers, header]
-            if self._first and self._first.take_back():
+            if self._first is not None and self._first.take_back():
                 self._first.begin(self.status, self.headers, False)
 
-    def put(self, piece: bytes, chunks: bytes = b"") -> bool:
-        """Write without waiting; whether more may come at once. `chunks` as Listener's."""
+    def write_nowait(self, piece: bytes, chunks: bytes = b"") -> bool:
+        """Write without waiting; whether more may come at once. `chunks` as ClientStream's."""
         if self._pieces is not None:
             self._size += len(piece)
             if self._size > self._limit:
@@ -71,22 +72,22 @@ class Broadcast:
                 self._pieces.append(piece)
         if self._news is not None:
             self._tell()
-        return self._first.put(piece, chunks) if self._first else self._has_room
+        return self._first.write_nowait(piece, chunks) if self._first is not None else self._is_writable
 
-    async def room(self) -> None:
+    async def wait_writable(self) -> None:
         """Wait until more may come."""
-        if self._first:
-            await self._first.room()
-        while not self._first and not self._has_room:
+        if self._first is not None:
+            await self._first.wait_writable()
+        while self._first is None and not self._is_writable:
             await self._changed()
 
     async def write(self, piece: bytes) -> None:
-        """`put`, and `room` where need be."""
-        if not self.put(piece):
-            await self.room()
+        """`write_nowait`, and `wait_writable` where need be."""
+        if not self.write_nowait(piece):
+            await self.wait_writable()
 
     @property
-    def _has_room(self) -> bool:
+    def _is_writable(self) -> bool:
         """Whether some listener there is keeps up."""
         return not self._followers or self._size - max(self._followers.values()) <= AHEAD
 
@@ -94,21 +95,22 @@ class Broadcast:
         """All has been written, and the client may see it."""
         self.ended = self.whole = True
         self._tell()
-        if self._first:
+        if self._first is not None:
             await self._first.end()
-            self.delivered = not self._first.gone
+            self.delivered = not self._first.disconnected
         self._release()
 
     def fail(self, fault: ProxyError | None = None, broke: float | None = None) -> None:
-        """End what is not whole: with a reset, or with `fault` where nothing of it is out. `broke` as Listener's."""
+        """End what is not whole: with a reset, or with `fault` where nothing of it is out. `broke` as
+        ClientStream's."""
         if self.ended:
             return
         self.ended, self.fault = True, fault
-        if self._first and self.status:
+        if self._first is not None and self.status:
             if fault and self._first.take_back():
                 self.status = 0
             else:
-                self._first.break_off(broke, self.why)
+                self._first.reset_later(broke, self.why)
         self._tell()
         self._release()
 
@@ -120,56 +122,56 @@ class Broadcast:
         elif self.fault and not self.status:
             raise self.fault
 
-    async def follow(self, listener: Listener, instead: Pairs = ()) -> None:  # type: ignore[assignment]
+    async def resume(self, client: ClientStream, instead: Pairs = ()) -> None:  # type: ignore[assignment]
         """For the handler of one who comes later: give it all, with the headers `instead` of ours of that
         name. Raises the fault before a head."""
         if self._pieces is None:
-            listener.reset("limit")
+            client.reset("limit")
             return
-        if self._first and not self.ended:  # from now on nobody waits for anybody
+        if self._first is not None and not self.ended:  # from now on nobody waits for anybody
             first, self._first = self._first, None
             self._followers[first] = self._size
-            first.let_go()
+            first.release_writer()
             if not self._alone.done():  # else the first one's handler is being cancelled
                 self._alone.set_result(first)
-        self._followers[listener] = 0
-        await self._follow(listener, 0, instead)
+        self._followers[client] = 0
+        await self._follow(client, 0, instead)
 
-    async def _follow(self, listener: Listener, taken: int, instead: Pairs = ()) -> None:  # type: ignore[assignment]
+    async def _follow(self, client: ClientStream, taken: int, instead: Pairs = ()) -> None:  # type: ignore[assignment]
         try:
-            async with listener.watched():
-                await self._give(listener, taken, instead)
+            async with client.watched():
+                await self._give(client, taken, instead)
         finally:
-            del self._followers[listener]
+            del self._followers[client]
             self._tell()
 
-    async def _give(self, listener: Listener, taken: int, instead: Pairs) -> None:
-        if not listener.status:  # the first, too, where another came before the head
-            await self._head(listener, instead)
+    async def _give(self, client: ClientStream, taken: int, instead: Pairs) -> None:
+        if not client.status:  # the first, too, where another came before the head
+            await self._head(client, instead)
         at = self._piece_at(taken)
-        while not listener.gone:
+        while not client.disconnected:
             if self._pieces is None:
-                listener.break_off(why="limit")
+                client.reset_later(why="limit")
             elif at < len(self._pieces):
                 piece = self._pieces[at]
-                await listener.write(piece)
+                await client.write(piece)
                 at += 1
-                self._followers[listener] += len(piece)
+                self._followers[client] += len(piece)
                 self._tell()
             elif self.ended:
-                await listener.end() if self.whole else listener.break_off(why=self.why)
-                self.delivered = self.delivered or (self.whole and not listener.gone)
+                await client.end() if self.whole else client.reset_later(why=self.why)
+                self.delivered = self.delivered or (self.whole and not client.disconnected)
                 return
             else:
                 await self._changed()
 
-    async def _head(self, listener: Listener, instead: Pairs) -> None:
+    async def _head(self, client: ClientStream, instead: Pairs) -> None:
         while not self.status and not self.ended:
             await self._changed()
         if self.status:
             names = {name for name, _ in instead}
             kept = [pair for pair in self.headers if pair[0].lower() not in names]
-            listener.begin(self.status, [*kept, *instead])
+            client.begin(self.status, [*kept, *instead])
         elif self.fault:
             raise self.fault
 
@@ -195,14 +197,14 @@ class Broadcast:
             self._alone.set_result(None)
 
 
-async def replay(listener: Listener, turn: Turn, answer: Answer, ours: Pairs = ()) -> None:  # type: ignore[assignment]
+async def replay(client: ClientStream, turn: Turn, answer: Answer, ours: Pairs = ()) -> None:  # type: ignore[assignment]
     """Give a client what another one was given of a turn, or was to be given; of a cut one what there was."""
     whole = turn.state is TurnState.COMPLETE
     sent = [("Content-Type", answer.content_type)] if answer.content_type is not None else []
     sent += [("Content-Length", str(len(answer.body)))] if whole else []
     sent += [("x-session-state", "replayed"), ("x-session-turn", turn.id), *ours]
-    async with listener.watched():
-        listener.begin(answer.status, [*sent, ("x-session-injected", "0"), ("x-session-dropped", "0")])
+    async with client.watched():
+        client.begin(answer.status, [*sent, ("x-session-injected", "0"), ("x-session-dropped", "0")])
         for at in range(0, len(answer.body), _SLICE):  # a client may be slow, but has to take each in time
-            await listener.write(answer.body[at : at + _SLICE])
-        await listener.end() if whole else listener.break_off()
+            await client.write(answer.body[at : at + _SLICE])
+        await client.end() if whole else client.reset_later()

@@ -17,43 +17,48 @@ from proxy.core.chunks import LAST, chunk
 from proxy.core.headers import Pairs
 from proxy.downstream import cors
 from proxy.downstream.head import framed
-from proxy.downstream.parting import Parting, harden
-from proxy.downstream.watch import Watch
+from proxy.downstream.parting import DelayedReset, harden
+from proxy.downstream.watch import Poller
+from proxy.foundation.http_internals import connection_of, drained, let_drained, note_begun
 
 
-class Listener:
-    """`begin`, `put` per piece and `room` where that says so, then `end`, `break_off` or `reset`. After `gone` every
-    call does nothing. It is itself what aiohttp's handlers return.
+class ClientStream(web.StreamResponse):
+    """`begin`, `write_nowait` per piece and `wait_writable` where that says so, then `end`, `reset_later` or `reset`.
+    After `disconnected` every call does nothing. A handler returns it: as a response it writes its head and its body
+    itself.
 
-    A client that takes nothing for `limits.write_timeout` is gone, once `look` is called.
+    A client that takes nothing for `limits.write_timeout` is gone, once `poll` is called.
     """
 
-    def __init__(self, request: web.BaseRequest, config: Config, watch: Watch) -> None:
-        self.gone = False
+    status = 0  # of the head that was written
+    keep_alive = False  # once the head says so
+
+    def __init__(self, request: web.BaseRequest, config: Config, watch: Poller) -> None:
+        # Without StreamResponse.__init__: the headers and the status that it makes cost 0.3 us, as much again as all
+        # else here, and what would read them is overridden (decision 18).
+        self.disconnected = False
         self.why = (
             ""  # where it was ended before its end, and not by the client: upstream, stop, interrupt, store, limit
         )
-        self.status = 0  # of the head that was written
         self.size, self.first = 0, 0.0  # bytes of the body that were given, and when the head went (monotonic)
-        self.keep_alive = False
-        self._request, self._protocol, self._config = request, request.protocol, config
+        self._request, self._connection, self._config = request, connection_of(request), config
         self._watch, self._timeout = watch, config.limits.write_timeout
         self._waits_since: float | None = None
-        self._parting: Parting | None = None
+        self._delayed_reset: DelayedReset | None = None
         self._head = b""  # not written yet
-        self._chunked = self._bodiless = False
+        self._in_chunks = self._bodiless = False
 
     @property
     def left(self) -> bool:
         """Whether the client has gone, also where nothing was written to it since."""
-        transport = self._protocol.transport
-        return self.gone or transport is None or transport.is_closing()
+        transport = self._connection.transport
+        return self.disconnected or transport is None or transport.is_closing()
 
-    def watched(self) -> WhileThere:
+    def watched(self) -> CancelOnDisconnect:
         """For whoever writes and has no looks of its own: cut off once the client has gone."""
-        return WhileThere(self._request, self._watch, self.look)
+        return CancelOnDisconnect(self._request, self._watch, self.poll)
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Give up a client that takes nothing. Called from time to time: a timer for each piece would cost more
         than the piece."""
         if self._waits_since is not None and time.monotonic() - self._waits_since > self._timeout:
@@ -65,35 +70,35 @@ class Listener:
         shown = cors.with_ours(request, self._config, headers)
         head = framed(request.version, request.method, status, shown, request.keep_alive)
         self.status, self.keep_alive = status, head.keeps
-        self._chunked, self._bodiless = head.chunked, head.bodiless
+        self._in_chunks, self._bodiless = head.chunked, head.bodiless
         self._head = head.raw
         if at_once:
             self._write(b"")
 
-    def put(self, data: bytes, chunks: bytes = b"") -> bool:
+    def write_nowait(self, data: bytes, chunks: bytes = b"") -> bool:
         """Write without waiting; whether the client takes more at once. `chunks`: the data as chunks, where it came as
         such."""
         if self.status and data and not self._bodiless:
             self.size += len(data)
-            self._write((chunks or chunk(data)) if self._chunked else data)
-        return self.gone or not self._protocol.writing_paused
+            self._write((chunks or chunk(data)) if self._in_chunks else data)
+        return self.disconnected or not self._connection.writing_paused
 
-    async def room(self) -> None:
+    async def wait_writable(self) -> None:
         """Wait until the client has taken what was written, most of it."""
-        if self.gone or not self._protocol.writing_paused:
+        if self.disconnected or not self._connection.writing_paused:
             return
         self._waits_since = time.monotonic()
         try:
-            await self._request.writer.drain()
+            await drained(self._request)
         except ConnectionError:
             self.reset()
         finally:
             self._waits_since = None
 
-    async def write(self, data: bytes) -> None:
-        """`put`, and `room` where need be."""
-        if not self.put(data):
-            await self.room()
+    async def write(self, data: bytes | bytearray | memoryview) -> None:
+        """`write_nowait`, and `wait_writable` where need be."""
+        if not self.write_nowait(bytes(data)):
+            await self.wait_writable()
 
     def take_back(self) -> bool:
         """Whether nothing of the answer is out yet; then it is as if it had not begun."""
@@ -107,89 +112,86 @@ class Listener:
         if self._head:
             data, self._head = self._head + data, b""
             self.first = time.monotonic()
-            self._request.writer.output_size += len(data)  # by which aiohttp knows that an answer has begun
-        transport = self._protocol.transport
+            note_begun(self._request, len(data))
+        transport = self._connection.transport
         if transport is None or transport.is_closing():
             self.reset()
-        elif data and not self.gone:
+        elif data and not self.disconnected:
             transport.write(data)
 
-    def let_go(self) -> None:
-        """Let who writes go on without waiting until this client has taken what was written. Not by a
-        cancellation: aiohttp would give the cancelled future to who waits next."""
-        if self._protocol.writing_paused:
-            self._protocol.resume_writing()
-            self._protocol.pause_writing()
+    def release_writer(self) -> None:
+        """Let who writes go on without waiting until this client has taken what was written."""
+        let_drained(self._connection)
 
     async def end(self) -> None:
-        if self.gone or not self.status:
+        if self.disconnected or not self.status:
             return
-        self._write(LAST if self._chunked else b"")
-        await self.room()
+        self._write(LAST if self._in_chunks else b"")
+        await self.wait_writable()
 
-    def break_off(self, broke: float | None = None, why: str = "upstream") -> None:
+    def reset_later(self, broke: float | None = None, why: str = "upstream") -> None:
         """End what is not whole: with a reset, once the client had a moment to read what it was given. Nobody need wait
         for that: to whoever writes the client is gone at once. `broke`: when that was (monotonic), where not now."""
-        transport = self._protocol.transport
+        transport = self._connection.transport
         if not self.left and transport is not None:
             self.why = why
-            self._parting = Parting(transport, broke or time.monotonic(), self._watch.hurries)
-        self.gone = True
+            self._delayed_reset = DelayedReset(transport, broke or time.monotonic(), self._watch.hurries)
+        self.disconnected = True
 
     def reset(self, why: str = "") -> None:
         """End with a TCP reset at once. A mere close would look like success to an HTTP/1.0 client, such
         as stock nginx, for which the end of the connection is the end of the body."""
         if not self.left:
             self.why = self.why or why
-        self.gone = True
-        transport = self._protocol.transport
+        self.disconnected = True
+        transport = self._connection.transport
         if transport is not None:
             harden(transport)
             transport.abort()
 
-    # What aiohttp asks of what a handler returns; tests/server/test_untouched.py pins it.
+    # What aiohttp does with a response that a handler returns
 
     async def prepare(self, request: web.BaseRequest) -> None:
         """The head is out already, unless the client went before it. aiohttp closes the connection behind this."""
-        if self._parting:
-            await self._parting.over
-        if self.gone or not self.status:
+        if self._delayed_reset:
+            await self._delayed_reset.over
+        if self.disconnected or not self.status:
             raise ConnectionResetError("The client has gone.")
 
-    async def write_eof(self) -> None:
+    async def write_eof(self, data: bytes = b"") -> None:
         """The end is out already."""
 
 
-Answered = web.StreamResponse | Listener  # what a handler returns
+HandlerResult = web.StreamResponse  # what a handler returns
 
 
-class WhileThere:
+class CancelOnDisconnect:
     """`async with`: cut the block off with a ConnectionResetError once the client has gone. aiohttp tells that
-    only to a handler that reads or writes, and an upstream may think for minutes. Calls `look` each time that the
+    only to a handler that reads or writes, and an upstream may think for minutes. Calls `poll` each time that the
     client was still there."""
 
-    def __init__(self, request: web.BaseRequest, watch: Watch, look: Callable[[], None]) -> None:
-        self._request, self._watch, self._look_too = request, watch, look
+    def __init__(self, request: web.BaseRequest, watch: Poller, poll: Callable[[], None]) -> None:
+        self._request, self._watch, self._still_there = request, watch, poll
         self._task: asyncio.Task[Any] | None = None
-        self._cut = False
+        self._disconnected = False
 
     async def __aenter__(self) -> None:
         self._task = asyncio.current_task()
-        self._watch.add(self._look)
+        self._watch.add(self._poll)
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         transport = self._request.transport
         if transport is not None and not transport.is_closing():
-            self._look_too()
+            self._still_there()
         elif self._task:
-            self._cut = True
-            self._watch.remove(self._look)
+            self._disconnected = True
+            self._watch.remove(self._poll)
             self._task.cancel()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._watch.remove(self._look)
-        alone = self._cut and self._task is not None and not self._task.uncancel()
+        self._watch.remove(self._poll)
+        alone = self._disconnected and self._task is not None and not self._task.uncancel()
         if alone and kind is asyncio.CancelledError:  # by nobody else
             raise ConnectionResetError("The client has gone.") from None

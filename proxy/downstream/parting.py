@@ -17,10 +17,10 @@ from collections.abc import Callable
 
 QUIET = 0.02  # seconds from an empty send queue to the reset
 LONGEST = 0.1  # seconds from the break to the reset, whatever the client takes
-_LOOK = 0.005  # seconds between two looks: nobody tells when a send queue is empty
+_POLL_INTERVAL = 0.005  # seconds between two looks: nobody tells when a send queue is empty
 
 
-class Moment:
+class ResetTimer:
     """How long a client still has, by a clock that whoever asks looks at. Pure."""
 
     def __init__(self, broke: float) -> None:
@@ -37,23 +37,23 @@ class Moment:
         return min(self._end, self._empty + QUIET) - now
 
 
-class Parting:
+class DelayedReset:
     """Resets a connection by itself; `over` is done once it is closed. `broke`: when the answer broke off (monotonic).
     Once it `hurries` there is no time any more."""
 
     def __init__(self, transport: asyncio.Transport, broke: float, hurries: Callable[[], bool]) -> None:
         self._loop = asyncio.get_running_loop()
         self.over: asyncio.Future[None] = self._loop.create_future()
-        self._transport, self._moment, self._hurries = transport, Moment(broke), hurries
+        self._transport, self._moment, self._hurries = transport, ResetTimer(broke), hurries
         harden(transport)
-        self._look()
+        self._poll()
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         transport = self._transport
         if not transport.is_closing():
             left = self._moment.left(time.monotonic(), has_unsent(transport))
             if left > 0 and not self._hurries():
-                self._loop.call_later(min(left, _LOOK), self._look)
+                self._loop.call_later(min(left, _POLL_INTERVAL), self._poll)
                 return
             transport.abort()
         if not self.over.done():  # whoever waited may have been cancelled

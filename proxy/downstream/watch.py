@@ -8,31 +8,33 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-LOOK = 0.25  # seconds between two looks
+POLL_INTERVAL = 0.25  # seconds between two looks
 
 
-class Watch:
+class Poller:
     """`every` gives the seconds between two looks, at most LOOK; `hurries` says whether clients are given no time any
     more."""
 
-    def __init__(self, every: Callable[[], float] = lambda: LOOK, hurries: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self, every: Callable[[], float] = lambda: POLL_INTERVAL, hurries: Callable[[], bool] = lambda: False
+    ) -> None:
         self._every, self.hurries = every, hurries
-        self._looks: dict[Callable[[], None], None] = {}
+        self._polls: dict[Callable[[], None], None] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    def add(self, look: Callable[[], None]) -> None:
-        """Call `look` from time to time until it is taken out again; for the first time within the time of one look."""
-        self._looks[look] = None
+    def add(self, poll: Callable[[], None]) -> None:
+        """Call `poll` from time to time until it is taken out again; for the first time within the time of one look."""
+        self._polls[poll] = None
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._every(), self._tick)
 
-    def remove(self, look: Callable[[], None]) -> None:
-        self._looks.pop(look, None)
+    def remove(self, poll: Callable[[], None]) -> None:
+        self._polls.pop(poll, None)
 
     def _tick(self) -> None:
         self._timer = None
-        for look in list(self._looks):
-            if look in self._looks:  # one may take another out
-                look()
-        if self._looks:
+        for poll in list(self._polls):
+            if poll in self._polls:  # one may take another out
+                poll()
+        if self._polls:
             self._timer = asyncio.get_running_loop().call_later(self._every(), self._tick)

@@ -10,13 +10,13 @@ from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from proxy.core.usage import Counts
+from proxy.core.usage import TokenCounts
 
 LONG = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0)
 SHORT = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 
 
-class Spread:
+class Histogram:
     """How values lie: how many up to each bound and above the one before, the last of all `counts` for those above
     all bounds; and their sum."""
 
@@ -32,7 +32,7 @@ class Spread:
         self.total += value
 
 
-class Numbers:
+class Counters:
     """All of them, from the start of the process."""
 
     def __init__(self) -> None:
@@ -43,11 +43,11 @@ class Numbers:
         self.summaries: Counter[str] = Counter()  # requests for them, by outcome: made, failed
         self.summary_prompt = self.summary_completion = 0  # tokens of those that were made
         self.prompt = self.cached = self.completion = self.reasoning = 0  # tokens
-        self.total: defaultdict[str, Spread] = defaultdict(lambda: Spread(LONG))  # by route, as the next two
-        self.first: defaultdict[str, Spread] = defaultdict(lambda: Spread(LONG))
-        self.overhead: defaultdict[str, Spread] = defaultdict(lambda: Spread(SHORT))
-        self.queue = Spread(LONG)  # of those that waited
-        self.commit = Spread(SHORT)
+        self.total: defaultdict[str, Histogram] = defaultdict(lambda: Histogram(LONG))  # by route, as the next two
+        self.first: defaultdict[str, Histogram] = defaultdict(lambda: Histogram(LONG))
+        self.overhead: defaultdict[str, Histogram] = defaultdict(lambda: Histogram(SHORT))
+        self.queue = Histogram(LONG)  # of those that waited
+        self.commit = Histogram(SHORT)
 
     def answered(
         self, route: str, upstream: str, status: int, total: float, first: float | None, overhead: float | None
@@ -60,13 +60,13 @@ class Numbers:
         if overhead is not None:
             self.overhead[route].add(overhead)
 
-    def summarized(self, told: Counts | None) -> None:
+    def summarized(self, told: TokenCounts | None) -> None:
         """A part of a history is in a summary."""
         self.summaries["made"] += 1
         self.summary_prompt += told.prompt if told else 0
         self.summary_completion += told.reply if told else 0
 
-    def used(self, told: Counts) -> None:
+    def used(self, told: TokenCounts) -> None:
         """Tokens of a turn: those `cached` are among the prompt's, those of `reasoning` among the completion's."""
         self.prompt += told.prompt
         self.cached += told.cached

@@ -35,7 +35,7 @@ def is_journal(descriptor: int, environ: Mapping[str, str]) -> bool:
     return environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
 
 
-class Lines(logging.Handler):
+class LogHandler(logging.Handler):
     """Writes to a descriptor. `form` is console, logfmt or json, or auto: console where people read, at a terminal and
     in the journal, else logfmt."""
 

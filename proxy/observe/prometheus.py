@@ -19,8 +19,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from proxy import __version__
-from proxy.observe.counters import Numbers, Spread
-from proxy.stores.base import Standing
+from proxy.observe.counters import Counters, Histogram
+from proxy.stores.base import StoreStats
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _NAME = "session_proxy_"
@@ -35,14 +35,14 @@ class Present:
     waiting: int
     cache_limit: int
     draining: bool
-    store: Standing | None
+    store: StoreStats | None
 
 
 class Metrics(Collector):
     """Renders the counters."""
 
-    def __init__(self, numbers: Numbers) -> None:
-        self._numbers = numbers
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
         self._present: Present | None = None
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
@@ -55,10 +55,10 @@ class Metrics(Collector):
 
     def collect(self) -> Iterable[Metric]:
         yield _build()
-        yield from _counted(self._numbers)
-        yield from _timed(self._numbers)
+        yield from _counted(self._counters)
+        yield from _timed(self._counters)
         if present := self._present:
-            yield from _standing(present)
+            yield from _gauges(present)
 
 
 def _build() -> Metric:
@@ -73,13 +73,13 @@ def _build() -> Metric:
     return family
 
 
-def _counted(numbers: Numbers) -> Iterable[Metric]:
+def _counted(counters: Counters) -> Iterable[Metric]:
     yield _counter(
         "requests",
         "Requests by what became of them (recorded, passed, sessions, health, other), upstream, and class of the status"
         " (none: the client went before it).",
         ["route", "upstream", "status"],
-        {(route, to, f"{status}xx" if status else "none"): n for (route, to, status), n in numbers.requests.items()},
+        {(route, to, f"{status}xx" if status else "none"): n for (route, to, status), n in counters.requests.items()},
     )
     yield _counter(
         "turns",
@@ -87,9 +87,9 @@ def _counted(numbers: Numbers) -> Iterable[Metric]:
         " there was nothing to keep), unmarked (all came and nothing in it says so: kept as cut), cut (it broke off or"
         " was stopped), broken (no answer that could be read), unkept (the store failed), failed (no answer at all).",
         ["decision", "outcome"],
-        numbers.turns,
+        counters.turns,
     )
-    unrecorded = {(reason,): count for reason, count in numbers.unrecorded.items()}
+    unrecorded = {(reason,): count for reason, count in counters.unrecorded.items()}
     yield _counter(
         "unrecorded",
         "Whole answers that were handed on and are not in the history: error (the upstream reported one within a 200),"
@@ -97,16 +97,16 @@ def _counted(numbers: Numbers) -> Iterable[Metric]:
         ["reason"],
         unrecorded,
     )
-    rejected = {(reason,): count for reason, count in numbers.rejected.items()}
+    rejected = {(reason,): count for reason, count in counters.rejected.items()}
     yield _counter("rejected", "Errors of the proxy's own, by code.", ["reason"], rejected)
-    summaries = {(outcome,): numbers.summaries[outcome] for outcome in ("made", "failed")}
+    summaries = {(outcome,): counters.summaries[outcome] for outcome in ("made", "failed")}
     yield _counter("summaries", "Requests for summaries, by outcome: made, failed.", ["outcome"], summaries)
     yield _counter(
         "tokens",
         "Tokens of recorded turns as the upstreams counted them; cached are among prompt, reasoning among completion."
         " Those of requests for summaries are kinds of their own.",
         ["kind"],
-        {(kind,): getattr(numbers, kind) for kind in KINDS},
+        {(kind,): getattr(counters, kind) for kind in KINDS},
     )
 
 
@@ -117,29 +117,29 @@ def _counter(name: str, what: str, labels: list[str], counts: Mapping[Any, int])
     return family
 
 
-def _timed(numbers: Numbers) -> Iterable[Metric]:
-    for name, what, spreads in (
-        ("request", "From the head of a request to the end of its answer.", numbers.total),
-        ("first_byte", "From the head of a request to the head of its answer.", numbers.first),
-        ("overhead", "What the proxy itself took, before it asked and after the upstream's end.", numbers.overhead),
+def _timed(counters: Counters) -> Iterable[Metric]:
+    for name, what, histograms in (
+        ("request", "From the head of a request to the end of its answer.", counters.total),
+        ("first_byte", "From the head of a request to the head of its answer.", counters.first),
+        ("overhead", "What the proxy itself took, before it asked and after the upstream's end.", counters.overhead),
     ):
         family = HistogramMetricFamily(f"{_NAME}{name}_seconds", what, labels=["route"])
-        for route, spread in spreads.items():
-            family.add_metric([route], _buckets(spread), spread.total)
+        for route, histogram in histograms.items():
+            family.add_metric([route], _buckets(histogram), histogram.total)
         yield family
-    for name, what, spread in (
-        ("queue", "How long requests waited for their place in a session's line, of those that did.", numbers.queue),
-        ("commit", "Until a turn was on disk.", numbers.commit),
+    for name, what, histogram in (
+        ("queue", "How long requests waited for their place in a session's line, of those that did.", counters.queue),
+        ("commit", "Until a turn was on disk.", counters.commit),
     ):
-        yield HistogramMetricFamily(f"{_NAME}{name}_seconds", what, _buckets(spread), spread.total)
+        yield HistogramMetricFamily(f"{_NAME}{name}_seconds", what, _buckets(histogram), histogram.total)
 
 
-def _buckets(spread: Spread) -> list[tuple[str, float]]:
-    bounds = [*[f"{bound:g}" for bound in spread.bounds], "+Inf"]
-    return list(zip(bounds, accumulate(spread.counts), strict=True))
+def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
+    bounds = [*[f"{bound:g}" for bound in histogram.bounds], "+Inf"]
+    return list(zip(bounds, accumulate(histogram.counts), strict=True))
 
 
-def _standing(present: Present) -> Iterable[Metric]:
+def _gauges(present: Present) -> Iterable[Metric]:
     yield _gauge("in_flight", "Turns and pass-throughs whose answer has not ended.", present.in_flight)
     yield _gauge("waiting", "Requests that stand in line.", present.waiting)
     yield _gauge("draining", "1 while the proxy is being stopped.", int(present.draining))
@@ -148,8 +148,8 @@ def _standing(present: Present) -> Iterable[Metric]:
         return
     yield _gauge("sessions", "Sessions that were heard of within sessions.ttl.", store.sessions)
     yield _gauge("database_bytes", "Size of the database and its log.", store.size)
-    yield _gauge("cache_sessions", "Sessions whose history is in memory.", store.warm)
-    yield _gauge("cache_bytes", "What they take.", store.warm_size)
+    yield _gauge("cache_sessions", "Sessions whose history is in memory.", store.cached)
+    yield _gauge("cache_bytes", "What they take.", store.cached_size)
     yield _gauge("cache_limit_bytes", "What they may take: limits.cache.", present.cache_limit)
     loads = {("hit",): store.hits, ("miss",): store.misses}
     yield _counter("cache_loads", "Reads of a session, from memory or not.", ["result"], loads)

@@ -14,9 +14,9 @@ from proxy.context.runtime import Runtime
 from proxy.core.headers import bare_key
 from proxy.downstream.answers import error_answer
 from proxy.errors import InvalidApiKey, MethodNotAllowed, NotFound, ProxyError, StoreUnavailable
-from proxy.stores.base import Standing
+from proxy.stores.base import StoreStats
 
-Render = Callable[[Runtime, Standing | None], tuple[bytes, str]]  # the text of a scrape, and its content type
+Render = Callable[[Runtime, StoreStats | None], tuple[bytes, str]]  # the text of a scrape, and its content type
 
 
 def build_runner(runtime: Runtime, render: Render) -> web.ServerRunner:
@@ -35,7 +35,7 @@ async def _answer(request: web.BaseRequest, runtime: Runtime, render: Render) ->
             raise NotFound("There is nothing at this path. The admin listener knows /metrics.")
         if request.method not in ("GET", "HEAD"):
             raise MethodNotAllowed("/metrics can be read. Use GET.")
-        body, content_type = render(runtime, await _standing(runtime))
+        body, content_type = render(runtime, await _store_stats(runtime))
         response = web.Response(body=body, headers={"Content-Type": content_type})
     except ProxyError as fault:
         response = error_answer(fault)
@@ -52,9 +52,9 @@ def _admit(request: web.BaseRequest, runtime: Runtime) -> None:
         raise InvalidApiKey("This needs the token of the configuration. Send it as Authorization: Bearer TOKEN.")
 
 
-async def _standing(runtime: Runtime) -> Standing | None:
+async def _store_stats(runtime: Runtime) -> StoreStats | None:
     """A store that fails is something to be told, not to fail with."""
     try:
-        return await runtime.store.standing(runtime.now())
+        return await runtime.store.stats(runtime.now())
     except StoreUnavailable:
         return None

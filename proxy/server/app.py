@@ -5,28 +5,25 @@ Decides by path and headers alone: passed through, recorded, or ours. Knows noth
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any, cast
 
-from aiohttp import http_exceptions, web
+from aiohttp import web
 
 from proxy.config.model import Config
-from proxy.context import request_log as lines
-from proxy.context import tenants as caller
+from proxy.context import request_log, tenants
 from proxy.context.runtime import Runtime
 from proxy.core import headers
 from proxy.downstream import cors
 from proxy.downstream.answers import error_answer
-from proxy.downstream.client_stream import Answered
+from proxy.downstream.client_stream import HandlerResult
 from proxy.errors import Draining, NotFound, ProxyError
-from proxy.server import passthrough
-from proxy.server import sessions_api as api
-from proxy.turns import admission as relay
+from proxy.foundation.http_internals import UNREADABLE, Request, request_factory, send_continue
+from proxy.server import passthrough, sessions_api
+from proxy.turns import admission
 
 log = logging.getLogger("proxy.request")
-Handler = Callable[[web.BaseRequest], Awaitable[Answered]]
+Handler = Callable[[web.BaseRequest], Awaitable[HandlerResult]]
 
 
 class App:
@@ -34,39 +31,32 @@ class App:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._loop = asyncio.get_running_loop()
+        self.make_request = request_factory(type("BoundRequest", (_Request,), {"runtime": runtime}))
 
-    async def __call__(self, request: web.BaseRequest) -> Answered:
+    async def __call__(self, request: web.BaseRequest) -> HandlerResult:
         if request.headers.get("Expect", "").lower() == "100-continue":
-            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            request.writer.output_size = 0  # nothing of the answer itself
+            await send_continue(request)
         return await _answer(request, self._runtime)
 
-    def make_request(self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
-        """A request whose response's headers are finished by us."""
-        request = _Request(message, payload, protocol, writer, task, self._loop)
-        request.runtime = self._runtime
-        return request
 
-
-class _Request(web.BaseRequest):
+class _Request(Request):
     runtime: Runtime
 
-    async def _prepare_hook(self, response: web.StreamResponse) -> None:
-        """For answers of our own. What an Application has signals for; tests/server/test_untouched.py pins it."""
+    def finish(self, response: web.StreamResponse) -> None:
+        """For answers of our own."""
         response.headers.pop("Server", None)
-        line = self.get(lines.KEY)  # none where aiohttp refuses what is no HTTP
-        if line and (line.route != "passed" or line.fault):
-            response.headers[lines.NAME] = line.id
-        if line and line.chosen:
-            response.headers[lines.CHOSEN] = line.chosen
+        access = self.get(request_log.KEY)  # none where aiohttp refuses what is no HTTP
+        if access and (access.route != "passed" or access.fault):
+            response.headers[request_log.NAME] = access.id
+        if access and access.chosen:
+            response.headers[request_log.CHOSEN] = access.chosen
         for name, value in cors.ours(self, self.runtime.config):
             response.headers.add(name, value)
 
     @property
     def keep_alive(self) -> bool:
         """Not while the proxy leaves: the client's next request is to find the next process."""
-        return bool(super().keep_alive) and not self.runtime.live.leaving
+        return bool(super().keep_alive) and not self.runtime.registry.leaving
 
 
 def build_app(runtime: Runtime) -> App:
@@ -76,7 +66,7 @@ def build_app(runtime: Runtime) -> App:
 def build_runner(app: App, config: Config, handler: Handler | None = None) -> web.ServerRunner:
     """The HTTP server, with what must differ from aiohttp's defaults. `handler` may stand in front of the app."""
     server = web.Server(
-        cast(Any, handler or app),  # a listener is all that aiohttp asks of a response
+        handler or app,
         request_factory=app.make_request,
         handler_cancellation=False,
         access_log=None,
@@ -98,41 +88,41 @@ def _http_log() -> logging.Logger:
 def _without_bytes(record: logging.LogRecord) -> bool:
     if record.exc_info and isinstance(record.exc_info[1], ConnectionError):
         return False  # a client that left is no error
-    if record.exc_info and isinstance(record.exc_info[1], http_exceptions.HttpProcessingError):
+    if record.exc_info and isinstance(record.exc_info[1], UNREADABLE):
         record.exc_info = None
         record.levelno, record.levelname = logging.WARNING, "WARNING"
     return True
 
 
-async def _answer(request: web.BaseRequest, runtime: Runtime) -> Answered:
-    line = lines.begun(request, runtime)
-    response: Answered | None = None
+async def _answer(request: web.BaseRequest, runtime: Runtime) -> HandlerResult:
+    access = request_log.begin(request, runtime)
+    response: HandlerResult | None = None
     try:
-        response = await dispatch(request, runtime, line)
+        response = await dispatch(request, runtime, access)
     except ProxyError as fault:
-        line.fault, response = fault.code, _fault(request, fault)
+        access.fault, response = fault.code, _fault(request, fault)
     except ConnectionError:
         raise
     except Exception:
-        log.exception("a fault of the proxy's own, at request %s", line.id)
+        log.exception("a fault of the proxy's own, at request %s", access.id)
         own = ProxyError("The proxy failed at this request. Its log says why.")
-        line.fault, response = own.code, _fault(request, own)
+        access.fault, response = own.code, _fault(request, own)
     finally:
-        lines.over(request, runtime, line, response)
+        request_log.finish(request, runtime, access, response)
     return response
 
 
-async def dispatch(request: web.BaseRequest, runtime: Runtime, line: lines.Line) -> Answered:
+async def dispatch(request: web.BaseRequest, runtime: Runtime, access: request_log.AccessRecord) -> HandlerResult:
     if request.path in ("/healthz", "/readyz"):
-        line.route = "health"
+        access.route = "health"
         return await _health(request.path, runtime)
     headers.refuse_invalid_utf8(request.headers.items())
     if request.raw_path.startswith("/sessions/"):
-        line.route = "sessions"
+        access.route = "sessions"
         return (
             cors.preflight(request)
             if cors.is_preflight(request, runtime.config)
-            else await api.answer(request, runtime)
+            else await sessions_api.answer(request, runtime)
         )
     found = runtime.find(request.raw_path, request.method)
     if found is None:
@@ -140,22 +130,22 @@ async def dispatch(request: web.BaseRequest, runtime: Runtime, line: lines.Line)
         raise NotFound(f"Nothing is mounted at this path. Point the client's base URL at one of: {mounts}.")
     if cors.is_preflight(request, runtime.config):
         return cors.preflight(request)
-    line.upstream = found.host
-    caller.admit(runtime.config, found.upstream, request.headers)
-    line.route = "passed"
+    access.upstream = found.host
+    tenants.admit(runtime.config, found.upstream, request.headers)
+    access.route = "passed"
     if request.method == "GET" and request.headers.get("Upgrade", "").lower() == "websocket":
         return await passthrough.websocket(request, runtime, found)
     if request.method == "POST" and found.is_chat:
-        session_id, was_chosen = caller.session_id(runtime.config, request.headers)
+        session_id, was_chosen = tenants.session_id(runtime.config, request.headers)
         if session_id is not None:
-            line.route = "recorded"
+            access.route = "recorded"
             if was_chosen:
-                line.chosen = session_id
+                access.chosen = session_id
             if found.tidy:
                 found = found._replace(url=found.tidy)
             if (shown := headers.placeholder(session_id)) is not None and runtime.noted.is_first(shown):
                 _tell_of_placeholder(shown)
-            return await relay.handle(request, runtime, found, session_id)
+            return await admission.handle(request, runtime, found, session_id)
     return await passthrough.forward(request, runtime, found)
 
 
@@ -170,7 +160,7 @@ def _tell_of_placeholder(shown: str) -> None:
 
 async def _health(path: str, runtime: Runtime) -> web.Response:
     if path == "/readyz":
-        if runtime.live.draining:
+        if runtime.registry.draining:
             raise Draining("The proxy is being stopped.")
         await runtime.store.ping()
     return web.Response(body=b'{"status":"ok"}', content_type="application/json")

@@ -51,7 +51,7 @@ async def _purge(runtime: Runtime, idle: str) -> dict[str, object]:
     """Empty the sessions that were silent for longer than `idle`, a batch of them; the files forget with the last."""
     if not idle.isascii() or not idle.isdecimal() or len(idle) > 15:
         raise BadRequest("idle must be a number of milliseconds. Correct it.", param="idle")
-    gone = await runtime.store.sweep(runtime.now(), runtime.live.in_use, BATCH, int(idle))
+    gone = await runtime.store.sweep(runtime.now(), runtime.registry.in_use, BATCH, int(idle))
     if gone < BATCH:
         await runtime.store.scrub()
     log.info("%d sessions purged", gone)

@@ -8,13 +8,13 @@ import time
 import aiohttp
 from aiohttp import web
 
-from proxy.context import request_log as lines
+from proxy.context import request_log
 from proxy.context.routing import Target
 from proxy.context.runtime import Runtime
 from proxy.context.tenants import with_our_key
 from proxy.core.headers import Pairs, end_to_end
 from proxy.downstream.answers import error_answer
-from proxy.downstream.client_stream import Answered, Listener
+from proxy.downstream.client_stream import ClientStream, HandlerResult
 from proxy.errors import BadRequest, ProxyError, UpstreamUnreachable
 
 CLOSING = 5.0  # seconds a WebSocket's other side has to answer a close
@@ -32,37 +32,37 @@ _HANDSHAKE = frozenset(
 _NOT_REFUSED = frozenset(["content-length", "content-encoding", "content-type"])
 
 
-async def forward(request: web.BaseRequest, runtime: Runtime, target: Target) -> Answered:
+async def forward(request: web.BaseRequest, runtime: Runtime, target: Target) -> HandlerResult:
     """One request and its answer, bodies streamed both ways with back-pressure.
 
     A drain waits for it or cuts it: aiohttp's own clean-up would close the connection before the
     handler could reset it.
     """
-    listener = Listener(request, runtime.config, runtime.watch)
-    with runtime.live.joined():
-        await _hand_on(request, runtime, target, listener)
-    return listener
+    client = ClientStream(request, runtime.config, runtime.poller)
+    with runtime.registry.joined():
+        await _hand_on(request, runtime, target, client)
+    return client
 
 
-async def _hand_on(request: web.BaseRequest, runtime: Runtime, target: Target, listener: Listener) -> None:
+async def _hand_on(request: web.BaseRequest, runtime: Runtime, target: Target, client: ClientStream) -> None:
     headers = with_our_key(target.upstream, end_to_end(request.headers.items(), _NOT_SENT))
     body = request.content if request.can_read_body else None
-    line = lines.of(request)
-    line.size = request.content_length or 0
-    async with listener.watched():
-        line.asked = time.monotonic()
+    access = request_log.of(request)
+    access.size = request.content_length or 0
+    async with client.watched():
+        access.asked = time.monotonic()
         answer = await runtime.client.ask(request.method, target.url, headers, body, target.upstream)
         try:
-            listener.begin(answer.status, end_to_end(answer.headers), not answer.is_here)
-            while await answer.flow(listener.put):
-                await listener.room()
-                if listener.gone:
+            client.begin(answer.status, end_to_end(answer.headers), not answer.is_here)
+            while await answer.flow(client.write_nowait):
+                await client.wait_writable()
+                if client.disconnected:
                     break
-            await listener.end()
+            await client.end()
         except ProxyError:
-            listener.break_off()
+            client.reset_later()
         except BaseException:  # a stop of ours, or a fault, for which an error would be written behind what is out
-            listener.reset("stop")
+            client.reset("stop")
             raise
         finally:
             answer.close()

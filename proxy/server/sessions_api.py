@@ -12,27 +12,26 @@ from urllib.parse import unquote
 
 from aiohttp import web
 
-from proxy.context import request_log as lines
-from proxy.context import tenants as caller
+from proxy.context import request_log, tenants
 from proxy.context.runtime import Runtime
 from proxy.core import headers
 from proxy.core.history import Entry, History, own_entries
 from proxy.core.json_bytes import dumps, elements, loads
 from proxy.core.model import Message, SessionKey, SessionState, Turn, TurnState
-from proxy.core.usage import Counts, counts
+from proxy.core.usage import TokenCounts, counts
 from proxy.downstream.answers import json_answer
 from proxy.downstream.broadcast import replay
-from proxy.downstream.client_stream import Answered, Listener, WhileThere
+from proxy.downstream.client_stream import CancelOnDisconnect, ClientStream, HandlerResult
 from proxy.errors import BadRequest, MethodNotAllowed, NotFound, SessionNotFound, TurnNotFound
 from proxy.turns.fit import limit_of
 from proxy.turns.turn_task import GRACE, RecordedTurn
 
 PAGE, MOST = 100, 1000  # messages in a page, and at most
 _NO_STORE = [("cache-control", "no-store")]
-Handler = Callable[[web.BaseRequest, Runtime, SessionKey], Awaitable[Answered]]
+Handler = Callable[[web.BaseRequest, Runtime, SessionKey], Awaitable[HandlerResult]]
 
 
-async def answer(request: web.BaseRequest, runtime: Runtime) -> Answered:
+async def answer(request: web.BaseRequest, runtime: Runtime) -> HandlerResult:
     """Any request below /sessions/."""
     _, _, id, *rest = request.raw_path.partition("?")[0].split("/")
     methods = _ROUTES.get("/".join(rest))
@@ -44,22 +43,22 @@ async def answer(request: web.BaseRequest, runtime: Runtime) -> Answered:
         name = headers.valid_id(unquote(id, errors="strict"))
     except UnicodeDecodeError:
         raise BadRequest("The session ID in the path is not valid UTF-8. Encode it so.") from None
-    tenant = caller.tenant(runtime.config, request.headers, runtime.secret)
-    key = lines.of(request).key = SessionKey(tenant, name)
+    tenant = tenants.tenant(runtime.config, request.headers, runtime.secret)
+    key = request_log.of(request).key = SessionKey(tenant, name)
     return await methods[request.method](request, runtime, key)
 
 
-async def _show(request: web.BaseRequest, runtime: Runtime, key: SessionKey) -> Answered:
+async def _show(request: web.BaseRequest, runtime: Runtime, key: SessionKey) -> HandlerResult:
     history, turns = await _load(runtime, key)
     last = history.last
     branch = history.ancestors(history.tip)
-    counted = counts(last.usage) if last and last.usage else Counts()
+    counted = counts(last.usage) if last and last.usage else TokenCounts()
     shown = {
         "id": key.id,
         "object": "session",
         "turn": history.tip,
         "turns": len(branch),
-        "messages": len(history.line),
+        "messages": len(history.path),
         "created_at": branch[-1].started // 1000 if branch else None,
         "updated_at": last.ended // 1000 if last else None,
         "model": last.model if last else None,
@@ -68,9 +67,9 @@ async def _show(request: web.BaseRequest, runtime: Runtime, key: SessionKey) -> 
         "tokens": counted.prompt + counted.reply or None,
         "cached_tokens": counted.cached if counted.prompt else None,
         "limit": limit_of(runtime, key.tenant, last) if last else None,
-        "cut": history.cut.at,
-        "summary": loads(history.cut.summary) if history.cut.summary else None,
-        "summarized": history.cut.covered,
+        "cut": history.trim_point.at,
+        "summary": loads(history.trim_point.summary) if history.trim_point.summary else None,
+        "summarized": history.trim_point.covered,
         "in_flight": [{"turn": turn.id, "decision": turn.plan.decision} for turn in turns],
     }
     return json_answer(dumps(shown))
@@ -86,18 +85,18 @@ def _totals(branch: Sequence[Turn]) -> dict[str, int]:
     }
 
 
-async def _messages(request: web.BaseRequest, runtime: Runtime, key: SessionKey) -> Answered:
+async def _messages(request: web.BaseRequest, runtime: Runtime, key: SessionKey) -> HandlerResult:
     history, _ = await _load(runtime, key)
     after, limit = _number(request, "after", 0), max(1, min(_number(request, "limit", PAGE), MOST))
     branch = request.query.get("branch", "main")
     if branch not in ("main", "side"):
         raise BadRequest("branch must be main or side. Correct it, or leave it out.", param="branch")
     side = branch == "side"
-    line = [entry for turn in _beside(history) for entry in _said_beside(turn)] if side else history.line
-    page = line[after : after + limit]
+    path = [entry for turn in _beside(history) for entry in _said_beside(turn)] if side else history.path
+    page = path[after : after + limit]
     end = after + len(page)
     data = b",".join([_message(after + n, entry) for n, entry in enumerate(page)])
-    more = dumps({"has_more": end < len(line), "next": end})
+    more = dumps({"has_more": end < len(path), "next": end})
     system = b"[" + (b"" if side else history.system or b"") + b"]"
     return json_answer(b'{"object":"list","system":' + system + b',"data":[' + data + b"]," + more[1:])
 
@@ -105,7 +104,7 @@ async def _messages(request: web.BaseRequest, runtime: Runtime, key: SessionKey)
 def _beside(history: History) -> list[Turn]:
     """The side requests, but those that a later list showed to be the conversation's own."""
     own = {turn.id for turn in history.ancestors(history.tip)}
-    return [turn for turn in history.sides if turn.id not in own]
+    return [turn for turn in history.side_requests if turn.id not in own]
 
 
 def _said_beside(turn: Turn) -> list[Entry]:
@@ -116,12 +115,12 @@ def _said_beside(turn: Turn) -> list[Entry]:
 
 def _message(at: int, entry: Entry) -> bytes:
     """A message with the turn that brought it; a reply as the upstream gave it."""
-    raw = entry.turn.reply if entry.message is entry.turn.echo else entry.message.raw
+    raw = entry.turn.reply if entry.message is entry.turn.rendered else entry.message.raw
     about = dumps({"position": at, "turn": entry.turn.id, "state": entry.turn.state})
     return about[:-1] + b',"message":' + raw + b"}"
 
 
-async def _stop(request: web.BaseRequest, runtime: Runtime, key: SessionKey) -> Answered:
+async def _stop(request: web.BaseRequest, runtime: Runtime, key: SessionKey) -> HandlerResult:
     stopped = await _stopped(runtime, key)
     if not stopped:
         raise TurnNotFound("This session has no turn in flight. There is nothing to stop.")
@@ -130,37 +129,37 @@ async def _stop(request: web.BaseRequest, runtime: Runtime, key: SessionKey) -> 
 
 async def _stopped(runtime: Runtime, key: SessionKey) -> list[dict[str, Any]]:
     """Cut the turns in flight and wait until each is recorded, as far as it went."""
-    turns: list[RecordedTurn] = runtime.live.turns(key)
+    turns: list[RecordedTurn] = runtime.registry.turns(key)
     for limit in (GRACE, None):  # a reply that is whole has a moment to end as the upstream ends it
         for turn in turns:
             turn.stop(at_once=limit is None)
         if tasks := [turn.task for turn in turns if turn.task and not turn.task.done()]:
             await asyncio.wait(tasks, timeout=limit)
-    return [{"turn": turn.id, "recorded": turn.kept} for turn in turns]
+    return [{"turn": turn.id, "recorded": turn.committed} for turn in turns]
 
 
-async def _stream(request: web.BaseRequest, runtime: Runtime, key: SessionKey) -> Answered:
+async def _stream(request: web.BaseRequest, runtime: Runtime, key: SessionKey) -> HandlerResult:
     history, turns = await _load(runtime, key)
-    listener = Listener(request, runtime.config, runtime.watch)
+    client = ClientStream(request, runtime.config, runtime.poller)
     if in_flight := [turn for turn in turns if not turn.plan.side]:
-        await in_flight[-1].broadcast.follow(listener, _NO_STORE)
+        await in_flight[-1].broadcast.resume(client, _NO_STORE)
         in_flight[-1].note_delivery()
-        return listener
+        return client
     last = history.last
     kept = await runtime.store.answer(key, last.id) if last else None
     if last is None or kept is None:
         raise TurnNotFound("This session has no turn in flight, and its last answer is not kept.")
-    await replay(listener, last, kept, [*_NO_STORE, (lines.NAME, lines.of(request).id)])
-    if last.state is TurnState.COMPLETE and not listener.gone:
-        runtime.live.delivered(key, last.id, True)
-    return listener
+    await replay(client, last, kept, [*_NO_STORE, (request_log.NAME, request_log.of(request).id)])
+    if last.state is TurnState.COMPLETE and not client.disconnected:
+        runtime.registry.delivered(key, last.id, True)
+    return client
 
 
-async def _delete(request: web.BaseRequest, runtime: Runtime, key: SessionKey) -> Answered:
+async def _delete(request: web.BaseRequest, runtime: Runtime, key: SessionKey) -> HandlerResult:
     sessions = runtime.config.sessions
     await _stopped(runtime, key)
-    async with WhileThere(request, runtime.watch, lambda: None):
-        place = await runtime.live.place(key, sessions.queue_limit, sessions.queue_timeout)
+    async with CancelOnDisconnect(request, runtime.poller, lambda: None):
+        place = await runtime.registry.wait_for_slot(key, sessions.queue_limit, sessions.queue_timeout)
     try:
         await _stopped(runtime, key)  # those that began beside the line meanwhile
         await _load(runtime, key)
@@ -180,7 +179,7 @@ _ROUTES: dict[str, dict[str, Handler]] = {
 
 
 async def _load(runtime: Runtime, key: SessionKey) -> tuple[History, list[RecordedTurn]]:
-    turns: list[RecordedTurn] = runtime.live.turns(key)
+    turns: list[RecordedTurn] = runtime.registry.turns(key)
     session = await runtime.store.load(key, runtime.now(), in_use=bool(turns))
     if session.state is not SessionState.CONTINUED and not turns:
         raise SessionNotFound("There is no such session. It may have expired.")

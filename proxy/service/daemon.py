@@ -24,16 +24,16 @@ from proxy.config.model import Config
 from proxy.config.workable import renamed
 from proxy.context.runtime import Runtime
 from proxy.errors import ConfigError, StoreUnavailable
-from proxy.observe.log import Lines, is_journal, loop_fault
-from proxy.server import admin
-from proxy.server import operator_api as operator
+from proxy.foundation.self_test import refuse_unfit
+from proxy.observe.log import LogHandler, is_journal, loop_fault
+from proxy.server import admin, operator_api
 from proxy.server.app import build_app, build_runner
 from proxy.service import control_socket as control
 from proxy.service import systemd
 from proxy.service.sockets import Listening
 from proxy.service.status import Status
-from proxy.stores.base import Standing, Store
-from proxy.stores.cache import WarmStore
+from proxy.stores.base import Store, StoreStats
+from proxy.stores.cache import CachedStore
 from proxy.stores.memory import MemoryStore
 from proxy.stores.secret import SIZE, load_secret, refuse_foreign, seal_of
 from proxy.stores.sqlite.remedy import remedy
@@ -78,7 +78,7 @@ async def open_store(config: Config, environ: Mapping[str, str]) -> tuple[Store,
         if isinstance(error, OSError):
             raise StoreUnavailable(f"Cannot use {path}.secret: {error.strerror}. {remedy(error)}") from error
         raise
-    return WarmStore(store, ttl, config.limits.cache), secret
+    return CachedStore(store, ttl, config.limits.cache), secret
 
 
 def copy_before_migration(path: Path) -> None:
@@ -100,14 +100,15 @@ async def serve(
     listen: str | None,
     with_demo: bool,
     environ: Mapping[str, str],
-    lines: Lines,
+    lines: LogHandler,
     greet: Callable[[], None],
 ) -> None:
     """Run until SIGTERM or SIGINT. `load` reads the configuration, now and at each reload; `greet` is called once the
     proxy listens.
 
-    Raises CannotListen, StoreLocked, StoreUnavailable and ConfigError, each with a sentence.
+    Raises UnfitLibrary, CannotListen, StoreLocked, StoreUnavailable and ConfigError, each with a sentence.
     """
+    refuse_unfit(asyncio.get_running_loop())
     inherited = systemd.inherited(environ, os.getpid())
     demo_runner, demo_port = await demo.start() if with_demo else (None, 0)
     asyncio.get_running_loop().set_exception_handler(loop_fault)
@@ -130,7 +131,7 @@ async def serve(
     client = Client()
     turn_id, request_id = [partial(next, _ids(prefix)) for prefix in ("turn_", "req_")]
     runtime = Runtime(config, store, client, secret, lambda: time.time_ns() // 1_000_000, turn_id)
-    runtime.request_id, runtime.lines = request_id, lines
+    runtime.request_id, runtime.log = request_id, lines
     runner = build_runner(build_app(runtime), config)
     _spare_the_collector()
     try:
@@ -140,7 +141,7 @@ async def serve(
         log.info("listening on %s", listening)
         if (named := listen or config.listen) not in listening.addresses:
             log.warning("listen: %s is not used, for systemd holds the sockets", named)
-        status = Status(lambda: runtime.live.in_flight, environ, os.getpid())
+        status = Status(lambda: runtime.registry.in_flight, environ, os.getpid())
         async with _operated(runtime, database_path(config, environ)), _administered(runtime, administered):
             await _live(runtime, listening, read, status)
     finally:
@@ -159,7 +160,7 @@ async def _operated(runtime: Runtime, database: Path | None) -> AsyncIterator[No
             try:
                 listener = stack.enter_context(control.bound(database))
                 stack.callback(control.left, database)
-                await stack.enter_async_context(operator.listening(runtime, listener))
+                await stack.enter_async_context(operator_api.listening(runtime, listener))
             except OSError as error:
                 log.warning("commands that need a running proxy cannot reach this one: %s", error.strerror)
         yield
@@ -173,11 +174,11 @@ async def _administered(runtime: Runtime, listening: Listening | None) -> AsyncI
         return
     from proxy.observe import prometheus as metrics  # nobody else needs prometheus-client
 
-    rendered, limit = metrics.Metrics(runtime.numbers), runtime.config.limits.cache  # a reload does not change it
+    rendered, limit = metrics.Metrics(runtime.counters), runtime.config.limits.cache  # a reload does not change it
 
-    def render(runtime: Runtime, store: Standing | None) -> tuple[bytes, str]:
-        live = runtime.live
-        present = metrics.Present(live.in_flight, live.waiting, limit, live.draining, store)
+    def render(runtime: Runtime, store: StoreStats | None) -> tuple[bytes, str]:
+        registry = runtime.registry
+        present = metrics.Present(registry.in_flight, registry.waiting, limit, registry.draining, store)
         return rendered.render(present), metrics.CONTENT_TYPE
 
     runner = admin.build_runner(runtime, render)
@@ -204,14 +205,14 @@ async def _live(runtime: Runtime, listening: Listening, load: Callable[[], Confi
     drain = runtime.config.shutdown.drain
     status.stopping(drain + CLEANING)
     await listening.stop()
-    runtime.live.leaving = True
+    runtime.registry.leaving = True
     await asyncio.sleep(LEAVING)
-    log.info("stopping: %d requests in flight", runtime.live.in_flight)
-    draining = asyncio.create_task(runtime.live.drain(drain))
+    log.info("stopping: %d requests in flight", runtime.registry.in_flight)
+    draining = asyncio.create_task(runtime.registry.drain(drain))
     await asyncio.wait([draining, again], return_when=asyncio.FIRST_COMPLETED)
     if not draining.done():
         log.warning("stopping at once: a second signal came")
-        await runtime.live.drain(0)
+        await runtime.registry.drain(0)
     await draining
     for task in (*tasks, again):
         task.cancel()
@@ -228,8 +229,8 @@ def _reload(runtime: Runtime, load: Callable[[], Config], status: Status, fixed:
         status.fault = f"the configuration was not reloaded: {error.problems[0]}"
     else:
         status.fault = ""
-        if runtime.lines:
-            runtime.lines.adjust(runtime.config.log.level, runtime.config.log.format)
+        if runtime.log:
+            runtime.log.adjust(runtime.config.log.level, runtime.config.log.format)
         log.info("configuration reloaded")
         for key, value in _fixed(runtime.config).items():
             if value != fixed[key]:
@@ -267,7 +268,7 @@ async def _sweep(runtime: Runtime) -> None:
         try:
             full = True
             while full:
-                full = await runtime.store.sweep(runtime.now(), runtime.live.in_use, SWEEP_BATCH) == SWEEP_BATCH
+                full = await runtime.store.sweep(runtime.now(), runtime.registry.in_use, SWEEP_BATCH) == SWEEP_BATCH
         except Exception:
             log.exception("sweeping failed; it will be tried again")
 
@@ -293,9 +294,9 @@ def _ids(prefix: str) -> Iterator[str]:
         yield from [prefix + drawn[at : at + 24] for at in range(0, len(drawn), 24)]
 
 
-def configure_logging(config: Config, environ: Mapping[str, str]) -> Lines:
+def configure_logging(config: Config, environ: Mapping[str, str]) -> LogHandler:
     """Log to the error output from now on."""
     descriptor = sys.stderr.fileno()
-    lines = Lines(descriptor, config.log.level, config.log.format, is_journal(descriptor, environ))
+    lines = LogHandler(descriptor, config.log.level, config.log.format, is_journal(descriptor, environ))
     lines.install()
     return lines

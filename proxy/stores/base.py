@@ -1,8 +1,7 @@
-"""What the rest of the house sees of a store.
+"""Defines the protocol that every store implements.
 
-A store keeps turns and says what a session's history is. It does not know what the
-messages mean, who waits in line, or what time it is: time is an argument, in ms since the
-epoch.
+A store keeps turns and gives a session's history. It does not know what messages mean or who waits in a queue. It has
+no clock: times are arguments, in ms since the epoch.
 """
 
 from __future__ import annotations
@@ -12,18 +11,18 @@ from collections.abc import Set as AbstractSet
 from typing import NamedTuple, Protocol
 
 from proxy.core.history import Session
-from proxy.core.learned import Learned
+from proxy.core.learned import LearnedLimits
 from proxy.core.model import Answer, ModelKey, SessionKey, Turn
 
 
-class Standing(NamedTuple):
-    """How much there is: sessions that were heard of within the TTL; bytes of the files; sessions that are warm, the
-    bytes they take, and how many loads were from them and how many were not."""
+class StoreStats(NamedTuple):
+    """Counts of a store: `sessions` used within the TTL, `size` of the files in bytes; `cached` sessions in the cache,
+    `cached_size` in bytes, and how many loads hit or missed it."""
 
     sessions: int = 0
     size: int = 0
-    warm: int = 0
-    warm_size: int = 0
+    cached: int = 0
+    cached_size: int = 0
     hits: int = 0
     misses: int = 0
 
@@ -35,8 +34,8 @@ class Store(Protocol):
     """
 
     @property
-    def learned(self) -> Learned:
-        """What is known of upstreams; it is only read."""
+    def learned(self) -> LearnedLimits:
+        """The limits learned of upstreams. Read only."""
 
     async def learn(self, upstream: str, member: str) -> None:
         """Note a member that an upstream refuses; not durable at once."""
@@ -44,8 +43,8 @@ class Store(Protocol):
     async def learn_limit(self, of: ModelKey, tokens: int, now: int) -> None:
         """Note how many tokens a model takes; not durable at once."""
 
-    def warm(self, key: SessionKey) -> Session | None:
-        """The session as it is in memory, perhaps of an earlier moment; None where it is not."""
+    def cached(self, key: SessionKey) -> Session | None:
+        """The session as the cache has it, perhaps not the latest; None where it is not cached."""
 
     async def load(self, key: SessionKey, now: int, in_use: bool = False) -> Session:
         """The session at `now`: new, continued, or expired (then its history is empty). One `in_use`
@@ -63,25 +62,25 @@ class Store(Protocol):
         Turns of the IDs in `drop` go. Durable on return, all or nothing: it survives a power cut."""
 
     async def answer(self, key: SessionKey, turn: str) -> Answer | None:
-        """What a client was given of a turn: kept of the last one, and of those with an idempotency key."""
+        """The answer that a client was given for a turn. Kept for the last turn, and those with an idempotency key."""
 
     async def delete(self, key: SessionKey) -> None:
         """Remove a session and its content, from the files as well."""
 
     async def touch(self, key: SessionKey, now: int) -> None:
-        """Note a sign of life of a session that exists; not durable at once."""
+        """Note that a session was used, if it exists; not durable at once."""
 
     async def sweep(self, now: int, in_use: AbstractSet[SessionKey], limit: int, idle: int | None = None) -> int:
-        """Empty up to `limit` expired sessions that nobody uses; the number emptied. With `idle` those that were
-        silent for longer than so many ms."""
+        """Delete the content of up to `limit` expired sessions that are not in use; return their number. With `idle`:
+        of sessions that were not used for so many ms."""
 
     async def scrub(self) -> None:
-        """Leave no copy in the files of what was deleted or swept, as far as that takes a moment only."""
+        """Remove the copies of deleted content that the files still hold, as far as that takes a moment only."""
 
     async def ping(self) -> None:
-        """Write something, durably."""
+        """Check that the store can write durably."""
 
-    async def standing(self, now: int) -> Standing:
-        """How much there is at `now`."""
+    async def stats(self, now: int) -> StoreStats:
+        """The counts at `now`."""
 
     async def close(self) -> None: ...

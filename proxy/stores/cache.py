@@ -1,7 +1,7 @@
-"""A store in front of another that keeps the sessions used last in memory, bounded in bytes.
+"""Caches sessions in memory in front of another store: the ones used last, bounded in bytes.
 
-A warm session costs no read and no hop to a thread. It holds what is committed, never what
-is not: an entry changes only after the inner store's append returned.
+A cached session costs no read and no hop to a thread. It holds what is committed and nothing else: an entry changes
+only after the inner store's append returned.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from proxy.core.history import Session
 from proxy.core.model import Answer, ModelKey, SessionKey, SessionState, Turn
-from proxy.stores.base import Standing, Store
+from proxy.stores.base import Store, StoreStats
 from proxy.stores.rules import is_expired
 
 ENTRY_SIZE = 1024  # bytes an entry takes beside its turns, roughly
@@ -34,7 +34,7 @@ class _Entry(Struct):
         return self.session.state is not SessionState.CONTINUED or is_expired(self.touched, now, ttl)
 
 
-class WarmStore:
+class CachedStore:
     def __init__(self, inner: Store, ttl: int, limit: int) -> None:
         """`ttl` in ms, as the inner store's; `limit` in bytes."""
         self._inner, self.learned = inner, inner.learned
@@ -50,7 +50,7 @@ class WarmStore:
     async def learn_limit(self, of: ModelKey, tokens: int, now: int) -> None:
         await self._inner.learn_limit(of, tokens, now)
 
-    def warm(self, key: SessionKey) -> Session | None:
+    def cached(self, key: SessionKey) -> Session | None:
         entry = self._entries.get(key)
         return entry.session if entry else None
 
@@ -135,9 +135,9 @@ class WarmStore:
     async def ping(self) -> None:
         await self._inner.ping()
 
-    async def standing(self, now: int) -> Standing:
-        inner = await self._inner.standing(now)
-        return inner._replace(warm=len(self._entries), warm_size=self._size, hits=self._hits, misses=self._misses)
+    async def stats(self, now: int) -> StoreStats:
+        inner = await self._inner.stats(now)
+        return inner._replace(cached=len(self._entries), cached_size=self._size, hits=self._hits, misses=self._misses)
 
     async def close(self) -> None:
         self._entries.clear()

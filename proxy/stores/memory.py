@@ -1,6 +1,6 @@
-"""A store that keeps nothing beyond the process: for `store: {path: "memory:"}` and for tests.
+"""Keeps sessions in memory for as long as the process lives: for `store: {path: "memory:"}` and for tests.
 
-Single-threaded by construction: no method awaits between reading and writing.
+No method awaits between reading and writing, so none needs a lock.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from proxy.core.history import History, Session, fresh
-from proxy.core.learned import Learned
+from proxy.core.learned import LearnedLimits
 from proxy.core.model import Answer, ModelKey, SessionKey, SessionState, Turn
-from proxy.stores.base import Standing
+from proxy.stores.base import StoreStats
 from proxy.stores.rules import is_expired, is_forgotten, state_at
 
 
@@ -32,7 +32,7 @@ class MemoryStore:
         """`ttl` in ms: the silence after which a session expires."""
         self._ttl = ttl
         self._rows: dict[SessionKey, _Row] = {}
-        self.learned = Learned()
+        self.learned = LearnedLimits()
 
     async def learn(self, upstream: str, member: str) -> None:
         self.learned.refusal(upstream, member)
@@ -40,7 +40,7 @@ class MemoryStore:
     async def learn_limit(self, of: ModelKey, tokens: int, now: int) -> None:
         self.learned.limited(of, tokens, now)
 
-    def warm(self, key: SessionKey) -> Session | None:
+    def cached(self, key: SessionKey) -> Session | None:
         row = self._rows.get(key)
         return Session(SessionState.CONTINUED, row.history, row.touched) if row else None
 
@@ -64,7 +64,7 @@ class MemoryStore:
         row = self._rows.get(key)
         history = (row.history if row else History()).plus(*turns).without(drop)
         keyed = {turn.id for turn in history.turns if turn.idempotency_key}
-        beside = turns[-1].is_side
+        beside = turns[-1].is_side_request
         if beside and history.tip is not None:
             keyed.add(history.tip)
         answers = {id: kept for id, kept in (row.answers if row else {}).items() if id in keyed}
@@ -103,7 +103,7 @@ class MemoryStore:
 
     async def ping(self) -> None: ...
 
-    async def standing(self, now: int) -> Standing:
-        return Standing(sum([not is_expired(row.touched, now, self._ttl) for row in self._rows.values()]))
+    async def stats(self, now: int) -> StoreStats:
+        return StoreStats(sum([not is_expired(row.touched, now, self._ttl) for row in self._rows.values()]))
 
     async def close(self) -> None: ...

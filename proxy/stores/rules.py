@@ -1,4 +1,4 @@
-"""What every store means by expired. Pure: no I/O, no clock."""
+"""Decides when a session is expired or forgotten, the same for every store. Pure, no clock."""
 
 from __future__ import annotations
 

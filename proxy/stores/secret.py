@@ -1,5 +1,7 @@
-"""The secret beside a database with which credentials become tenants. Part of every backup:
-without it no stored session can be found again."""
+"""Loads or makes the secret beside a database, with which credentials become tenants.
+
+It is part of every backup: without it no stored session can be found again.
+"""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ import time
 
 from msgspec import Struct, structs
 
-from proxy.context import request_log as lines
-from proxy.context.in_flight import Place
+from proxy.context import request_log
+from proxy.context.in_flight import QueueSlot
 from proxy.context.routing import Target
 from proxy.context.runtime import Runtime
 from proxy.core.history import History, Session
@@ -22,27 +22,27 @@ from proxy.core.matching.reconcile import decide
 from proxy.core.matching.retries import is_retry, retried
 from proxy.core.model import Answer, SessionState, Turn, TurnState
 from proxy.core.plan import Decision, Mode, Plan
-from proxy.dialects.chat import fingerprints as marks
+from proxy.dialects.chat import fingerprints
 from proxy.downstream.answers import json_answer
 from proxy.downstream.broadcast import replay
 from proxy.downstream.client_request import ClientRequest
-from proxy.downstream.client_stream import Answered, Listener, WhileThere
+from proxy.downstream.client_stream import CancelOnDisconnect, ClientStream, HandlerResult
 from proxy.errors import IdempotencyKeyReused, Interrupted, SessionBusy, SessionNotFound, SessionQueueFull
 from proxy.turns.attempts import Attempts
-from proxy.turns.chat_request import Busy, Call, Wishes, read_call, wishes_of
+from proxy.turns.chat_request import Busy, ChatRequest, RequestOptions, read_chat_request, request_options
 from proxy.turns.turn_task import GRACE, RecordedTurn
 
 log = logging.getLogger("proxy.relay")
 
 
-class Reading(Struct, frozen=True):
+class Admission(Struct, frozen=True):
     """A request held against its session: how it is meant, and where it tries a turn again, which: one in
     flight, or one that is kept, with the `answer` that its client was given."""
 
     session: Session
     plan: Plan
     attached: RecordedTurn | None = None
-    again: Turn | None = None
+    earlier: Turn | None = None
     answer: Answer | None = None
 
     @property
@@ -51,142 +51,151 @@ class Reading(Struct, frozen=True):
         return self.attached is not None or self.answer is not None
 
 
-async def handle(request: ClientRequest, runtime: Runtime, target: Target, session_id: str) -> Answered:
-    wishes, call = wishes_of(request, runtime), await read_call(request, runtime, target, session_id)
-    listener = Listener(request, runtime.config, runtime.watch)
-    reading = await _read(runtime, call, wishes)
-    if wishes.must_exist and reading.session.state is not SessionState.CONTINUED:
+async def handle(request: ClientRequest, runtime: Runtime, target: Target, session_id: str) -> HandlerResult:
+    options, chat = request_options(request, runtime), await read_chat_request(request, runtime, target, session_id)
+    client = ClientStream(request, runtime.config, runtime.poller)
+    admission = await _admit(runtime, chat, options)
+    if options.must_exist and admission.session.state is not SessionState.CONTINUED:
         raise SessionNotFound("There is no such session. Leave x-session-must-exist out to begin one.")
-    if wishes.dry_run:
-        return _dry_run(runtime, call, reading)
-    place: Place | None = None
-    if call.recorded and not reading.is_answered and not reading.plan.side:
-        for turn in runtime.live.turns(call.key):
-            if turn.id in reading.plan.demoted:
+    if options.dry_run:
+        return _dry_run(runtime, chat, admission)
+    slot: QueueSlot | None = None
+    if chat.recorded and not admission.is_answered and not admission.plan.side:
+        for turn in runtime.registry.turns(chat.key):
+            if turn.id in admission.plan.demoted:
                 turn.demote()
-            elif reading.plan.alone and _is_left(turn, call):
+            elif admission.plan.alone and _is_abandoned(turn, chat):
                 turn.stop(_interrupted())
-        place = runtime.live.take(call.key)
+        slot = runtime.registry.take_slot(chat.key)
     try:
-        if call.recorded and not (place or reading.is_answered or reading.plan.alone):
-            place = await _place(request, runtime, call, wishes.on_busy)
-            reading = await _read(runtime, call, wishes)
-        if reading.is_answered:
-            if place:
-                place.leave()
-            return await _again(runtime, call, listener, reading)
-        runtime.live.refuse_when_draining()  # those that need no place, too
-        turn = RecordedTurn(runtime, call, reading.plan, reading.session, listener, place)
-        call.line.decision, call.line.turn = reading.plan.decision, turn.id
+        if chat.recorded and not (slot or admission.is_answered or admission.plan.alone):
+            slot = await _wait_for_slot(request, runtime, chat, options.on_busy)
+            admission = await _admit(runtime, chat, options)
+        if admission.is_answered:
+            if slot:
+                slot.leave()
+            return await _answer_retry(runtime, chat, client, admission)
+        runtime.registry.refuse_when_draining()  # those that need no place, too
+        turn = RecordedTurn(runtime, chat, admission.plan, admission.session, client, slot)
+        chat.access.decision, chat.access.turn = admission.plan.decision, turn.id
     except BaseException:
-        if place:
-            place.leave()
+        if slot:
+            slot.leave()
         raise
     turn.start()
     await turn.broadcast.attend()
     turn.note_delivery()
-    return listener
+    return client
 
 
-def _is_left(turn: RecordedTurn, call: Call) -> bool:
+def _is_abandoned(turn: RecordedTurn, chat: ChatRequest) -> bool:
     """Whether a list in flight, that nobody listens to any more, is of the client that sends another one: it has gone
     on without that answer, which would be the latest where it ends last."""
-    return turn.broadcast.deserted and turn.plan.resends and turn.call.client == call.client
+    return turn.broadcast.abandoned and turn.plan.resends and turn.chat.client == chat.client
 
 
 def _interrupted() -> Interrupted:
     return Interrupted("Another request of the session interrupted this one. Nothing was recorded.")
 
 
-async def _again(runtime: Runtime, call: Call, listener: Listener, reading: Reading) -> Answered:
-    line, instead = call.line, [("x-session-decision", Decision.RETRY.value)]
-    line.decision = Decision.RETRY
-    if line.chosen:
-        instead.append((lines.CHOSEN, line.chosen))
-    if reading.attached:
-        line.turn = reading.attached.id
-        await reading.attached.broadcast.follow(listener, instead)
-        reading.attached.note_delivery()
-    elif reading.again and reading.answer:
-        line.turn = reading.again.id
-        await replay(listener, reading.again, reading.answer, [*instead, (lines.NAME, line.id)])
-        undelivered = runtime.live.was_delivered(call.key, reading.again.id) is False
-        if undelivered and not listener.gone:
-            runtime.live.delivered(call.key, reading.again.id, True)
-    return listener
+async def _answer_retry(
+    runtime: Runtime, chat: ChatRequest, client: ClientStream, admission: Admission
+) -> HandlerResult:
+    access, instead = chat.access, [("x-session-decision", Decision.RETRY.value)]
+    access.decision = Decision.RETRY
+    if access.chosen:
+        instead.append((request_log.CHOSEN, access.chosen))
+    if admission.attached:
+        access.turn = admission.attached.id
+        await admission.attached.broadcast.resume(client, instead)
+        admission.attached.note_delivery()
+    elif admission.earlier and admission.answer:
+        access.turn = admission.earlier.id
+        await replay(client, admission.earlier, admission.answer, [*instead, (request_log.NAME, access.id)])
+        undelivered = runtime.registry.was_delivered(chat.key, admission.earlier.id) is False
+        if undelivered and not client.disconnected:
+            runtime.registry.delivered(chat.key, admission.earlier.id, True)
+    return client
 
 
-async def _read(runtime: Runtime, call: Call, wishes: Wishes) -> Reading:
+async def _admit(runtime: Runtime, chat: ChatRequest, options: RequestOptions) -> Admission:
     """The session as it stands, and how the request is read against it and the turns in flight."""
-    turns, session = await _standing(runtime, call)
+    turns, session = await _snapshot(runtime, chat)
     history = session.history
     flights = [turn.flight for turn in turns if not turn.plan.side]
-    plan = decide(call.ask, history, marks, wishes.mode, flights, call.client)
-    if call.recorded:
-        if attached := _in_flight(call, turns, wishes.counted):
-            return Reading(session, plan, attached=attached)
+    plan = decide(chat.ask, history, fingerprints, options.mode, flights, chat.client)
+    if chat.recorded:
+        if attached := _retried_in_flight(chat, turns, options.counted):
+            return Admission(session, plan, attached=attached)
         last = history.last
-        delivered = runtime.live.was_delivered(call.key, last.id) if last else None
-        if again := _tried_before(runtime, call, history, wishes.counted, delivered):
-            whole = again.state is TurnState.COMPLETE
-            answer = await runtime.store.answer(call.key, again.id) if whole and not wishes.dry_run else None
-            if answer or (turns, session) == await _standing(runtime, call):
-                return Reading(session, retried(history, again, call.ask), again=again, answer=answer)
-            return await _read(runtime, call, wishes)  # the session moved on while its answer was looked for
-        if last and delivered is False and not turns and (once_more := _asked_again(call, history, last, wishes.mode)):
-            return Reading(session, once_more)
+        delivered = runtime.registry.was_delivered(chat.key, last.id) if last else None
+        if earlier := _retried_turn(runtime, chat, history, options.counted, delivered):
+            whole = earlier.state is TurnState.COMPLETE
+            answer = await runtime.store.answer(chat.key, earlier.id) if whole and not options.dry_run else None
+            if answer or (turns, session) == await _snapshot(runtime, chat):
+                return Admission(session, retried(history, earlier, chat.ask), earlier=earlier, answer=answer)
+            return await _admit(runtime, chat, options)  # the session moved on while its answer was looked for
+        if (
+            last
+            and delivered is False
+            and not turns
+            and (once_more := _retried_with_another_prompt(chat, history, last, options.mode))
+        ):
+            return Admission(session, once_more)
     log.debug("%s: %s", plan.decision, plan.reason)
-    return Reading(session, plan)
+    return Admission(session, plan)
 
 
-async def _standing(runtime: Runtime, call: Call) -> tuple[list[RecordedTurn], Session]:
+async def _snapshot(runtime: Runtime, chat: ChatRequest) -> tuple[list[RecordedTurn], Session]:
     """The turns in flight and the session, of one moment: a turn may begin or end while a session is loaded."""
     while True:
-        turns: list[RecordedTurn] = runtime.live.turns(call.key)
-        session = await runtime.store.load(call.key, runtime.now(), in_use=bool(turns))
-        if turns == runtime.live.turns(call.key):
+        turns: list[RecordedTurn] = runtime.registry.turns(chat.key)
+        session = await runtime.store.load(chat.key, runtime.now(), in_use=bool(turns))
+        if turns == runtime.registry.turns(chat.key):
             return turns, session
 
 
-def _in_flight(call: Call, turns: list[RecordedTurn], counted: bool) -> RecordedTurn | None:
+def _retried_in_flight(chat: ChatRequest, turns: list[RecordedTurn], counted: bool) -> RecordedTurn | None:
     """The turn in flight that a request tries again."""
     for turn in turns:
-        equal = turn.call.request == call.request
-        if call.idempotency_key is not None and turn.call.idempotency_key == call.idempotency_key:
+        equal = turn.chat.request == chat.request
+        if chat.idempotency_key is not None and turn.chat.idempotency_key == chat.idempotency_key:
             if not equal:
                 raise _reused()
             return turn
-        keys = (call.idempotency_key, turn.call.idempotency_key)
-        if equal and keys == (None, None) and (turn.broadcast.deserted or counted):
+        keys = (chat.idempotency_key, turn.chat.idempotency_key)
+        if equal and keys == (None, None) and (turn.broadcast.abandoned or counted):
             return turn
     return None
 
 
-def _tried_before(runtime: Runtime, call: Call, history: History, counted: bool, delivered: bool | None) -> Turn | None:
+def _retried_turn(
+    runtime: Runtime, chat: ChatRequest, history: History, counted: bool, delivered: bool | None
+) -> Turn | None:
     """The turn of the history that a request tries again; `delivered`: whether a client saw the end of the last."""
-    if call.idempotency_key is not None:
+    if chat.idempotency_key is not None:
         for turn in reversed(history.turns):
-            if turn.idempotency_key == call.idempotency_key:
-                if turn.request != call.request:
+            if turn.idempotency_key == chat.idempotency_key:
+                if turn.request != chat.request:
                     raise _reused()
                 return turn
         return None
     last = history.last
-    if last and is_retry(call.request, last, counted, delivered):
+    if last and is_retry(chat.request, last, counted, delivered):
         return last
-    if last and last.request == call.request:
+    if last and last.request == chat.request:
         # It is a turn of its own; should it fail and be counted when it comes again, that is not a retry of the last.
-        runtime.live.delivered(call.key, last.id, True)
+        runtime.registry.delivered(chat.key, last.id, True)
     return None
 
 
-def _asked_again(call: Call, history: History, last: Turn, mode: Mode) -> Plan | None:
+def _retried_with_another_prompt(chat: ChatRequest, history: History, last: Turn, mode: Mode) -> Plan | None:
     """The plan of the `last` turn, whose client gave up before it saw the end, where it asks the same under another
     system prompt: one with a clock in it. It is run again from where it began."""
     if not last.asked:
         return None
-    plan = decide(call.ask, history.before(last), marks, mode, (), call.client)
-    alignment = Alignment(plan.asked, marks)
+    plan = decide(chat.ask, history.before(last), fingerprints, mode, (), chat.client)
+    alignment = Alignment(plan.asked, fingerprints)
     same = len(plan.asked) == len(last.asked) and alignment.begins(0, last.asked)
     if plan.side or not same or (plan.parent, plan.layout) != (last.parent, last.layout):
         return None
@@ -200,42 +209,42 @@ def _reused() -> IdempotencyKeyReused:
     )
 
 
-async def _place(request: ClientRequest, runtime: Runtime, call: Call, on_busy: Busy) -> Place:
+async def _wait_for_slot(request: ClientRequest, runtime: Runtime, chat: ChatRequest, on_busy: Busy) -> QueueSlot:
     """The place in a line that is not free now. Turns that nobody listens to any more are cut for it, but not
     one with the same body: its client may come back for it. One that has its finish_reason has a moment to end."""
-    sessions, live = runtime.config.sessions, runtime.live
+    sessions, registry = runtime.config.sessions, runtime.registry
     if on_busy is Busy.REJECT:
         raise SessionBusy("A turn of this session is in flight. Send this one when it has ended, or let it queue.")
 
     patient = time.monotonic() + GRACE
 
-    def look(interrupts: bool = False) -> None:
-        for turn in live.turns(call.key):
-            orphaned = turn.broadcast.deserted and turn.call.request != call.request
+    def interrupt(interrupts: bool = False) -> None:
+        for turn in registry.turns(chat.key):
+            orphaned = turn.broadcast.abandoned and turn.chat.request != chat.request
             if turn.follows and (interrupts or orphaned):
                 turn.stop(_interrupted(), at_once=time.monotonic() > patient)
 
-    look(on_busy is Busy.INTERRUPT)
+    interrupt(on_busy is Busy.INTERRUPT)
     waits: float | None = time.monotonic()
     try:
-        async with WhileThere(request, runtime.watch, look):
-            place: Place = await live.place(call.key, sessions.queue_limit, sessions.queue_timeout)
+        async with CancelOnDisconnect(request, runtime.poller, interrupt):
+            slot: QueueSlot = await registry.wait_for_slot(chat.key, sessions.queue_limit, sessions.queue_timeout)
     except SessionQueueFull:
         waits = None  # it was not let in
         raise
     finally:
-        call.line.queue = 0.0 if waits is None else time.monotonic() - waits
-    return place
+        chat.access.queue = 0.0 if waits is None else time.monotonic() - waits
+    return slot
 
 
-def _dry_run(runtime: Runtime, call: Call, reading: Reading) -> Answered:
+def _dry_run(runtime: Runtime, chat: ChatRequest, admission: Admission) -> HandlerResult:
     """What `x-session-dry-run` answers: the exact body, and where each of its messages came from."""
-    plan = reading.plan
-    first = Attempts(runtime, call, plan, reading.session.history, probes=False)
+    plan = admission.plan
+    first = Attempts(runtime, chat, plan, admission.session.history, probes=False)
     dropped = first.fit.dropped
     sources: list[dict[str, str]] = []
     if plan.system is not None:
-        sources.append({"from": "request" if call.ask.system is not None else "history", "role": "system"})
+        sources.append({"from": "request" if chat.ask.system is not None else "history", "role": "system"})
     rest = plan.sent[dropped:]
     if first.fit.window.summary is not None:
         sources.append({"from": "summary", "role": "user"})

@@ -15,23 +15,21 @@ from hmac import digest
 
 from msgspec import Struct
 
-from proxy.context import request_log as lines
-from proxy.context import tenants as caller
-from proxy.context.request_log import Line
+from proxy.context import request_log, tenants
+from proxy.context.request_log import AccessRecord
 from proxy.context.routing import Target
 from proxy.context.runtime import Runtime
 from proxy.core import headers
 from proxy.core.json_bytes import with_default
 from proxy.core.model import CLIENT, Ask, SessionKey
 from proxy.core.plan import Mode
-from proxy.dialects.chat import wire as chat
+from proxy.dialects.chat import wire
 from proxy.downstream.client_request import ClientRequest, read_body
 from proxy.upstream.client import Response
 
 _NOT_SENT = headers.OURS | {"host", "expect", "content-length", "content-encoding", "accept-encoding"}
 _CODED = frozenset(["content-encoding", "content-length"])
 _VERSION = re.compile(r"[\d.]+")
-SEEN = "seen"  # among what is kept beside a history
 
 
 class Busy(StrEnum):
@@ -46,7 +44,7 @@ _MODES, _BUSY = {str(mode): mode for mode in Mode}, {str(busy): busy for busy in
 _YES, _NO, _POLICIES = ("yes",), ("no",), ("finish", "cancel")
 
 
-class Wishes(Struct, frozen=True, gc=False):
+class RequestOptions(Struct, frozen=True, gc=False):
     """What a request asks of us by headers of ours."""
 
     mode: Mode
@@ -56,7 +54,7 @@ class Wishes(Struct, frozen=True, gc=False):
     counted: bool  # it says that it is a retry
 
 
-class Call(Struct, frozen=True):
+class ChatRequest(Struct, frozen=True):
     """A request for a recorded turn, before anything is decided of it."""
 
     target: Target
@@ -65,15 +63,15 @@ class Call(Struct, frozen=True):
     pairs: headers.Pairs
     request: bytes  # the digest of its body
     recorded: bool
-    line: Line
+    access: AccessRecord
     client: bytes = b""  # the fingerprint of the software that sent it
     idempotency_key: str | None = None
     finishes: bool = True  # a reply whose client has gone is read to its end
 
 
-def wishes_of(request: ClientRequest, runtime: Runtime) -> Wishes:
+def request_options(request: ClientRequest, runtime: Runtime) -> RequestOptions:
     sent, sessions = request.headers, runtime.config.sessions
-    return Wishes(
+    return RequestOptions(
         _MODES[headers.choice(sent, "x-session-mode", _MODES) or sessions.mode],
         _BUSY[headers.choice(sent, "x-session-on-busy", _BUSY) or sessions.on_busy],
         headers.choice(sent, "x-session-must-exist", _YES) is not None,
@@ -82,24 +80,24 @@ def wishes_of(request: ClientRequest, runtime: Runtime) -> Wishes:
     )
 
 
-async def read_call(request: ClientRequest, runtime: Runtime, target: Target, session_id: str) -> Call:
+async def read_chat_request(request: ClientRequest, runtime: Runtime, target: Target, session_id: str) -> ChatRequest:
     config, pairs = runtime.config, list(request.headers.items())
-    line = lines.of(request)
-    line.key = key = SessionKey(caller.tenant(config, request.headers, runtime.secret), session_id)
+    access = request_log.of(request)
+    access.key = key = SessionKey(tenants.tenant(config, request.headers, runtime.secret), session_id)
     recorded = headers.choice(request.headers, "x-session-store", _NO) is None
     idempotency_key = headers.idempotency_key(request.headers)
     policy = headers.choice(request.headers, "x-session-on-disconnect", _POLICIES)
     body = await read_body(request, config.limits.request_body, config.limits.body_timeout)
-    line.read, line.size = time.monotonic(), len(body)
+    access.read, access.size = time.monotonic(), len(body)
     ask = _ask(request, body, runtime, target, key)
-    return Call(
+    return ChatRequest(
         target,
         key,
         ask,
         pairs,
-        chat.digest_of(ask),
+        wire.digest_of(ask),
         recorded,
-        line,
+        access,
         software(request.headers.get("User-Agent", "")),
         idempotency_key,
         finishes=(policy or config.sessions.on_disconnect) == "finish",
@@ -108,32 +106,32 @@ async def read_call(request: ClientRequest, runtime: Runtime, target: Target, se
 
 def _ask(request: ClientRequest, body: bytes, runtime: Runtime, target: Target, key: SessionKey) -> Ask:
     if member := target.upstream.affinity.get("body"):
-        return chat.read(with_default(body, member, affinity(key, runtime.secret)))
+        return wire.read(with_default(body, member, affinity(key, runtime.secret)))
     if "x-session-dry-run" in request.headers:
-        return chat.read(body)  # it tells of every message
-    warm = runtime.store.warm(key)
-    return chat.read(body, warm.history.forms.get(SEEN) if warm else None)
+        return wire.read(body)  # it tells of every message
+    cached = runtime.store.cached(key)
+    return wire.read(body, cached.history.cache.seen if cached else None)
 
 
-def upstream_headers(call: Call, runtime: Runtime) -> headers.Pairs:
+def upstream_headers(chat: ChatRequest, runtime: Runtime) -> headers.Pairs:
     """What goes upstream with the call; the answer is to come as it is, to be read on its way."""
-    upstream, names = call.target.upstream, runtime.config.sessions.headers
+    upstream, names = chat.target.upstream, runtime.config.sessions.headers
     without = _NOT_SENT if upstream.forward else _with_names(tuple(names))
-    sent = caller.with_our_key(upstream, headers.end_to_end(call.pairs, without))
+    sent = tenants.with_our_key(upstream, headers.end_to_end(chat.pairs, without))
     if header := upstream.affinity.get("header"):
-        sent.append((header, affinity(call.key, runtime.secret)))
-    if not call.line.is_given:
-        sent.append((lines.NAME, call.line.id))
+        sent.append((header, affinity(chat.key, runtime.secret)))
+    if not chat.access.is_given:
+        sent.append((request_log.NAME, chat.access.id))
     return [*sent, ("Accept-Encoding", "identity")]
 
 
-def client_headers(answer: Response, call: Call, inflated: bool) -> headers.Pairs:
+def client_headers(answer: Response, chat: ChatRequest, inflated: bool) -> headers.Pairs:
     """What of an answer's headers goes to the client: without its encoding, where that was undone."""
     sent = headers.end_to_end(answer.headers, _CODED if inflated else frozenset())
-    if call.line.chosen:
-        kept = [pair for pair in sent if pair[0].lower() != lines.CHOSEN]
-        sent = [*kept, (lines.CHOSEN, call.line.chosen)]
-    return sent if answer.get(lines.NAME) else [*sent, (lines.NAME, call.line.id)]
+    if chat.access.chosen:
+        kept = [pair for pair in sent if pair[0].lower() != request_log.CHOSEN]
+        sent = [*kept, (request_log.CHOSEN, chat.access.chosen)]
+    return sent if answer.get(request_log.NAME) else [*sent, (request_log.NAME, chat.access.id)]
 
 
 @lru_cache(1024)

@@ -10,7 +10,7 @@ from proxy.core.window.choose import DEPTH, Bound, Window, begin
 from proxy.core.window.cuts import purpose
 from proxy.dialects.chat.context_errors import STATUSES, Kind, Overflow, is_own, overflow, room, within
 from proxy.errors import ProxyError
-from proxy.turns.fit import Fit
+from proxy.turns.fit import FittedWindow
 from proxy.upstream.body import Body
 from proxy.upstream.client import Response
 
@@ -22,7 +22,7 @@ _LEAST = 2 * 1024  # bytes of a request that may be too long for a model
 _UNREAD = frozenset((200, 400, 413, 422))  # errors with these that nobody can read may be about the length
 
 
-class Narrowing(Fit):
+class Narrowing(FittedWindow):
     """A window that may be refused."""
 
     def is_taken(self, answer: Response, body: Body) -> bool:
@@ -31,16 +31,16 @@ class Narrowing(Fit):
             said = body.come()
             if b'"choices"' not in said or b'"error' in said or len(said) != answer.length:
                 return False
-        if not self._call.ask.stream:
-            self._runtime.failures.over(self._call.key)
+        if not self._chat.ask.stream:
+            self._runtime.failures.over(self._chat.key)
         return True
 
     async def refused(self, answer: Response, body: Body) -> bool:
         """Whether an answer says that the prompt is too long, and less of it can be sent."""
         status = answer.status
         if status < 400 and not self._may_be_refused(answer):
-            if not self._call.ask.stream:
-                self._runtime.failures.over(self._call.key)
+            if not self._chat.ask.stream:
+                self._runtime.failures.over(self._chat.key)
             return False
         if status not in STATUSES and self._probed is None:
             return False
@@ -48,20 +48,20 @@ class Narrowing(Fit):
             said = await body.beginning(ERROR_SIZE)
         except ProxyError:
             return False  # it breaks off, and does so again for who reads on
-        return await self._told(status, said, overflow(status, said))
+        return await self._read_error(status, said, overflow(status, said))
 
     async def refused_within(self, event: bytes) -> bool:
         """The same of the first event of a stream."""
-        return await self._told(200, event, within(event))
+        return await self._read_error(200, event, within(event))
 
     @property
     def looks_within(self) -> bool:
         """Whether the first event of a stream may say that the prompt is too long."""
         return self._is_trimmed and self._size >= _LEAST and self._trims
 
-    async def _told(self, status: int, said: bytes, found: Overflow | None) -> bool:
+    async def _read_error(self, status: int, said: bytes, found: Overflow | None) -> bool:
         if found is None and status < 400 and (b'"error' not in said or b'"choices"' in said):
-            self._runtime.failures.over(self._call.key)
+            self._runtime.failures.over(self._chat.key)
             return False
         return await self._narrowed(status, found)
 
@@ -78,7 +78,7 @@ class Narrowing(Fit):
         if found is None:
             if status not in _UNREAD or self._tries:
                 return False
-            tried = self._runtime.failures.again(self._call.key)
+            tried = self._runtime.failures.again(self._chat.key)
             if tried is None:
                 return False
             log.warning("errors in a row that nobody can read: less of the history is tried")
@@ -87,7 +87,7 @@ class Narrowing(Fit):
             self._without_images(found.limit)
         elif found.kind is not Kind.TOKENS:
             self.window = self._from(self._fewer(found))
-        elif is_own(self._call.ask, found, self._tokens().of(before.start)):
+        elif is_own(self._chat.ask, found, self._tokens().of(before.start)):
             log.info("the answer that a request asks for does not fit, whatever is left out")
         else:
             depth = DEPTH / (1 + self._tries)
@@ -95,7 +95,7 @@ class Narrowing(Fit):
         if self.window == before:
             return False
         limit = self.limit if found and found.kind is Kind.TOKENS and found.limit else None
-        self.cut_for = purpose(limit or 0, self._name)
+        self.trimmed_for = purpose(limit or 0, self._name)
         what = found.kind if found else "tokens"
         takes = found.limit if found and found.limit else "fewer"
         log.info("the upstream takes %s %s: %d messages are left out", takes, what, self.window.start)
@@ -114,15 +114,15 @@ class Narrowing(Fit):
         if counted or (limit and found.of(start) < limit):
             found = found.corrected(start, counted or limit or 0)
         least = found.of(start) - 1  # whatever is named, this was too much
-        takes = min(least, limit - room(self._call.ask, limit)) if limit else least
-        return begin([Bound(takes, found.of)], start, self._plan.injected, self._places, depth)
+        takes = min(least, limit - room(self._chat.ask, limit)) if limit else least
+        return begin([Bound(takes, found.of)], start, self._plan.injected, self._legal_starts, depth)
 
     def _fewer(self, found: Overflow) -> int:
         """Where a window begins that has too many messages or bytes as it is."""
         start, end = self.window.start, self._plan.injected
         cost = self._messages if found.kind is Kind.MESSAGES else self._bytes
         takes = min(found.limit or cost(start), cost(start) - 1)
-        return begin([Bound(takes, cost)], start, end, self._places, DEPTH / (1 + self._tries))
+        return begin([Bound(takes, cost)], start, end, self._legal_starts, DEPTH / (1 + self._tries))
 
     def _without_images(self, limit: int | None) -> None:
         """Leave images out: all but as many as are taken, which is remembered; of those that nobody named the half."""

@@ -15,19 +15,18 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from proxy.context import tenants as caller
+from proxy.context import tenants
 from proxy.context.routing import Target
 from proxy.context.runtime import Runtime
 from proxy.context.summaries import Ready
 from proxy.core.history import History
-from proxy.core.model import Cut, ModelKey, SessionKey, Turn
+from proxy.core.model import ModelKey, SessionKey, TrimPoint, Turn
 from proxy.core.usage import counts
 from proxy.core.window import chain
-from proxy.core.window.chain import Leaving, Place
+from proxy.core.window.chain import Leaving, Position
 from proxy.core.window.cuts import holding
-from proxy.dialects.chat import summary
-from proxy.dialects.chat import tool_groups as groups
-from proxy.dialects.chat.compose import Form
+from proxy.dialects.chat import summary, tool_groups
+from proxy.dialects.chat.compose import Rendering
 from proxy.dialects.chat.context_errors import Kind, overflow
 from proxy.errors import ProxyError
 from proxy.upstream.body import Body
@@ -45,7 +44,7 @@ class Asked(NamedTuple):
     key: SessionKey
     target: Target
     model: str | None
-    form: Form
+    rendering: Rendering
     frame: int
     limit: int | None
     same: Callable[[Turn], bool]
@@ -64,23 +63,23 @@ def after(runtime: Runtime, asked: Asked) -> None:
     settings = runtime.config.history
     host = asked.target.host
     paid, free = asked.target.upstream.api_key is not None, runtime.summaries.is_free(asked.key, host)
-    if settings.overflow == "summarize" and paid and free and not runtime.live.draining:
+    if settings.overflow == "summarize" and paid and free and not runtime.registry.draining:
         runtime.summaries.start(asked.key, host, _prepared(runtime, asked))
 
 
 async def _prepared(runtime: Runtime, asked: Asked) -> None:
     session = await runtime.store.load(asked.key, runtime.now(), in_use=True)
     history, summaries = session.history, runtime.summaries
-    size = len(history.line)
+    size = len(history.path)
     if history.tip is None or not summaries.has_rested(asked.key, size):
         return
-    now = holding(history.cuts, asked.limit, f"{asked.target.host} {asked.model or ''}")
+    now = holding(history.trim_points, asked.limit, f"{asked.target.host} {asked.model or ''}")
     found, other = (
-        summaries.ready(asked.key, history.line, now.covered),
-        chain.furthest([each.cut for each in history.cuts]),
+        summaries.ready(asked.key, history.path, now.covered),
+        chain.furthest([each.trim_point for each in history.trim_points]),
     )
-    base = chain.furthest([now, Cut(0, other.summary, other.covered), *([found.cut] if found else [])])
-    leaving, ratio = chain.due(history, now, base, asked.limit, asked.frame, asked.same, groups)
+    base = chain.furthest([now, TrimPoint(0, other.summary, other.covered), *([found.trim_point] if found else [])])
+    leaving, ratio = chain.due(history, now, base, asked.limit, asked.frame, asked.same, tool_groups)
     if leaving is None:
         return
     made = _Chain(runtime, asked, history, leaving, ratio)
@@ -88,7 +87,7 @@ async def _prepared(runtime: Runtime, asked: Asked) -> None:
         await made.run()
     except _Failed as why:
         summaries.fail(asked.key, size)
-        runtime.numbers.summaries["failed"] += 1
+        runtime.counters.summaries["failed"] += 1
         missing = max(0, now.at - made.covered)
         log.warning(
             "no summary: %s. The last one stays; %d messages are left out that none tells of.",
@@ -116,13 +115,13 @@ class _Chain:
     async def run(self) -> None:
         """Raises _Failed; what was told until then is kept."""
         start, at, before = self.leaving
-        texts = summary.texts([entry.message for entry in self.history.line[start:at]])
-        place, requests, smaller = Place(), 0, 0
+        texts = summary.texts([entry.message for entry in self.history.path[start:at]])
+        position, requests, smaller = Position(), 0, 0
         room = self._measured(before)
         texts = [self._whole(text, room) for text in texts]
-        while place.message < len(texts):
+        while position.message < len(texts):
             room = min(room, self._measured(before)) if smaller else self._measured(before)
-            part = chain.part(texts, place, room)
+            part = chain.part(texts, position, room)
             if part.text:
                 if requests == PARTS:
                     log.info("messages %d to %d are in a summary so far; the next turn goes on", start, self.covered)
@@ -135,8 +134,8 @@ class _Chain:
                     if smaller > SMALLER or room < chain.LEAST:
                         raise _Failed("the upstream finds its request too long") from None
                     continue
-            place = part.after
-            self._keep(start + place.message, before)
+            position = part.after
+            self._keep(start + position.message, before)
         if requests:
             log.info("messages %d to %d are in a summary of %d bytes", start, at, len(before or b""))
 
@@ -145,8 +144,8 @@ class _Chain:
         if before is None or covered <= self.covered:
             return
         self.covered = covered
-        cut = Cut(covered, before) if covered == self.leaving.at else Cut(0, before, covered)
-        ready = Ready(cut, chain.digest(self.history.line, covered), self.asked.model)
+        trim_point = TrimPoint(covered, before) if covered == self.leaving.at else TrimPoint(0, before, covered)
+        ready = Ready(trim_point, chain.digest(self.history.path, covered), self.asked.model)
         self.runtime.summaries.keep(self.asked.key, ready)
 
     def _whole(self, text: str, room: int) -> str:
@@ -184,7 +183,7 @@ class _Chain:
         """The message with a summary, as the upstream wrote it. Raises _Failed and _TooLong."""
         asked, settings = self.asked, self.runtime.config.history.summary
         body = summary.request(
-            settings.prompt, settings.model or asked.model, self._most, asked.form.profile, told, before
+            settings.prompt, settings.model or asked.model, self._most, asked.rendering.profile, told, before
         )
         status, said = await self._answered(body)
         found = (
@@ -196,14 +195,16 @@ class _Chain:
                     await self.runtime.store.learn_limit(self._model, much.limit, self.runtime.now())
                 raise _TooLong
             raise _Failed(found if status != 200 else f"the upstream answered 200, but {found}")
-        self.runtime.numbers.summarized(counts(found.usage) if found.usage else None)
-        if found.cut:
+        self.runtime.counters.summarized(counts(found.usage) if found.usage else None)
+        if found.truncated:
             log.warning("a summary was cut at %d tokens: history.summary.max_tokens is what it may have", self._most)
         return summary.message(settings.heading, found.text)
 
     async def _answered(self, body: bytes) -> tuple[int, bytes]:
         runtime, upstream = self.runtime, self.asked.target.upstream
-        headers = caller.with_our_key(upstream, [("Content-Type", "application/json"), ("Accept-Encoding", "identity")])
+        headers = tenants.with_our_key(
+            upstream, [("Content-Type", "application/json"), ("Accept-Encoding", "identity")]
+        )
         seconds = runtime.config.history.summary.timeout
         try:
             async with asyncio.timeout(seconds):

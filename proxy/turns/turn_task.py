@@ -1,7 +1,7 @@
-"""A recorded turn in flight: ask the upstream, hand the answer on as it comes, keep it, and let the end go.
+"""A recorded turn in flight: asks the upstream, hands the answer on as it comes, commits the turn, releases the end.
 
-A task of its own: handlers come and go. What the bytes mean is decided in `core.exchange`, what of them
-remains in `dialects`; how requests reach an upstream stands in `upstream`.
+A task of its own, because handlers end when their clients disconnect. What happens when is decided by
+`core.turn_machine`, and executed here; what the bytes mean is decided by `core.exchange`.
 """
 
 from __future__ import annotations
@@ -13,27 +13,28 @@ from typing import cast
 
 from msgspec import structs
 
-from proxy.context.in_flight import Place
+from proxy.context.in_flight import QueueSlot
 from proxy.context.runtime import Runtime
-from proxy.core import headers
-from proxy.core.exchange import RECORDED, RELEASED, Dialect, Exchange
+from proxy.core import headers, turn_machine
+from proxy.core.exchange import Dialect, Exchange, Outcome
 from proxy.core.history import Session
 from proxy.core.inflate import Broken
 from proxy.core.model import Answer
 from proxy.core.plan import Flight, Plan
+from proxy.core.turn_machine import Commands, Event, Phase, TurnMachine
 from proxy.core.usage import counts
-from proxy.dialects.chat import wire as chat
+from proxy.dialects.chat import wire
 from proxy.downstream.broadcast import Broadcast
-from proxy.downstream.client_stream import Listener
+from proxy.downstream.client_stream import ClientStream
 from proxy.errors import Interrupted, ProxyError, Stopped, StoreUnavailable
 from proxy.turns.attempts import Attempts
-from proxy.turns.chat_request import Call, client_headers, not_recorded, of_turn, upstream_headers
+from proxy.turns.chat_request import ChatRequest, client_headers, not_recorded, of_turn, upstream_headers
 from proxy.turns.record import Record
 from proxy.upstream.body import Body
 from proxy.upstream.client import Response
 
 log = logging.getLogger("proxy.turn")
-_CHAT = cast(Dialect, chat)
+_CHAT = cast(Dialect, wire)
 GRACE = 2.0  # seconds that a reply which has its finish_reason gets to end as its upstream ends it, once it is stopped
 
 
@@ -44,25 +45,31 @@ class RecordedTurn:
     """
 
     def __init__(
-        self, runtime: Runtime, call: Call, plan: Plan, session: Session, listener: Listener, place: Place | None
+        self,
+        runtime: Runtime,
+        chat: ChatRequest,
+        plan: Plan,
+        session: Session,
+        client: ClientStream,
+        slot: QueueSlot | None,
     ) -> None:
         limit = runtime.config.limits.recorded_reply
         self.id = runtime.turn_id()
-        self.call = call
+        self.chat = chat
         self.plan = plan
-        self.follows = place is not None  # it stands in line: the next turn waits for it
-        self.broadcast = Broadcast(listener, limit)
+        self.follows = slot is not None  # it stands in line: the next turn waits for it
+        self.broadcast = Broadcast(client, limit)
         self.task: asyncio.Task[None] | None = None
-        self._runtime, self._session, self._place = runtime, session, place
-        self._recorded = call.recorded
-        self._attempts = Attempts(runtime, call, plan, session.history)
-        self.record = Record(runtime, call, session, self._attempts, self.id)
+        self._runtime, self._session, self._slot = runtime, session, slot
+        self._recorded = chat.recorded
+        self._attempts = Attempts(runtime, chat, plan, session.history)
+        self.record = Record(runtime, chat, session, self._attempts, self.id)
         self._exchange = Exchange(_CHAT, limit)
-        self._cuttable = False  # a stop cancels the task
-        self._settling = self._committing = self.kept = False
+        sessions = runtime.config.sessions
+        self._machine = TurnMachine(chat.recorded and not plan.side, chat.finishes, sessions.finish_limit)
+        self.committed = False
         self._noted: bool | None = None  # what was noted of its delivery
         self._stopped: ProxyError | None = None
-        self._deadline: float | None = None
 
     @property
     def parent(self) -> str | None:
@@ -70,106 +77,101 @@ class RecordedTurn:
 
     @property
     def flight(self) -> Flight:
-        ask, plan = self.call.ask, self.plan
-        client, gone = plan.client if plan.carries else self.call.client, self.broadcast.deserted
-        shown = plan.carries, plan.spliced
+        ask, plan = self.chat.ask, self.plan
+        client, gone = plan.client if plan.carries_history else self.chat.client, self.broadcast.abandoned
+        shown = plan.carries_history, plan.spliced
         return Flight(plan.asked, ask.system, ask.tools, plan.resends, self.id, client, gone, *shown, ask)
 
     def demote(self) -> None:
         """It turned out to be a side request: the chat that it was asked for is here, and takes its place."""
-        if not self._settling:
+        if not self._machine.has_end:
             self.plan = structs.replace(self.plan, parent=None, layout=None, side=True)
-            self.follows = False
+            self._machine.may_return = self.follows = False
             self._leave()
 
     def stop(self, fault: ProxyError | None = None, at_once: bool = False) -> None:
-        """Cut the turn: what was said is kept. One whose reply has its finish_reason goes on to its end, unless
+        """End the turn; what came is recorded. One whose reply has its finish_reason goes on to its end, unless
         `at_once`. `fault` is for clients that have been given nothing yet."""
-        if not self._settling and (at_once or not self._exchange.has_finished):
-            self._end(fault)
+        phase = self._machine.phase
+        self._end(phase, self._machine.stop(self._has_finished, at_once), fault)
+
+    def _has_finished(self) -> bool:
+        return self._exchange.has_finished
+
+    def _poll(self) -> None:
+        """Look at the clients: one that leaves while nothing is written to it is told nowhere else."""
+        self.broadcast.poll()
+        phase = self._machine.phase
+        self._end(phase, self._machine.watch(self.broadcast.abandoned, time.monotonic(), self._has_finished))
+
+    def _end(self, phase: Phase, commands: Commands, fault: ProxyError | None = None) -> None:
+        if self._machine.phase is not phase:
+            self.broadcast.why = "interrupt" if isinstance(fault, Interrupted) else "stop"
+            self._stopped = fault or Stopped("The turn was stopped before its answer began. Nothing was recorded.")
+        if turn_machine.CANCEL in commands and self.task:
+            self.task.cancel()
 
     def start(self) -> asyncio.Task[None]:
         """Begin; the task ends when the answer has ended."""
         if self._recorded:
-            self._runtime.live.enter(self.call.key, self)
-        self._runtime.watch.add(self._look)
-        self.task = self._runtime.live.start(self._run(), self._over)
+            self._runtime.registry.enter(self.chat.key, self)
+        self._runtime.poller.add(self._poll)
+        self.task = self._runtime.registry.start(self._run(), self._over)
         return self.task
 
     def _over(self) -> None:
         # Not in the task itself: one that is cancelled before its first step runs no `finally`.
-        self._runtime.watch.remove(self._look)
-        if not self.broadcast.ended:
-            self.broadcast.fail(self._stopped or ProxyError("The proxy failed at this request. Its log says why."))
+        self._runtime.poller.remove(self._poll)
+        failed = self._stopped or ProxyError("The proxy failed at this request. Its log says why.")
+        self._do(self._machine.feed(Event.OVER), failed)
         if self._recorded:
-            self._runtime.live.leave(self.call.key, self)
-        if self._committing and not self.plan.side:
-            self._runtime.live.delivered(self.call.key, self.id, False)  # it may be in the history all the same
-        self._leave()
-        if self.kept and not self.plan.side:
-            self._attempts.fit.kept()
-        self._runtime.numbers.turns[self.plan.decision, self.call.line.outcome or "failed"] += 1
+            self._runtime.registry.leave(self.chat.key, self)
+        if self.committed and not self.plan.side:
+            self._attempts.fit.committed()
+        self._runtime.counters.turns[self.plan.decision, self.chat.access.outcome or "failed"] += 1
 
     async def _run(self) -> None:
         try:
             self._started = self._runtime.now()
-            await self._runtime.store.touch(self.call.key, self._started)
+            await self._runtime.store.touch(self.chat.key, self._started)
             try:
                 await self._answer()
             finally:
-                if not self.kept:  # the end of a turn is a sign of life, whatever became of it
-                    await self._runtime.store.touch(self.call.key, self._runtime.now())
+                if not self.committed:  # the end of a turn is a sign of life, whatever became of it
+                    await self._runtime.store.touch(self.chat.key, self._runtime.now())
         except ProxyError as fault:
-            self.broadcast.fail(fault)
+            self._do(self._machine.feed(Event.FAULT), fault)
         except Exception:
             log.exception("a fault of the proxy's own")
 
     async def _answer(self) -> None:
-        """Ask and relay, until a stop cuts it; what was cut is settled behind it."""
-        self._cuttable = self._stopped is None
+        """Ask and relay, until a stop cancels that; what came by then is settled."""
+        if turn_machine.ASK not in self._machine.feed(Event.STARTED):
+            return
         try:
-            while self._cuttable and await self._try():
+            while await self._try():
                 pass
         except asyncio.CancelledError:
             if self._stopped is None or (self.task and self.task.uncancel()):
                 raise  # it was not, or not only, the stop
-            self._cuttable = False
-            if self.broadcast.status and not self._settling:
+            if self._machine.phase is Phase.STOPPING:
                 await self._settle(False)
-        finally:
-            self._cuttable = False
 
-    def _end(self, fault: ProxyError | None = None) -> None:
-        if self._stopped is None:
-            self.broadcast.why = "interrupt" if isinstance(fault, Interrupted) else "stop"
-            self._stopped = fault or Stopped("The turn was stopped before its answer began. Nothing was recorded.")
-            if self._cuttable and self.task:
-                self.task.cancel()
-
-    def _look(self) -> None:
-        """Whether somebody listens: a client that leaves while nothing is written to it is told nowhere else."""
-        self.broadcast.look()
-        if not self.broadcast.deserted:
-            self._deadline = None
-        elif self._settling or not self._recorded or self.plan.side:
-            self._end_unless_committing()  # nothing is left that anybody would look for
-        else:
-            if not self.call.finishes:
-                self.stop()  # one that says that it is whole goes on, as one that is to finish
-            now = time.monotonic()
-            self._deadline = self._deadline or now + self._runtime.config.sessions.finish_limit
-            if now >= self._deadline:
-                self._end_unless_committing()
-
-    def _end_unless_committing(self) -> None:
-        if not self._committing:
-            self._end()
+    def _do(self, commands: Commands, fault: ProxyError | None = None, broke: float | None = None) -> None:
+        """What needs no wait. `fault` and `broke` as Broadcast's."""
+        for command in commands:
+            if command is turn_machine.LEAVE_QUEUE:
+                self._leave()
+            elif command is turn_machine.RESET or command is turn_machine.FAIL:
+                self.broadcast.fail(fault if command is turn_machine.FAIL else None, broke)
+            elif command is turn_machine.NOTE_UNSEEN and not self.plan.side:
+                self._runtime.registry.delivered(self.chat.key, self.id, False)  # it may be in the history all the same
 
     async def _try(self) -> bool:
         """Ask the upstream once; whether to ask again, for it refused what was sent."""
-        runtime, target = self._runtime, self.call.target
-        sent = upstream_headers(self.call, runtime)
-        self.call.line.asked = self.call.line.asked or time.monotonic()
+        runtime, target = self._runtime, self.chat.target
+        sent = upstream_headers(self.chat, runtime)
+        self.chat.access.asked = self.chat.access.asked or time.monotonic()
         answer = await runtime.client.ask("POST", target.url, sent, self._attempts.body, target.upstream)
         asked = [answer]
         try:
@@ -186,28 +188,30 @@ class RecordedTurn:
         inflated = 200 <= answer.status < 300 and body.undo()
         self._said = status, kind = answer.status, answer.get("content-type")
         self._exchange.begin(status, kind, None if inflated else answer.length, body.unknown)
-        self.broadcast.begin(answer.status, self._client_headers(answer, inflated), not answer.is_here)
+        if turn_machine.BEGIN in self._machine.feed(Event.HEAD):
+            self.broadcast.begin(answer.status, self._client_headers(answer, inflated), not answer.is_here)
         if self._streams(answer) and self._attempts.fit.looks_within:
             body = await self._opened(answer, body, asked)
         clean = await self._pieces(body) and body.is_whole
-        if not self._settling:
+        if not self._machine.has_end:
             await self._settle(clean)
-        if clean and not self.broadcast.ended:
+        commands = self._machine.feed(Event.TRANSFER_ENDED if clean else Event.TRANSFER_BROKEN)
+        if turn_machine.END in commands:
             await self.broadcast.end()
             self.note_delivery()
         else:
-            self.broadcast.fail()
+            self._do(commands)
 
     def _streams(self, answer: Response) -> bool:
-        streams = self.call.ask.stream and answer.status == 200 and answer.length is None
+        streams = self.chat.ask.stream and answer.status == 200 and answer.length is None
         return streams and answer.get("content-encoding") is None
 
     async def _opened(self, answer: Response, body: Body, asked: list[Response]) -> Body:
         """The body of a stream, or of the one that comes in its place: where its first event says that the prompt is
         too long, less of it is sent. The client has the head, and sees nothing of that."""
-        runtime, target = self._runtime, self.call.target
+        runtime, target = self._runtime, self.chat.target
         while await self._attempts.refused_within(answer, body, self._hand_on):
-            sent = upstream_headers(self.call, runtime)
+            sent = upstream_headers(self.chat, runtime)
             try:
                 again = await runtime.client.ask("POST", target.url, sent, self._attempts.body, target.upstream)
             except ProxyError:
@@ -223,15 +227,15 @@ class RecordedTurn:
         exchange, broadcast = self._exchange, self.broadcast
         try:
             while await body.flow(self._hand_on):
-                if exchange.terminated and not self._settling:
+                if exchange.terminated and not self._machine.has_end:
                     await self._settle(True)
                 if broadcast.ended:
                     return False  # its end is not to be released
-                if self._settling and broadcast.deserted:
+                if self._machine.has_end and broadcast.abandoned:
                     return True  # nobody waits for what follows the end; who comes now gets what there is, whole
-                await broadcast.room()
+                await broadcast.wait_writable()
         except (ProxyError, Broken):
-            return self.kept and exchange.ends_itself  # all that counts was given
+            return self.committed and exchange.ends_itself  # all that counts was given
         return True
 
     def _hand_on(self, piece: bytes, chunks: bytes) -> bool:
@@ -239,53 +243,55 @@ class RecordedTurn:
         broadcast = self.broadcast
         out = self._exchange.receive(piece)
         if out is piece:
-            return broadcast.put(piece, chunks) and not (self._settling or broadcast.ended)
-        goes_on = broadcast.put(out) if out else True
-        return goes_on and not (self._settling or broadcast.ended or self._exchange.terminated)
+            return broadcast.write_nowait(piece, chunks) and not (self._machine.has_end or broadcast.ended)
+        goes_on = broadcast.write_nowait(out) if out else True
+        return goes_on and not (self._machine.has_end or broadcast.ended or self._exchange.terminated)
 
     async def _settle(self, clean: bool) -> None:
-        """The end of the answer is here: keep the turn, then let the end go; or break it off."""
-        self._settling = self._committing = True
-        line = self.call.line
-        line.ended = time.monotonic()
-        outcome = self._exchange.finish(clean)
-        line.outcome = outcome.verdict.value
-        released, fault = outcome.verdict in RELEASED, None
+        """The end of the answer is here, or it broke off: commit the turn, and release the end or reset."""
+        access = self.chat.access
+        access.ended = time.monotonic()
+        outcome, fault = self._exchange.finish(clean), None
+        access.outcome = outcome.verdict.value
         if self._recorded and (reason := self._exchange.unrecorded):
-            self._runtime.numbers.unrecorded[reason] += 1
+            self._runtime.counters.unrecorded[reason] += 1
             self.broadcast.tell(not_recorded(reason))
-        try:
-            if self._recorded and outcome.verdict in RECORDED:
-                answer = Answer(*self._said, self._exchange.answer)
-                self.kept = await self.record.keep(self.plan, outcome, self._started, answer)
-        except StoreUnavailable as error:
-            log.error("turn %s is not kept, its end is not released: %s", self.id, error)
-            released, fault = False, error
-            line.outcome, self.broadcast.why = "unkept", "store"
-        self._committing = False
-        self._leave()
-        line.released = time.monotonic()
-        if not released:
-            self.broadcast.fail(fault, line.ended)
-        elif held := self._exchange.release():
+        commands = self._machine.end(outcome.verdict, self._recorded)
+        if turn_machine.COMMIT in commands:
+            fault = await self._commit(outcome)
+            commands = self._machine.feed(Event.COMMIT_FAILED if fault else Event.COMMITTED)
+        access.released = time.monotonic()
+        self._do(commands, fault, access.ended)
+        if turn_machine.RELEASE in commands and (held := self._exchange.release()):
             await self.broadcast.write(held)
-            self.broadcast.delivered = not self.broadcast.deserted
+            self.broadcast.delivered = not self.broadcast.abandoned
         self.note_delivery()
         if usage := outcome.reply.usage:
-            self._runtime.numbers.used(counts(usage))
+            self._runtime.counters.used(counts(usage))
+
+    async def _commit(self, outcome: Outcome) -> StoreUnavailable | None:
+        """Why the turn is not on disk; None once it is."""
+        try:
+            answer = Answer(*self._said, self._exchange.answer)
+            self.committed = await self.record.commit(self.plan, outcome, self._started, answer)
+        except StoreUnavailable as error:
+            log.error("turn %s is not kept, its end is not released: %s", self.id, error)
+            self.chat.access.outcome, self.broadcast.why = "unkept", "store"
+            return error
+        return None
 
     def note_delivery(self) -> None:
         """For retries: whether a client has seen the end of what was kept. One who takes long tells nothing of
         a session whose next turn is kept already."""
-        live, key, delivered = self._runtime.live, self.call.key, self.broadcast.delivered
-        if self.kept and delivered is not self._noted and not self.plan.side:
-            if self._noted is None or live.was_delivered(key, self.id) is not None:
-                live.delivered(key, self.id, delivered)
+        registry, key, delivered = self._runtime.registry, self.chat.key, self.broadcast.delivered
+        if self.committed and delivered is not self._noted and not self.plan.side:
+            if self._noted is None or registry.was_delivered(key, self.id) is not None:
+                registry.delivered(key, self.id, delivered)
             self._noted = delivered
 
     def _leave(self) -> None:
-        if self._place:
-            self._place.leave()
+        if self._slot:
+            self._slot.leave()
 
     def _client_headers(self, answer: Response, inflated: bool) -> headers.Pairs:
         if not 200 <= answer.status < 300:
@@ -294,4 +300,4 @@ class RecordedTurn:
         ours = of_turn(*told)
         if self._recorded and (reason := self._exchange.unrecorded):  # it is known from the head
             ours.append(not_recorded(reason))
-        return client_headers(answer, self.call, inflated) + ours
+        return client_headers(answer, self.chat, inflated) + ours

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from proxy.core.inflate import Broken, Coding, Unknown, inflater
 from proxy.upstream.client import Response
-from proxy.upstream.connection import Take
+from proxy.upstream.connection import Sink
 
 
 class Body:
@@ -25,7 +25,7 @@ class Body:
         """What the first pieces say, up to `limit` bytes or the end; they come again. A break is left for who reads on.
         An encoding is undone where it can be."""
         size, whole = sum(map(len, self._looked_at)), self._answer.length
-        while size < limit and size != whole and (piece := self._answer.here() or await self._answer.piece()):
+        while size < limit and size != whole and (piece := self._answer.read_available() or await self._answer.piece()):
             self._looked_at.append(piece)
             size += len(piece)
         self._is_here = size == whole
@@ -51,20 +51,20 @@ class Body:
 
     def come(self) -> bytes:
         """What has come so far as it came, without a wait; it comes again."""
-        if piece := self._answer.here():
+        if piece := self._answer.read_available():
             self._looked_at.append(piece)
         self._is_here = sum(map(len, self._looked_at)) == self._answer.length
         return b"".join(self._looked_at)
 
     async def peek(self) -> bytes:
         """The next piece as it came; it comes again. Empty at the end."""
-        if not self._looked_at and (piece := self._answer.here() or await self._answer.piece()):
+        if not self._looked_at and (piece := self._answer.read_available() or await self._answer.piece()):
             self._looked_at.append(piece)
         return self._looked_at[0] if self._looked_at else b""
 
     async def more(self) -> bool:
         """Read on, as part of what was looked at; False at the end."""
-        piece = self._answer.here() or await self._answer.piece()
+        piece = self._answer.read_available() or await self._answer.piece()
         self._looked_at[-1] += piece
         return bool(piece)
 
@@ -93,12 +93,12 @@ class Body:
             self._parts = self._encoding.feed(raw)
         return part
 
-    async def flow(self, take: Take) -> bool:
-        """Give pieces to `take`, as `Response.flow`, which may as well raise Broken."""
+    async def flow(self, sink: Sink) -> bool:
+        """Give pieces to `sink`, as `Response.flow`, which may as well raise Broken."""
         while self._looked_at or self._encoding:
             piece = await self._piece()
             if not piece:
                 return False
-            if not take(piece, b""):
+            if not sink(piece, b""):
                 return True
-        return not self._is_here and await self._answer.flow(take)
+        return not self._is_here and await self._answer.flow(sink)

@@ -14,12 +14,12 @@ from functools import partial
 from typing import Protocol
 
 import aiohttp
-from aiohttp.http import RawResponseMessage
 from yarl import URL
 
 from proxy.core.headers import Pairs
 from proxy.errors import UpstreamTimeout, UpstreamUnreachable
-from proxy.upstream.connection import BROKEN, Connection, Take
+from proxy.foundation.http_internals import RawResponseMessage
+from proxy.upstream.connection import BROKEN, Connection, Sink
 from proxy.upstream.dialing import CLOSED, LATE, Origin, connect, secure, split
 from proxy.upstream.reasons import why
 from proxy.upstream.request_writer import Content, Request, written
@@ -72,16 +72,16 @@ class Response:
             raise UpstreamUnreachable(BROKEN)  # never a clean end; and it may be on another's answer by now
         return await self._connection.piece(self._idle)
 
-    def here(self) -> bytes:
+    def read_available(self) -> bytes:
         """What has come of the body since the last piece, perhaps nothing."""
-        return self._connection.here() if self._connection else b""
+        return self._connection.read_available() if self._connection else b""
 
-    async def flow(self, take: Take) -> bool:
-        """Give each piece to `take` as it comes, until that returns False: then there may be more, and `flow` may be
+    async def flow(self, sink: Sink) -> bool:
+        """Give each piece to `sink` as it comes, until that returns False: then there may be more, and `flow` may be
         called again. Returns False at the clean end, and raises as `piece`."""
         if not self._connection:
             raise UpstreamUnreachable(BROKEN)
-        return await self._connection.flow(self._idle, take)
+        return await self._connection.flow(self._idle, sink)
 
     def close(self) -> None:
         """No more is wanted. The connection is kept if it can carry another request."""

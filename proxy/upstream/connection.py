@@ -11,20 +11,20 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import cast
 
-from aiohttp import EMPTY_PAYLOAD, StreamReader
-from aiohttp.http import HttpResponseParser, RawResponseMessage
+from aiohttp import StreamReader
 
 from proxy.core.chunks import LAST, chunk
 from proxy.errors import BadRequest, ProxyError, UpstreamTimeout, UpstreamUnreachable
-from proxy.upstream.deadline import Patience
+from proxy.foundation import http_internals as internals
+from proxy.upstream.deadline import Deadline
 from proxy.upstream.dialing import CLOSED, LATE
 from proxy.upstream.request_writer import Request
-from proxy.upstream.response_parser import HEAD, holds_more, is_valid, parser, unchunked
+from proxy.upstream.response_parser import is_valid, unchunked
 
 _HIGH = 128 * 1024  # bytes of an answer that may lie unread before no more are taken
 _JOIN = 64 * 1024  # bytes of a request up to which its pieces are copied into one
 # Given a piece, and the chunks in which it came where it is plainly written ones; whether more is wanted.
-Take = Callable[[bytes, bytes], bool]
+Sink = Callable[[bytes, bytes], bool]
 
 _NO_HTTP = "The upstream's answer is no valid HTTP. Look at what runs there, and at http or https in base_url."
 BROKEN = "The upstream broke off its answer."
@@ -39,23 +39,23 @@ class Connection(asyncio.Protocol):
         self.lost: asyncio.Future[None] = self._loop.create_future()
         self.answered = False  # a byte has come since the last request
         self._transport: asyncio.Transport | None = None
-        self._parser: HttpResponseParser | None = None  # while there is a request
-        self._message: RawResponseMessage | None = None
-        self._body: StreamReader = EMPTY_PAYLOAD
+        self._parser: internals.HttpResponseParser | None = None  # while there is a request
+        self._message: internals.RawResponseMessage | None = None
+        self._body = internals.NO_BODY
         self._fault: ProxyError | None = None
         self._head_size = self._taken = 0
         self._paused = self._stopped = False
         self._between = False  # two chunks: all that came of the body are whole ones
-        self._sink: Take | None = None  # while a piece may go on at once
+        self._sink: Sink | None = None  # while a piece may go on at once
         self._idle = 0.0
         self._sending: asyncio.Task[None] | None = None  # until all of the request has gone
         self._waiter: asyncio.Future[None] | None = None
         self._room: asyncio.Future[None] | None = None  # while the upstream takes no more
-        self._patience = Patience(self._loop, self._late)
+        self._deadline = Deadline(self._loop, self._late)
 
     # One exchange
 
-    async def ask(self, request: Request, seconds: float) -> RawResponseMessage:
+    async def ask(self, request: Request, seconds: float) -> internals.RawResponseMessage:
         """Send a request; the head of its answer, waited for so long. Raises UpstreamUnreachable, UpstreamTimeout, and
         BadRequest where its body breaks off. Whatever is raised, a cancellation too, closes the connection."""
         self._begin(request, seconds)
@@ -70,33 +70,33 @@ class Connection(asyncio.Protocol):
         `ask` does, once all that came has been given."""
         pieces: list[bytes] = []
 
-        def take(piece: bytes, _: bytes) -> bool:
+        def sink(piece: bytes, _: bytes) -> bool:
             pieces.append(piece)
             return False
 
-        await self.flow(idle, take)
+        await self.flow(idle, sink)
         return b"".join(pieces)
 
-    async def flow(self, idle: float, take: Take) -> bool:
-        """Give what comes of the body to `take`, each piece within `idle` seconds, until that returns False; or return
+    async def flow(self, idle: float, sink: Sink) -> bool:
+        """Give what comes of the body to `sink`, each piece within `idle` seconds, until that returns False; or return
         False at the end. Raises as `ask` does, once all that came has been given.
 
-        While nothing is in the way a piece goes from the socket to `take` in one step: to wake a task for each would
+        While nothing is in the way a piece goes from the socket to `sink` in one step: to wake a task for each would
         cost a third of what there is to do for it."""
         waits = False
         while True:
-            if data := self.here():
+            if data := self.read_available():
                 waits = False
-                if not take(data, b""):
+                if not sink(data, b""):
                     return True
             elif self._body.is_eof():
                 return False
             elif self._fault:
                 raise self._fault
             else:
-                self._idle, self._sink = idle, take
+                self._idle, self._sink = idle, sink
                 if not waits:  # framing alone is no sign of life
-                    self._patience.expect(idle)
+                    self._deadline.expect(idle)
                 waits = True
                 try:
                     await self._wait()
@@ -105,7 +105,7 @@ class Connection(asyncio.Protocol):
                 if stopped:
                     return True
 
-    def here(self) -> bytes:
+    def read_available(self) -> bytes:
         """What has come of the body since the last piece, perhaps nothing."""
         data = self._body.read_nowait()
         self._taken += len(data)
@@ -121,11 +121,11 @@ class Connection(asyncio.Protocol):
         parser, transport, self._parser = self._parser, self._open, None
         whole = self._message and not self._message.should_close and self._body.at_eof()
         sent = transport and not self._sending and not transport.get_write_buffer_size()
-        if not (whole and sent and parser) or holds_more(parser):
+        if not (whole and sent and parser) or internals.holds_more(parser):
             self.abort()
             return False
-        self._body = EMPTY_PAYLOAD
-        self._patience.expect(idle)
+        self._body = internals.NO_BODY
+        self._deadline.expect(idle)
         return True
 
     def abort(self) -> None:
@@ -138,7 +138,7 @@ class Connection(asyncio.Protocol):
     def _stop(self) -> None:
         if self._sending:
             self._sending.cancel()
-        self._patience.end()
+        self._deadline.end()
 
     @property
     def is_answered(self) -> bool:
@@ -157,12 +157,11 @@ class Connection(asyncio.Protocol):
     # The request
 
     def _begin(self, request: Request, seconds: float) -> None:
-        self._parser = parser(self._loop, request.is_head)
+        self._parser = internals.response_parser(self._loop, request.is_head)
         self._message, self._fault = None, None
         self._head_size = self._taken = 0
         self.answered = self._between = False
-        transport = self._open
-        if not transport:
+        if not (transport := self._open):
             self._fault = UpstreamUnreachable(CLOSED)
             return
         pieces = [request.head, *request.body]
@@ -170,7 +169,7 @@ class Connection(asyncio.Protocol):
             transport.write(b"".join(pieces))
         else:
             transport.writelines(pieces)
-        self._patience.expect(seconds)
+        self._deadline.expect(seconds)
         if request.stream:
             self._sending = self._loop.create_task(self._send(request.stream, request.length, seconds))
 
@@ -195,7 +194,7 @@ class Connection(asyncio.Protocol):
         if transport := self._open:
             transport.write(data)
         if self._message is None:
-            self._patience.expect(seconds)
+            self._deadline.expect(seconds)
         if self._room:
             await self._room
 
@@ -231,29 +230,29 @@ class Connection(asyncio.Protocol):
             return
         if self._message is None:
             self._head_size += len(data)
-            if self._head_size > HEAD:
+            if self._head_size > internals.HEAD:
                 self._fail(UpstreamUnreachable(_NO_HTTP))
-        elif self._body.total_bytes - self._taken > _HIGH and not self._paused and (transport := self._open):
+        elif internals.received(self._body) - self._taken > _HIGH and not self._paused and (transport := self._open):
             self._paused = True
             transport.pause_reading()
-        if self._sink and (come := self.here()):
+        if self._sink and (come := self.read_available()):
             self._push(self._sink, come, b"")
             if not self._body.is_eof():
                 return
         self._wake()
 
-    def _push(self, take: Take, data: bytes, chunks: bytes) -> None:
+    def _push(self, sink: Sink, data: bytes, chunks: bytes) -> None:
         """Give what has come to who waits for it, and wake him where it takes no more."""
-        self._patience.due = self._loop.time() + self._idle
+        self._deadline.due = self._loop.time() + self._idle
         try:
-            if not take(data, chunks):
+            if not sink(data, chunks):
                 self._stopped = True
                 self._wake()
         except Exception as error:
             if self._waiter and not self._waiter.done():
                 self._waiter.set_exception(error)
 
-    def _take(self, message: RawResponseMessage, body: StreamReader) -> None:
+    def _take(self, message: internals.RawResponseMessage, body: StreamReader) -> None:
         """Raises ValueError for what is no head of an answer to what was asked."""
         if self._message or not is_valid(message):
             raise ValueError("not the head of an answer to what was asked")
@@ -296,6 +295,6 @@ class Connection(asyncio.Protocol):
         if self._parser is None:  # at rest
             self.abort()
         elif self._waiter and self._waiter.done():  # woken in the same moment, perhaps by framing: look again after it
-            self._patience.expect(0)
+            self._deadline.expect(0)
         elif self._waiter:
             self._fail(UpstreamTimeout(_SILENT if self._message else LATE))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 _TICK = 0.001  # seconds by which a timer may come early
 
 
-class Patience:
+class Deadline:
     """`expect` again and again; `late` is called once the time that was last given has passed. Each piece of a stream
     would else make a timer and cancel it. `due` is when that is; it may be put off."""
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import re
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 from urllib.parse import urlsplit
+
+from aiohappyeyeballs import AddrInfoType as Address
+from aiohappyeyeballs import start_connection
 
 from proxy.errors import UpstreamUnreachable
 from proxy.upstream.reasons import AWAY, late, why
@@ -19,9 +21,9 @@ CLOSED = f"{AWAY}: it closed the connection before it answered. Try again later.
 LATE = "The upstream did not answer in time. Try again later."
 _NO_URL = f"{AWAY}: this is no http or https URL of a host. Correct base_url."
 _HEAD_START = 0.25  # seconds that an address has before the next one is tried beside it (RFC 8305, section 5)
+_ERRNO = re.compile(r"\[Errno (\d+)\]")
 _URL = re.compile(r"([^:]*://[^/?#]*)(.*)", re.DOTALL)
 _P = TypeVar("_P", bound=asyncio.Protocol)
-Address = tuple[Any, ...]  # as getaddrinfo gives it
 
 
 class Origin(NamedTuple):
@@ -79,52 +81,21 @@ async def connect(origin: Origin, tls: ssl.SSLContext | None, seconds: float, pr
         raise UpstreamUnreachable(why(error, tls is not None)) from error
 
 
-async def _addresses(host: str, port: int) -> list[Address]:
-    """The addresses of a host, its families in turn."""
+async def _addresses(host: str, port: int) -> Sequence[Address]:
+    """The addresses of a host, as its resolver gives them."""
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     except socket.gaierror:  # a name: to look it up takes time
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    families: dict[int, list[Address]] = {}
-    for address in found:
-        families.setdefault(address[0], []).append(address)
-    return [address for rank in itertools.zip_longest(*families.values()) for address in rank if address]
+        return await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
 
 
-async def reach(addresses: list[Address]) -> socket.socket:
-    """The first socket that connects. Each address has a head start on the next: the first one may lead nowhere,
-    and uvloop would wait for it."""
-    attempts: set[asyncio.Task[socket.socket]] = set()
-    left = addresses[::-1]
+async def reach(addresses: Sequence[Address]) -> socket.socket:
+    """The first socket that connects, the families of addresses in turn. Each has a head start on the next: the first
+    one may lead nowhere, and uvloop would wait for it. Raises OSError: the last one's, where all fail."""
     try:
-        while True:
-            if left:
-                attempts.add(asyncio.create_task(_attempt(left.pop())))
-            start = _HEAD_START if left else None
-            done, _ = await asyncio.wait(attempts, timeout=start, return_when=asyncio.FIRST_COMPLETED)
-            for attempt in done:
-                attempts.discard(attempt)
-                if attempt.exception() is None or not (attempts or left):
-                    return attempt.result()
-    finally:
-        for attempt in attempts:
-            attempt.cancel()
-            attempt.add_done_callback(_drop)
-
-
-def _drop(attempt: asyncio.Task[socket.socket]) -> None:
-    if not attempt.cancelled() and attempt.exception() is None:
-        attempt.result().close()
-
-
-async def _attempt(address: Address) -> socket.socket:
-    family, kind, protocol, _, where = address
-    sock = socket.socket(family, kind, protocol)
-    try:
-        sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        await asyncio.get_running_loop().sock_connect(sock, where)
-    except BaseException:
-        sock.close()
+        return await start_connection(addresses, happy_eyeballs_delay=_HEAD_START)
+    except OSError as error:
+        # Of several reasons the library makes one text, without a number.
+        if error.errno is None and (numbers := _ERRNO.findall(str(error))):
+            raise OSError(int(numbers[-1]), str(error)) from error
         raise
-    return sock

@@ -1,41 +1,15 @@
-"""The parser of an upstream's answers, which is aiohttp's: how it is set up, and what it lets pass and we do not."""
+"""What aiohttp's parser of answers lets pass and we do not, and the chunks for which no parser is needed. Pure."""
 
 from __future__ import annotations
 
-import asyncio
 import re
 
-from aiohttp.base_protocol import BaseProtocol
-from aiohttp.http import HttpResponseParser, HttpVersion10, HttpVersion11, RawResponseMessage
+from aiohttp import HttpVersion10, HttpVersion11
 
-HEAD = 64 * 1024  # bytes that a head may have
-_ENDLESS = 2**29  # the reader's own bound, beyond ours: it could not be held to it without its private parts
+from proxy.foundation.http_internals import RawResponseMessage
+
 _SIZE = re.compile(rb"([0-9a-fA-F]{1,7})\r\n")
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
-
-
-class _NeverPaused(BaseProtocol):
-    """What the parser's reader asks to pause: nothing, since reading is paused by what lies unread there."""
-
-    def pause_reading(self) -> None:
-        """Never asked for: the reader's bound is beyond ours."""
-
-    def resume_reading(self, resume_parser: bool = True) -> None:
-        """Asked for after each read."""
-
-
-def parser(loop: asyncio.AbstractEventLoop, is_head: bool) -> HttpResponseParser:
-    """For one answer; that to a HEAD has no body, whatever it says."""
-    return HttpResponseParser(
-        _NeverPaused(loop),
-        loop,
-        _ENDLESS,
-        max_line_size=HEAD,
-        max_field_size=HEAD,
-        response_with_body=not is_head,
-        read_until_eof=True,
-        auto_decompress=False,
-    )
 
 
 def is_valid(message: RawResponseMessage) -> bool:
@@ -65,11 +39,3 @@ def unchunked(data: bytes) -> bytes | None:
         pieces.append(data[start:end])
         at = end + 2
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-
-def holds_more(parser: HttpResponseParser) -> bool:
-    """Whether more than an answer has come: at its end the parser gives what has begun of a message."""
-    try:
-        return parser.feed_eof() is not None
-    except Exception:
-        return True

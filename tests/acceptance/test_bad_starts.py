@@ -38,6 +38,14 @@ def test_a_database_that_is_none(tmp_path: Path, content: bytes, fault: str) -> 
     assert database.read_bytes() == content
 
 
+def test_an_http_library_without_its_compiled_extension(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIOHTTP_NO_EXTENSIONS", "1")
+    code, said = start(tmp_path)
+    assert code == 1 and len(said.splitlines()) == 1 and said.startswith("session-proxy: aiohttp ")
+    assert said.endswith("Remove AIOHTTP_NO_EXTENSIONS from the environment.\n")
+    assert list(tmp_path.iterdir()) == []  # nothing was begun
+
+
 def test_a_secret_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "sessions.db.secret").mkdir()
     code, said = start(tmp_path)

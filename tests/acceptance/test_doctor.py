@@ -52,6 +52,7 @@ async def test_all_is_well(tmp_path: Path) -> None:
         for words in (
             f"configuration: {proxy.config} is right",
             "SQLite: version",
+            "HTTP: aiohttp",
             f"of process {proxy.pid}",
             "rights: nobody else",
             "database: whole, 1 sessions with 1 turns",
@@ -62,6 +63,16 @@ async def test_all_is_well(tmp_path: Path) -> None:
             assert [line for line in found if words in line], words
         assert len([request for request in upstream.requests if request.target.endswith("completions")]) == 1
         assert await say(proxy.port, "s") == "continued"
+
+
+async def test_an_http_library_without_its_compiled_extension_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIOHTTP_NO_EXTENSIONS", "1")
+    async with upstream_of() as upstream:
+        code, found = await doctor(Proxy(upstream.base_url, tmp_path))
+    (said,) = [line for line in found if "HTTP:" in line]
+    assert code == 1 and said.startswith("fail  HTTP: aiohttp") and said.endswith(" from the environment.")
 
 
 @pytest.mark.parametrize("underscores", ["off", "on"])

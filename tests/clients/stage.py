@@ -101,19 +101,19 @@ class Stage:
             assert answer.status == 200, await answer.text()
             return [entry["message"] for entry in (await answer.json())["data"]]
 
-    async def check(self, is_side: Callable[[Sent], bool], session: str = SESSION) -> list[Sent]:
+    async def check(self, is_side_request: Callable[[Sent], bool], session: str = SESSION) -> list[Sent]:
         """What must hold of every client that carries its own list; the side requests."""
-        sides = [n for n, sent in enumerate(self.tap.sent) if is_side(sent)]
-        assert len(sides) < len(self.tap.sent), "there is no chat"
+        side_requests = [n for n, sent in enumerate(self.tap.sent) if is_side_request(sent)]
+        assert len(side_requests) < len(self.tap.sent), "there is no chat"
         for number, sent in enumerate(self.tap.sent):
             assert sent.status == 200, f"request {number}: {sent.status}"
             got, want = forms(self.received(number)), forms(sent.messages)
             assert got == want, f"request {number}, read as {sent.decision}: {len(got)} messages for {len(want)}"
-        last = max([n for n in range(len(self.tap.sent)) if n not in sides])
+        last = max([n for n in range(len(self.tap.sent)) if n not in side_requests])
         shown = [*self.tap.sent[last].messages, self.script.replies[last]]
         want = [one for one in forms(shown) if one[0] != "system"]
         assert forms(await self.history(session)) == want, "the transcript is not what the client last showed"
-        return [self.tap.sent[n] for n in sides]
+        return [self.tap.sent[n] for n in side_requests]
 
 
 @asynccontextmanager

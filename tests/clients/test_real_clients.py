@@ -80,9 +80,9 @@ async def test_langchain_sums_up(tmp_path: Path, calls: Any, environ: dict[str, 
     python = python_with("langchain", "langchain", "langchain-openai")
     async with stage(tmp_path, Script(calls, says)) as run:
         await run.run(python, PROGRAMS / "langchain_summary.py", cwd=tmp_path, TEXTS=TEXTS, **environ)
-        sides = await run.check(lambda sent: text_of(sent.messages[0]["content"]).endswith(TRANSCRIPT))
-        assert len(sides) >= 2
-        print(figures(run, sides))
+        side_requests = await run.check(lambda sent: text_of(sent.messages[0]["content"]).endswith(TRANSCRIPT))
+        assert len(side_requests) >= 2
+        print(figures(run, side_requests))
 
 
 @pytest.mark.parametrize("tools", ["", "1"], ids=["plain", "tools"])
@@ -90,9 +90,9 @@ async def test_strands_sums_up(tmp_path: Path, tools: str) -> None:
     python = python_with("strands", "strands-agents[openai]")
     async with stage(tmp_path, Script(weather)) as run:
         await run.run(python, PROGRAMS / "strands_summary.py", cwd=tmp_path, TEXTS=TEXTS, TOOLS=tools)
-        sides = await run.check(has_another_prompt)
-        assert len(sides) == 2
-        print(figures(run, sides))
+        side_requests = await run.check(has_another_prompt)
+        assert len(side_requests) == 2
+        print(figures(run, side_requests))
 
 
 def in_turn(messages: list[Any]) -> Call | None:
@@ -110,9 +110,9 @@ async def test_smolagents_plans(tmp_path: Path, interval: str, calls: Any) -> No
         await run.run(
             python, PROGRAMS / "smolagents_plan.py", cwd=tmp_path, TEXTS="|".join(PLAN[:2]), INTERVAL=interval
         )
-        sides = await run.check(has_no_tools)
-        assert len(sides) >= 2
-        print(figures(run, sides))
+        side_requests = await run.check(has_no_tools)
+        assert len(side_requests) >= 2
+        print(figures(run, side_requests))
 
 
 def code(number: int) -> str:
@@ -126,18 +126,18 @@ async def test_smolagents_plans_in_code(tmp_path: Path) -> None:
     async with stage(tmp_path, Script(says=code)) as run:
         texts = "|".join(PLAN[:3])
         await run.run(python, PROGRAMS / "smolagents_plan.py", cwd=tmp_path, TEXTS=texts, INTERVAL="1", KIND="code")
-        sides = await run.check(lambda sent: "using code blobs" not in text_of(sent.messages[0]["content"]))
-        assert len(sides) >= 2
-        print(figures(run, sides))
+        side_requests = await run.check(lambda sent: "using code blobs" not in text_of(sent.messages[0]["content"]))
+        assert len(side_requests) >= 2
+        print(figures(run, side_requests))
 
 
 async def test_semantic_kernel_sums_up(tmp_path: Path) -> None:
     python = python_with("semantic-kernel", "semantic-kernel")
     async with stage(tmp_path, Script()) as run:
         await run.run(python, PROGRAMS / "semantic_kernel_summary.py", cwd=tmp_path, TEXTS=TEXTS)
-        sides = await run.check(has_another_prompt)
-        assert len(sides) >= 2
-        print(figures(run, sides))
+        side_requests = await run.check(has_another_prompt)
+        assert len(side_requests) >= 2
+        print(figures(run, side_requests))
 
 
 def opencode(folder: Path, base_url: str, context: int, named: bool = False) -> tuple[Path, dict[str, str]]:
@@ -181,9 +181,9 @@ async def test_opencode_names_its_chat(tmp_path: Path, named: bool) -> None:
         for turn, text in enumerate([PLAN[0], "What is in this folder?", *PLAN[2:4]]):
             await run.run(command, "run", *(["--continue"] if turn else []), text, cwd=work, **environ)
         own = run.tap.sent[0].headers["x-session-id"]
-        sides = await run.check(has_no_tools, session=SESSION if named else own)
-        assert len(sides) == 1 and len(run.tap.sent) == 6
-        print(figures(run, sides))
+        side_requests = await run.check(has_no_tools, session=SESSION if named else own)
+        assert len(side_requests) == 1 and len(run.tap.sent) == 6
+        print(figures(run, side_requests))
 
 
 async def test_opencode_compacts(tmp_path: Path) -> None:
@@ -193,17 +193,17 @@ async def test_opencode_compacts(tmp_path: Path) -> None:
         for turn, text in enumerate(PLAN):
             await run.run(command, "run", *(["--continue"] if turn else []), text, cwd=work, **environ)
         print(figures(run, []))
-        sides = await run.check(has_no_tools, session=run.tap.sent[0].headers["x-session-id"])
-        print(figures(run, sides))
-        assert len(sides) > 1
+        side_requests = await run.check(has_no_tools, session=run.tap.sent[0].headers["x-session-id"])
+        print(figures(run, side_requests))
+        assert len(side_requests) > 1
 
 
-def figures(run: Stage, sides: list[Sent]) -> str:
+def figures(run: Stage, side_requests: list[Sent]) -> str:
     """What a run did, a line for each request (shown with -s, and where a test fails)."""
-    lines = [f"{len(run.tap.sent)} requests, {len(sides)} beside the chat"]
+    lines = [f"{len(run.tap.sent)} requests, {len(side_requests)} beside the chat"]
     for number, sent in enumerate(run.tap.sent):
         got = [form(each) for each in run.received(number)]
         shape = "".join([one[0][0] + ("c" if one[2] != "[]" else "") for one in got])
-        kind = "side" if sent in sides else "main"
+        kind = "side" if sent in side_requests else "main"
         lines.append(f"  {number} {kind} {sent.decision}: sent {len(sent.messages)}, upstream {len(got)} {shape}")
     return "\n".join(lines)

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from proxy.config import model as config
-from proxy.config import yaml_source as source
+from proxy.config import yaml_source
 from proxy.errors import ConfigError
 from tests.support.configuration import (
     HASH,
@@ -71,10 +71,10 @@ def test_a_file_of_a_key_that_everybody_can_read_is_refused(written: Path) -> No
                 say = f"2:5: upstreams.0.api_key: everybody can read the file {key}; chmod 600 it"
                 assert problems(written, text) == [say]
             else:
-                assert load(written, text).lends
+                assert load(written, text).lends_key
         key.chmod(0o644)
         folder.chmod(0o700)
-        assert load(written, text).lends
+        assert load(written, text).lends_key
 
 
 def test_an_expanded_value_is_text_until_its_key_reads_it(written: Path) -> None:
@@ -138,7 +138,7 @@ def test_every_variable_that_is_missing_is_named(written: Path) -> None:
 )
 @pytest.mark.parametrize("loader", [getattr(yaml, "CSafeLoader", yaml.SafeLoader), yaml.SafeLoader])
 def test_a_problem_never_shows_a_value(written: Path, monkeypatch: Any, text: str, loader: Any) -> None:
-    monkeypatch.setattr(source, "_LOADER", loader)
+    monkeypatch.setattr(yaml_source, "_LOADER", loader)
     with pytest.raises(ConfigError) as refused:
         load(written, text.replace("S", SECRET))
     assert SECRET not in str(refused.value)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from proxy.errors import StoreUnavailable
-from proxy.observe.log import Lines
+from proxy.observe.log import LogHandler
 from proxy.stores.memory import MemoryStore
 from tests.support.fakes import (
     RawClient,
@@ -38,7 +38,7 @@ class Logged:
 
     def __init__(self, proxy: RunningProxy, level: str = "info") -> None:
         self._read, self._write = os.pipe()
-        proxy.runtime.lines = Lines(self._write, level, "json", journal=False)
+        proxy.runtime.log = LogHandler(self._write, level, "json", journal=False)
 
     async def lines(self, count: int = 1) -> list[dict[str, Any]]:
         """The next lines, once there are so many."""
@@ -47,7 +47,7 @@ class Logged:
             said += await asyncio.to_thread(os.read, self._read, 1 << 16)
         return [json.loads(line) for line in said.splitlines()]
 
-    async def line(self) -> dict[str, Any]:
+    async def path(self) -> dict[str, Any]:
         [line] = await self.lines()
         return line
 
@@ -62,7 +62,7 @@ async def test_an_id_is_taken_or_made_and_handed_on_both_ways(serve: Serve, give
         [request] = upstream.requests
     assert request.header(NAME) == (given or "req_1")
     id = given if given == "mine-1" else "req_1"
-    assert answer.head.header(NAME) == id == (await logged.line())["request"]
+    assert answer.head.header(NAME) == id == (await logged.path())["request"]
 
 
 async def test_the_upstreams_own_id_reaches_the_client(serve: Serve) -> None:
@@ -71,7 +71,7 @@ async def test_the_upstreams_own_id_reaches_the_client(serve: Serve) -> None:
         logged = Logged(proxy)
         answer = await ask(proxy.port, [user("1")])
     assert [value for name, value in answer.head.headers if name.lower() == NAME] == ["theirs"]
-    assert (await logged.line())["request"] == "req_1"
+    assert (await logged.path())["request"] == "req_1"
 
 
 async def test_a_pass_through_gains_no_id_and_keeps_its_own(serve: Serve) -> None:
@@ -101,7 +101,7 @@ async def test_a_line_of_a_recorded_turn_tells_all_there_is(serve: Serve) -> Non
         logged = Logged(proxy)
         body = json.dumps({"model": "m", "messages": [user("1")], "stream": True}).encode()
         answer = await tell(proxy.port, body)
-    line = await logged.line()
+    line = await logged.path()
     assert line["upstream"] == f"127.0.0.1:{upstream.port}" and answer.whole
     for name, pattern in (("tenant", "[0-9a-f]{8}"), ("session", "[0-9a-f]{12}")):
         assert re.fullmatch(pattern, line[name])
@@ -110,7 +110,7 @@ async def test_a_line_of_a_recorded_turn_tells_all_there_is(serve: Serve) -> Non
     assert (line["in"], line["out"]) == (len(body), len(answer.data))
     assert 0 < line["overhead_ms"] < 50 and line["overhead_ms"] + 80 < line["total_ms"]
     assert 0 < line["first_ms"] < line["total_ms"] and "queue_ms" not in line
-    numbers = proxy.runtime.numbers
+    numbers = proxy.runtime.counters
     assert numbers.turns == {("append", "complete"): 1} and sum(numbers.commit.counts) == 1
     assert (numbers.prompt, numbers.cached, numbers.completion) == (7, 4, 3)
     assert numbers.requests == {("recorded", line["upstream"], 2): 1}
@@ -143,14 +143,14 @@ async def test_the_wait_in_line_is_told_and_is_no_overhead(serve: Serve) -> None
         first = asyncio.create_task(ask(proxy.port, [user("1")]))
         await eventually(lambda: upstream.requests)
         second = asyncio.create_task(ask(proxy.port, [user("2")]))
-        await eventually(lambda: proxy.runtime.live.waiting)
+        await eventually(lambda: proxy.runtime.registry.waiting)
         await asyncio.sleep(0.1)
         held.set()
         await asyncio.gather(first, second)
     lines = {line["turn"]: line for line in await logged.lines(2)}
     assert "queue_ms" not in lines["turn_1"]
     assert 90 < lines["turn_2"]["queue_ms"] <= lines["turn_2"]["total_ms"] and lines["turn_2"]["overhead_ms"] < 50
-    assert sum(proxy.runtime.numbers.queue.counts) == 1 and proxy.runtime.live.waiting == 0
+    assert sum(proxy.runtime.counters.queue.counts) == 1 and proxy.runtime.registry.waiting == 0
 
 
 class Fails(MemoryStore):
@@ -173,12 +173,12 @@ async def test_what_became_of_a_turn(serve: Serve, reply: Reply, outcome: str, s
         proxy = await serve(upstream.base_url)
         logged = Logged(proxy)
         await ask(proxy.port, [user("1")], stream=True)
-        line = await logged.line()
-        await eventually(lambda: proxy.runtime.numbers.turns)
+        line = await logged.path()
+        await eventually(lambda: proxy.runtime.counters.turns)
     assert (line["outcome"], line["status"]) == (outcome, status)
     assert line.get("reset") == (None if outcome == "nothing" else "upstream") and "client" not in line
     assert line["level"] == ("warning" if outcome == "broken" else "info")
-    assert proxy.runtime.numbers.turns == {("append", outcome): 1}
+    assert proxy.runtime.counters.turns == {("append", outcome): 1}
 
 
 async def test_a_turn_that_is_not_kept_and_one_that_never_began(serve: Serve) -> None:
@@ -186,12 +186,12 @@ async def test_a_turn_that_is_not_kept_and_one_that_never_began(serve: Serve) ->
         proxy = await serve(upstream.base_url, store=Fails(1000))
         logged = Logged(proxy)
         await ask(proxy.port, [user("1")])
-        line = await logged.line()
+        line = await logged.path()
     assert (line["level"], line["outcome"]) == ("warning", "unkept")
     await ask(proxy.port, [user("1")])
-    line = await logged.line()
+    line = await logged.path()
     assert (line["level"], line["status"], line["error"]) == ("warning", 502, "upstream_unreachable")
-    numbers = proxy.runtime.numbers
+    numbers = proxy.runtime.counters
     assert numbers.turns == {("append", "unkept"): 1, ("append", "failed"): 1}
     assert numbers.rejected["upstream_unreachable"] == 1
 
@@ -205,7 +205,7 @@ async def test_a_pass_through_that_the_upstream_breaks_off_is_no_clients_doing(s
             await client.request("GET", "/v1/models")
             await client.head()
             await client.body()
-        line = await logged.line()
+        line = await logged.path()
     assert line["reset"] == "upstream" and "client" not in line
 
 
@@ -237,7 +237,7 @@ async def test_an_upstreams_own_error_is_a_warning(serve: Serve) -> None:
         logged = Logged(proxy)
         for level in ("warning", "info"):
             await ask(proxy.port, [user("1")])
-            assert (await logged.line())["level"] == level
+            assert (await logged.path())["level"] == level
 
 
 async def test_who_is_not_let_into_the_line_did_not_wait(serve: Serve) -> None:
@@ -246,7 +246,7 @@ async def test_who_is_not_let_into_the_line_did_not_wait(serve: Serve) -> None:
         logged = Logged(proxy)
 
         def waits(number: int) -> bool:
-            return proxy.runtime.live.waiting == number and len(upstream.requests) == 1
+            return proxy.runtime.registry.waiting == number and len(upstream.requests) == 1
 
         async with RawClient(proxy.port) as first, RawClient(proxy.port) as second:
             for number, client in enumerate((first, second)):
@@ -254,9 +254,9 @@ async def test_who_is_not_let_into_the_line_did_not_wait(serve: Serve) -> None:
                 await client.request("POST", "/v1/chat/completions", [("sessionId", "s1")], body)
                 await eventually(partial(waits, number))
             refused = await ask(proxy.port, [user("3")])
-            line = await logged.line()
+            line = await logged.path()
             assert (refused.status, refused.error["code"]) == (429, "session_queue_full")
-            assert "queue_ms" not in line and sum(proxy.runtime.numbers.queue.counts) == 0
+            assert "queue_ms" not in line and sum(proxy.runtime.counters.queue.counts) == 0
 
 
 async def test_a_client_that_goes_is_told_with_a_line(serve: Serve) -> None:
@@ -267,7 +267,7 @@ async def test_a_client_that_goes_is_told_with_a_line(serve: Serve) -> None:
         async with RawClient(proxy.port) as client:
             await client.request("GET", "/v1/models")
             await eventually(lambda: upstream.requests)
-        line = await logged.line()
+        line = await logged.path()
     assert line["client"] == "gone" and line["path"] == "/v1/models"
 
 
@@ -300,7 +300,7 @@ async def test_a_session_api_path_shows_no_session_and_a_query_nothing(serve: Se
 async def test_unknown_paths_models_and_sessions_make_no_number_of_their_own(serve: Serve) -> None:
     async with ScriptedUpstream() as upstream:
         proxy = await serve(upstream.base_url)
-        numbers = proxy.runtime.numbers
+        numbers = proxy.runtime.counters
 
         async def some(name: str) -> None:
             await ask(proxy.port, [user(name)], session=name, model=name, headers=[("Authorization", name)])

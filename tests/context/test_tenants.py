@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict
 
 from proxy.config.model import Config
-from proxy.context import tenants as caller
+from proxy.context import tenants
 from tests.server.test_sessions_api import get
 from tests.support.fakes import ScriptedUpstream, completion
 from tests.support.serving import Serve
@@ -36,7 +36,7 @@ async def test_users_of_one_front_share_no_sessions(serve: Serve) -> None:
 
 
 def of(config: Config, *pairs: tuple[str, str]) -> bytes:
-    return caller.tenant(config, CIMultiDict(pairs), SECRET)
+    return tenants.tenant(config, CIMultiDict(pairs), SECRET)
 
 
 NAMES = st.one_of(st.none(), st.sampled_from(["", "front", "other", "alice", "client"]), st.text(max_size=5))

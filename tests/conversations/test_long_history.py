@@ -16,28 +16,26 @@ from typing import Any
 import pytest
 
 from proxy.config.model import Config
-from proxy.context.request_log import Line
+from proxy.context.request_log import AccessRecord
 from proxy.context.routing import find
 from proxy.context.runtime import Runtime
 from proxy.core.history import History
 from proxy.core.matching.reconcile import decide
 from proxy.core.model import Message, Reply, SessionKey, Turn
 from proxy.core.plan import Plan
-from proxy.dialects.chat import compose as sending
-from proxy.dialects.chat import fingerprints as marks
-from proxy.dialects.chat import wire as chat
+from proxy.dialects.chat import compose, fingerprints, wire
 from proxy.dialects.chat.turns import turns_of
-from proxy.stores.cache import WarmStore
+from proxy.stores.cache import CachedStore
 from proxy.stores.memory import MemoryStore
 from proxy.stores.sqlite.store import SQLiteStore
-from proxy.turns.chat_request import Call
-from proxy.turns.fit import Fit
+from proxy.turns.chat_request import ChatRequest
+from proxy.turns.fit import FittedWindow
 from proxy.upstream.client import Client
 
 KEY = SessionKey(b"t", "s")
 WINDOW = 40  # messages
 SIZE = 2500  # bytes of a message: 2,000 turns are 10 MB
-FORM = sending.form_of("auto", "api.openai.com", "m")
+FORM = compose.rendering_of("auto", "api.openai.com", "m")
 
 
 def said(role: str, n: int) -> bytes:
@@ -49,11 +47,14 @@ def stored(turns: int) -> list[Turn]:
     made: list[Turn] = []
     for n in range(turns):
         asked, raw = said("user", n), said("assistant", n)
-        reply = sending.echo_of(raw, FORM, state=Turn.state) or raw
-        question, echo = Message("user", asked, marks.mark(asked)), Message("assistant", reply, marks.mark(reply))
+        reply = compose.render_reply(raw, FORM, state=Turn.state) or raw
+        question, echo = (
+            Message("user", asked, fingerprints.fingerprint(asked)),
+            Message("assistant", reply, fingerprints.fingerprint(reply)),
+        )
         parent = made[-1].id if made else None
         usage = b'{"prompt_tokens":%d,"completion_tokens":600}' % (600 * min(2 * n + 1, WINDOW))
-        made.append(Turn(f"t{n}", None, (question,), raw, echo, parent, form=FORM.key, model="m", usage=usage))
+        made.append(Turn(f"t{n}", None, (question,), raw, echo, parent, rendering_key=FORM.key, model="m", usage=usage))
     return made
 
 
@@ -74,14 +75,16 @@ class Session:
     def turn(self, n: int) -> bytes:
         """One turn; the body that went upstream."""
         body = b'{"model":"m","messages":[' + said("user", n) + b"]}"
-        ask = chat.read(body)
-        plan: Plan = decide(ask, self.history, marks)
+        ask = wire.read(body)
+        plan: Plan = decide(ask, self.history, fingerprints)
         assert self._target
-        call = Call(self._target, KEY, ask, [], b"", True, Line("", 0.0))
-        fit = Fit(self._runtime, call, plan, self.history, FORM)
+        call = ChatRequest(self._target, KEY, ask, [], b"", True, AccessRecord("", 0.0))
+        fit = FittedWindow(self._runtime, call, plan, self.history, FORM)
         sent = b"".join(fit.body(FORM)[0])
         reply = Reply(message=said("assistant", n), finish_reason="stop", finished=True)
-        turns = turns_of(ask, plan, reply, FORM, id=f"n{n}", new_id=str, remembered=None, request=b"", cut=fit.cut)
+        turns = turns_of(
+            ask, plan, reply, FORM, id=f"n{n}", new_id=str, remembered=None, request=b"", trim_point=fit.trim_point
+        )
         self.history = self.history.plus(*turns)
         return sent
 
@@ -127,7 +130,7 @@ async def test_a_turn_costs_what_it_sends_and_not_what_is_stored(
 async def test_the_whole_of_it_stays_inside_the_cache(runtime: Runtime, tmp_path: Path) -> None:
     limit = 64 << 20
     inner = await SQLiteStore.open(tmp_path / "sessions.db", 10**9)
-    store = WarmStore(inner, 10**9, limit)
+    store = CachedStore(inner, 10**9, limit)
     await store.append(KEY, stored(2000), 0)
     await store.touch(KEY, 0)
     gc.collect()
@@ -148,7 +151,7 @@ async def test_the_whole_of_it_stays_inside_the_cache(runtime: Runtime, tmp_path
 
 
 async def test_what_does_not_fit_the_cache_is_read_again_and_not_kept(runtime: Runtime, tmp_path: Path) -> None:
-    store = WarmStore(await SQLiteStore.open(tmp_path / "sessions.db", 10**9), 10**9, 8 << 20)
+    store = CachedStore(await SQLiteStore.open(tmp_path / "sessions.db", 10**9), 10**9, 8 << 20)
     await store.append(KEY, stored(2000), 0)
     sent = []
     for n in range(3):

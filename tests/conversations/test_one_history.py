@@ -22,7 +22,7 @@ from proxy.core.history import Entry
 from proxy.core.json_bytes import dumps
 from proxy.core.model import Turn
 from proxy.core.plan import Decision, Mode
-from proxy.dialects.chat import fingerprints as marks
+from proxy.dialects.chat import fingerprints
 from tests.support.conversation import Answer, Posted, Session
 
 Json = dict[str, Any]
@@ -345,7 +345,7 @@ class Talk:
             self.past.append(self.truth)
         elif truth[: len(self.truth)] != self.truth:
             self.past.clear()  # edited, and what followed was kept: nobody goes back to before that
-        resent = any([turn.carries for turn in self.branch])
+        resent = any([turn.carries_history for turn in self.branch])
         if self.ours and ((request.kind == "append" and resent) or (request.kind == "window" and not request.resends)):
             self.others.update([*request.fresh, number])
         self.truth, self.system, self.resends = truth, request.system, request.resends
@@ -371,14 +371,14 @@ class Talk:
 
     def check_kept(self, request: Request, posted: Posted, tried: set[int] | None) -> None:
         history = self.session.history
-        assert [number for entry in history.line for number in numbers(entry.message.raw)[:1]] == self.truth
-        assert [entry.ours for entry in history.line] == [number in self.ours for number in self.truth]
+        assert [number for entry in history.path for number in numbers(entry.message.raw)[:1]] == self.truth
+        assert [entry.ours for entry in history.path] == [number in self.ours for number in self.truth]
         assert content_of(history.system) == self.system
         assert history.resends == self.resends
         *stored, reply = [number for turn in posted.turns for number in stored_by(turn)]
         assert reply == self.truth[-1]
         assert stored == request.fresh or (tried is not None and set(stored) <= tried)
-        for line in (history.line, *[line for _, line in history.other_lines]):
+        for line in (history.path, *[line for _, line in history.other_paths]):
             assert is_once(line)
 
 
@@ -396,12 +396,15 @@ def content_of(system: bytes | None) -> str | None:
 
 
 def stored_by(turn: Turn) -> list[int]:
-    messages = [*turn.asked, *([turn.echo] if turn.echo else [])]
+    messages = [*turn.asked, *([turn.rendered] if turn.rendered else [])]
     return [number for message in messages for number in numbers(message.raw)[:1]]
 
 
 def is_once(line: tuple[Entry, ...]) -> bool:
-    texts, messages = {marks.mark(entry.message.raw) for entry in line}, {id(entry.message) for entry in line}
+    texts, messages = (
+        {fingerprints.fingerprint(entry.message.raw) for entry in line},
+        {id(entry.message) for entry in line},
+    )
     return len(texts) == len(messages) == len(line)
 
 

@@ -42,7 +42,7 @@ class Chats:
             return
         if waits(self.list):
             kind = "ask"
-        if kind in ("begin", "back") and self.list:
+        if kind in ("begin", "back") and len(self.list) > 2:  # it was shown as a list
             self.former.append(self.list)
         if kind == "begin":
             self.list = []
@@ -72,7 +72,7 @@ class Chats:
             assert sent == plainly([*system(self.prompt), *listed]), pending.plan.reason
         reply = self.words.reply(dice, self.tools)
         self.session.end(pending, answered(reply, dice))
-        self.resent = self.resent or (pending.plan.carries and pending.plan.resends)
+        self.resent = self.resent or (pending.plan.carries_history and pending.plan.resends)
         self.list = [*listed, reply]
         self.check(pending, [*listed, reply])
 

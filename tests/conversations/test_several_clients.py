@@ -26,7 +26,7 @@ class Speaker:
     """A client. `own` is what it has said and heard."""
 
     name: str
-    carries: bool
+    carries_history: bool
     prompt: str | None
     tools: int
     own: list[Json] = field(default_factory=list)
@@ -34,7 +34,7 @@ class Speaker:
 
     @property
     def body(self) -> bytes:
-        before = self.own if self.carries else []
+        before = self.own if self.carries_history else []
         return body_of([*system(self.prompt), *before, *self.says], self.tools, True)
 
 
@@ -73,7 +73,7 @@ class Room:
 
     def ask(self, who: Speaker, dice: Random) -> Pending | None:
         who.says = who.says or self.words.said_next(who.own, dice)
-        if self.session.pending and not who.carries:
+        if self.session.pending and not who.carries_history:
             return None  # what is new waits for what is in flight
         pending = self.session.begin(who.body, client=software(who.name))
         if pending is None:
@@ -84,10 +84,10 @@ class Room:
         sent = plainly(sent_to(pending))
         assert sent[: len(system(head))] == plainly(system(head)), pending.plan.reason
         sent = sent[len(system(head)) :]
-        own, every = plainly([*(who.own if who.carries else []), *who.says]), plainly([*self.said, *who.says])
+        own, every = plainly([*(who.own if who.carries_history else []), *who.says]), plainly([*self.said, *who.says])
         before = len(sent) - len(own)
         assert (sent[before:], sent[:before]) == (own, every[:before]), pending.plan.reason
-        assert who.carries or sent == every, pending.plan.reason
+        assert who.carries_history or sent == every, pending.plan.reason
         return pending
 
     def answer(self, who: Speaker, pending: Pending, dice: Random, calls: bool = True) -> None:

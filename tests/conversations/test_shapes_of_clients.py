@@ -197,8 +197,8 @@ def test_each_request_is_what_it_is(story: str) -> None:
         assert plainly(sent_to(posted)) == plainly(messages), (n, posted.plan.reason)
         unknown = n == 0 and story in FIRST_IS_SIDE
         assert posted.plan.side == (what == "side") or unknown, (n, posted.plan.reason)
-    sides = [step[-1]["content"] for step in STORIES[story] if step[0] == "side"]
-    assert not [each for each in line_of(session) if each["role"] == "assistant" and each["content"] in sides]
+    side_requests = [step[-1]["content"] for step in STORIES[story] if step[0] == "side"]
+    assert not [each for each in line_of(session) if each["role"] == "assistant" and each["content"] in side_requests]
     latest, reply = [(step[1], step[-1]) for step in STORIES[story] if step[0] == "chat"][-1]
     said = [*[each for each in latest if each["role"] != "system"], reply]
     if "google-adk" not in story and "autogen" not in story:  # whose lists tell some replies in other words

@@ -74,7 +74,7 @@ class Chat:
         self.stays = False  # it sends its prompt once
         self.says: list[Json] = []
         self.shown: list[Json] = []  # its list, as it was sent
-        self.line: list[Json] = []  # what is to be the history
+        self.path: list[Json] = []  # what is to be the history
         self.in_force: str | None = None
         self.reminder = ""  # at the end of its newest message, and gone from it with the next list
         if style == "delta":
@@ -130,7 +130,7 @@ class Chat:
         shown = self.list[replied:] if replied is not None else []
         if self.style != "delta" and any([each["role"] == "user" for each in [*shown, *self.says]]) and shown:
             self.resent = True
-        self.line = [*(self.shown or [*self.list, *self.says]), message]
+        self.path = [*(self.shown or [*self.list, *self.says]), message]
         self.list = [*self.list, *self.says, message]
         self.asked, self.says, self.failed = self.asked + 1, [], False
 
@@ -258,8 +258,8 @@ class Run:
 
     def __init__(self, dice: Random, style: str) -> None:
         self.session, self.chat = Session(), Chat(dice, style)
-        self.line: list[Json] = []  # what was said in the chat
-        self.sides: dict[Pending, Side] = {}  # in flight
+        self.path: list[Json] = []  # what was said in the chat
+        self.side_requests: dict[Pending, Side] = {}  # in flight
 
     def step(self, kind: str, dice: Random) -> None:
         """One request, or a request of the chat with one beside it."""
@@ -272,7 +272,7 @@ class Run:
             chat = self.ask(dice) if order == "after" else None
             side = self.beside(SHAPES[what], dice)
             if order == "before" and side and dice.random() < 0.3:
-                side.deserted = True
+                side.abandoned = True
             chat = self.ask(dice) if order == "before" else chat
             if chat and dice.random() < 0.5:
                 self.answer(chat, dice)
@@ -298,7 +298,7 @@ class Run:
             return
         self.session.end(pending, answered(message, dice))
         self.chat.hears(message)
-        self.line = self.chat.line
+        self.path = self.chat.path
         self.check()
 
     def beside(self, shape: Callable[[Chat, Random], Side | None], dice: Random) -> Pending | None:
@@ -309,12 +309,12 @@ class Run:
         assert pending, "a side request waits"
         assert plainly(sent_to(pending)) == plainly(side.messages), pending.plan.reason
         assert pending.plan.side or side.what == "title", pending.plan.reason
-        self.sides[pending] = side
+        self.side_requests[pending] = side
         return pending
 
     def over(self, pending: Pending, dice: Random) -> str | None:
         """The end of a side request, and what it said."""
-        side = self.sides.pop(pending)
+        side = self.side_requests.pop(pending)
         if side.tools and side.what == "whole" and dice.random() < 0.3:
             return self.loop(side, pending, dice)
         text: str = self.chat.words.statement()
@@ -346,8 +346,8 @@ class Run:
 
     def check(self) -> None:
         """The history is what was said in the chat."""
-        if self.line:  # a title may stand there until the chat has come
-            assert plainly(line_of(self.session)) == plainly(self.line)
+        if self.path:  # a title may stand there until the chat has come
+            assert plainly(line_of(self.session)) == plainly(self.path)
 
 
 ORDERS = [f"{shape} {order}".strip() for shape in SHAPES for order in ("", "before", "after")]

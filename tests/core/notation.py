@@ -26,12 +26,11 @@ from proxy.core.json_bytes import dumps, loads
 from proxy.core.matching.reconcile import decide
 from proxy.core.model import CLIENT, Ask, Message, Reply, TurnState
 from proxy.core.plan import Flight, Mode, Plan, Sent
-from proxy.dialects.chat import fingerprints as marks
-from proxy.dialects.chat import wire as chat
-from proxy.dialects.chat.compose import form_of
+from proxy.dialects.chat import fingerprints, wire
+from proxy.dialects.chat.compose import rendering_of
 from proxy.dialects.chat.turns import turns_of
 
-FORM = form_of("auto", "upstream.example", None)
+FORM = rendering_of("auto", "upstream.example", None)
 ROLES = {"s": "system", "d": "developer", "n": "system", "r": "tool", **dict.fromkeys("uvey", "user")}
 
 
@@ -87,7 +86,7 @@ def ask(words: str, spelt: Any = message) -> Ask:
     body: dict[str, Any] = {"messages": [spelt(each) for each in words.split() if each[0] not in "#~^"]}
     if "~" in words.split():
         body["stream"] = True
-    return chat.read(dumps({**body, "tools": tools} if tools else body))
+    return wire.read(dumps({**body, "tools": tools} if tools else body))
 
 
 def software(words: str) -> bytes:
@@ -111,7 +110,7 @@ def recorded(history: History, plan: Plan, asked: Ask, reply: str, name: str) ->
             new_id=lambda: f"{name}.{next(brought)}",
             remembered=history.system_of(plan.parent),
             request=b"",
-            state=TurnState.CUT if cut else TurnState.COMPLETE,
+            state=TurnState.INTERRUPTED if cut else TurnState.COMPLETE,
         )
     )
 
@@ -122,7 +121,7 @@ def played(before: str, mode: Mode = Mode.AUTO) -> History:
     for number, exchange in enumerate(filter(None, before.split(";")), 1):
         words, reply = exchange.split(">")
         asked = ask(words)
-        plan = decide(asked, history, marks, mode, client=software(words))
+        plan = decide(asked, history, fingerprints, mode, client=software(words))
         history = recorded(history, plan, asked, reply.strip(), str(number))
     return history
 
@@ -131,7 +130,7 @@ def in_flight(history: History, words: str) -> list[Flight]:
     if not words:
         return []
     asked = ask(words)
-    plan = decide(asked, history, marks)
+    plan = decide(asked, history, fingerprints)
     return [Flight(plan.asked, asked.system, asked.tools, plan.resends)]
 
 
@@ -151,7 +150,7 @@ def sent_word(sent: Sent) -> str:
 
 def upstream(plan: Plan) -> str:
     """What goes upstream, as the cases write it."""
-    parts = [*line_of(plan.line[: plan.injected]), "|"] if plan.injected else []
+    parts = [*line_of(plan.path[: plan.injected]), "|"] if plan.injected else []
     for stored, group in groupby(plan.sent[plan.injected :], key=lambda sent: sent.entry is not None):
         said = " ".join([sent_word(sent) for sent in group])
         parts.append(f"[{said}]" if stored else said)

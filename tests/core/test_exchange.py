@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from proxy.core.exchange import RECORDED, Exchange, Verdict
 from proxy.core.model import Reply
-from proxy.dialects.chat import wire as chat
+from proxy.dialects.chat import wire
 
 SSE = "text/event-stream; charset=utf-8"
 JSON = "application/json"
@@ -32,8 +32,8 @@ VERDICTS = [
     ("stream without a content type", None, b": ping\n\n" + DELTA + FINISH + DONE, Verdict.COMPLETE),
     ("stream with CRLF", SSE, (DELTA + FINISH).replace(b"\n", b"\r\n"), Verdict.COMPLETE),
     ("stream with a byte order mark", SSE, b"\xef\xbb\xbf" + DELTA + FINISH + DONE, Verdict.COMPLETE),
-    ("stream cut before any sign", SSE, DELTA, Verdict.CUT),
-    ("stream cut inside an event", SSE, DELTA + FINISH[:30], Verdict.CUT),
+    ("stream cut before any sign", SSE, DELTA, Verdict.INTERRUPTED),
+    ("stream cut inside an event", SSE, DELTA + FINISH[:30], Verdict.INTERRUPTED),
     ("stream with an error event", SSE, DELTA + FAILED, Verdict.NOTHING),
     ("stream with an error after its finish", SSE, DELTA + FINISH + FAILED + DONE, Verdict.NOTHING),
     ("stream with an error line", SSE, DELTA + b'error: {"error":{"message":"x"}}\n', Verdict.NOTHING),
@@ -79,7 +79,7 @@ VERDICTS = [
 def begun(
     content_type: str | None = SSE, length: int | None = None, *, status: int = 200, limit: int = 9999
 ) -> Exchange:
-    started = Exchange(chat, limit)
+    started = Exchange(wire, limit)
     started.begin(status, content_type, length)
     return started
 
@@ -156,12 +156,14 @@ def test_the_terminator_waits_until_it_is_released() -> None:
 @pytest.mark.parametrize(
     "case", [case for case in VERDICTS if case[3] in RECORDED and "plain text" not in case[0]], ids=lambda case: case[0]
 )
-def test_what_was_said_before_an_unclean_end_is_kept_as_cut(case: tuple[str, str | None, bytes, Verdict]) -> None:
+def test_what_came_before_an_unclean_end_is_recorded_as_interrupted(
+    case: tuple[str, str | None, bytes, Verdict],
+) -> None:
     _, content_type, body, _ = case
     answer, whole = begun(content_type), begun(content_type)
     answer.receive(body)
     whole.receive(body)
-    assert answer.finish(clean=False) == (Verdict.CUT, whole.finish(clean=True).reply)
+    assert answer.finish(clean=False) == (Verdict.INTERRUPTED, whole.finish(clean=True).reply)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +194,7 @@ def test_an_answer_that_is_no_success_goes_through_and_is_not_recorded(status: i
 
 
 def test_an_answer_whose_head_never_came_is_not_recorded() -> None:
-    assert Exchange(chat, 10_000).finish(clean=True).verdict is Verdict.NOTHING
+    assert Exchange(wire, 10_000).finish(clean=True).verdict is Verdict.NOTHING
 
 
 @pytest.mark.parametrize(("more", "verdict"), [(0, Verdict.COMPLETE), (-1, Verdict.BROKEN)])
@@ -228,7 +230,7 @@ def received(*pieces: bytes, content_type: str | None = SSE, limit: int = 9999) 
 @pytest.mark.parametrize(
     ("answer", "finished"),
     [
-        (Exchange(chat, 9999), False),
+        (Exchange(wire, 9999), False),
         (begun(), False),
         (received(DELTA), False),
         (received(DELTA, FINISH[:30]), False),
@@ -306,7 +308,7 @@ def test_who_comes_back_gets_the_line_end_of_a_terminator_that_came_without_it(
         (HTML + b"data: [DONE]", "text/html"),
     ],
 )
-def test_nothing_else_is_added_for_who_comes_back(body: bytes, content_type: str) -> None:
+def test_a_replayed_body_gets_no_more_than_the_terminators_line_end(body: bytes, content_type: str) -> None:
     assert received(body, content_type=content_type).answer == body
 
 
@@ -344,7 +346,7 @@ def test_an_error_needs_no_reason() -> None:
 
 @pytest.mark.parametrize(("clean", "verdict"), [(True, Verdict.NOTHING), (False, Verdict.BROKEN)])
 def test_what_comes_in_an_encoding_that_is_not_undone_goes_on_as_it_is(clean: bool, verdict: Verdict) -> None:
-    answer = Exchange(chat, 5)
+    answer = Exchange(wire, 5)
     answer.begin(200, SSE, None, True)
     assert answer.unrecorded == "encoding"  # to be said in the head
     assert answer.receive(DELTA + DONE) == DELTA + DONE

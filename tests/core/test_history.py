@@ -22,8 +22,8 @@ from proxy.core.history import (
     moved,
     own_entries,
 )
-from proxy.core.model import CARRIES, SIDE, Cut, Layout, Message, SessionState, Turn, TurnState
-from proxy.core.window.cuts import Made
+from proxy.core.model import CARRIES, SIDE, HistoryCache, Layout, Message, SessionState, TrimPoint, Turn, TurnState
+from proxy.core.window.cuts import Trim
 
 ROLES = {"u": "user", "a": "assistant", "t": "tool", "p": "assistant"}
 
@@ -65,16 +65,16 @@ TREE = (ONE, TWO, OTHER, EDITED, THREE)
         ("e", "u1 a1 u5 a5"),
     ],
 )
-def test_the_line_goes_from_the_first_turn_to_the_tip(tip: str | None, wanted: str) -> None:
+def test_the_path_goes_from_the_first_turn_to_the_tip(tip: str | None, wanted: str) -> None:
     history = History(TREE, tip)
-    assert texts(history.line) == wanted
-    assert history.line == history.line_of(tip) == History(TREE).line_of(tip)
+    assert texts(history.path) == wanted
+    assert history.path == history.path_of(tip) == History(TREE).path_of(tip)
 
 
 def test_an_entry_tells_its_turn_and_whether_an_upstream_said_it() -> None:
     adopted = turn("0", None, "u0 p0 a0", state=TurnState.ADOPTED)
-    cut = turn("1", "0", "u1 p1 a1", state=TurnState.CUT)
-    line = History((adopted, cut), "1").line
+    trim_point = turn("1", "0", "u1 p1 a1", state=TurnState.INTERRUPTED)
+    line = History((adopted, trim_point), "1").path
     assert [(entry.message.raw, entry.turn.id, entry.ours) for entry in line] == [
         (b"u0", "0", False),
         (b"p0", "0", False),
@@ -103,18 +103,18 @@ def test_an_entry_tells_its_turn_and_whether_an_upstream_said_it() -> None:
 def test_a_turn_keeps_what_its_layout_says(layout: Layout | None, said: str, wanted: str) -> None:
     before = History((ONE, turn("2", "1", "u2 a2")), "2")
     new = turn("9", "2", said, layout)
-    assert texts(followed(before.line, new)) == wanted
-    assert texts(before.plus(new).line) == wanted
+    assert texts(followed(before.path, new)) == wanted
+    assert texts(before.plus(new).path) == wanted
 
 
 def test_a_reply_that_says_nothing_leaves_its_question() -> None:
     assert [entry.message.raw for entry in own_entries(turn("1", None, "u1 -"))] == [b"u1"]
     history = History((ONE, turn("2", "1", "u2 -"), turn("3", "2", "u3 a3")), "3")
-    assert texts(history.line) == "u1 a1 u2 u3 a3"
+    assert texts(history.path) == "u1 a1 u2 u3 a3"
 
 
-def test_a_line_begins_where_a_turn_is_gone() -> None:
-    assert texts(History((TWO, THREE), "3").line) == "u2 p2 a2 u3 a3"
+def test_a_path_begins_behind_a_turn_that_is_gone() -> None:
+    assert texts(History((TWO, THREE), "3").path) == "u2 p2 a2 u3 a3"
 
 
 def test_ancestors_go_back_to_the_first_or_to_what_is_known() -> None:
@@ -211,13 +211,13 @@ def test_the_preamble_is_what_the_first_list_carried_before_its_last_user_messag
 
 
 def test_the_other_branches_come_newest_first() -> None:
-    assert [(id, texts(line)) for id, line in History(TREE, "3").other_lines] == [
+    assert [(id, texts(line)) for id, line in History(TREE, "3").other_paths] == [
         ("e", "u1 a1 u5 a5"),
         ("o", "u1 a1 u4 a4"),
     ]
-    back = [(id, texts(line)) for id, line in History(TREE, "2").other_lines]
+    back = [(id, texts(line)) for id, line in History(TREE, "2").other_paths]
     assert [id for id, _ in back] == ["3", "e", "o"]
-    assert History(TREE[:2], "2").other_lines == History().other_lines == []
+    assert History(TREE[:2], "2").other_paths == History().other_paths == []
 
 
 @pytest.mark.parametrize(
@@ -234,16 +234,16 @@ def test_the_other_branches_come_newest_first() -> None:
 def test_a_list_that_was_left_for_another_is_a_branch(layout: Layout, traits: int, wanted: list[str]) -> None:
     three = turn("3", "2", "u3 a3", traits=traits)
     history = History((ONE, turn("2", "1", "u2 a2"), three, turn("4", "3", "u4 a4", layout)), "4")
-    assert [texts(line) for _, line in history.other_lines] == wanted
+    assert [texts(line) for _, line in history.other_paths] == wanted
 
 
 def test_the_newest_lists_that_were_left_are_branches() -> None:
     history = History((ONE,), "1")
     for n in range(2, 3 * LEFT, 2):
         history = history.plus(turn(f"{n}", history.tip, f"u{n} a{n}"))
-        size = len(history.line)
+        size = len(history.path)
         history = history.plus(turn(f"{n + 1}", history.tip, f"u{n + 1} a{n + 1}", ((size - 2, size), 1)))
-    assert len(history.other_lines) == LEFT
+    assert len(history.other_paths) == LEFT
 
 
 # Growing --------------------------------------------------------------------------------------
@@ -257,12 +257,12 @@ def test_a_history_grows_by_turns_and_stays_what_it_was() -> None:
     assert history.plus() is history
 
 
-def test_what_was_made_of_the_line_is_handed_on_while_it_only_grows() -> None:
+def test_the_cache_is_handed_on_while_the_path_only_grows() -> None:
     history = History((ONE,), "1")
-    history.forms["form"] = "made"
-    assert history.plus(TWO).forms is history.forms
-    assert history.plus(TWO, OTHER).forms == {}
-    assert history.plus(turn("2", "1", "u2 a2", ((0, 2), 1))).forms == {}
+    history.cache.renderings["key"] = "rendered"
+    assert history.plus(TWO).cache is history.cache
+    assert history.plus(TWO, OTHER).cache == HistoryCache()
+    assert history.plus(turn("2", "1", "u2 a2", ((0, 2), 1))).cache == HistoryCache()
 
 
 def test_turns_that_go_are_gone() -> None:
@@ -285,7 +285,7 @@ def trees(draw: st.DrawFn, most: int = 12) -> list[Turn]:
         state = draw(st.sampled_from(TurnState))
         system = draw(st.sampled_from([None, None, b"", b"S%d" % n]))
         turns.append(Turn(str(n), system, asked, b"r" * n, echo, parent, layout, state))
-        lengths[str(n)] = len(History(tuple(turns)).line_of(str(n)))
+        lengths[str(n)] = len(History(tuple(turns)).path_of(str(n)))
     return turns
 
 
@@ -303,13 +303,13 @@ def layouts(draw: st.DrawFn, length: int, own: int) -> Layout:
 def test_what_grew_step_by_step_is_what_the_turns_say(turns: list[Turn], data: st.DataObject) -> None:
     grown = History()
     for n, one in enumerate(turns):
-        for name in data.draw(st.sets(st.sampled_from(["line", "size", "system", "forms"]))):
+        for name in data.draw(st.sets(st.sampled_from(["path", "size", "system", "cache"]))):
             getattr(grown, name)  # what was looked at is carried on, what was not is made afresh
         grown = grown.plus(one)
         afresh = History(tuple(turns[: n + 1]), one.id)
         assert grown == afresh
-        assert [grown.line, grown.size, grown.system] == [afresh.line, afresh.size, afresh.system]
-        assert grown.line == afresh.line_of(one.id)
+        assert [grown.path, grown.size, grown.system] == [afresh.path, afresh.size, afresh.system]
+        assert grown.path == afresh.path_of(one.id)
         assert grown.last is afresh.last is one
 
 
@@ -318,7 +318,7 @@ def test_a_branch_says_the_same_whatever_stands_beside_it(turns: list[Turn]) -> 
     history = History(tuple(turns))
     for one in turns:
         alone = History(tuple(reversed(history.ancestors(one.id))), one.id)
-        assert alone.line == history.line_of(one.id)
+        assert alone.path == history.path_of(one.id)
         assert alone.system == history.system_of(one.id)
 
 
@@ -338,30 +338,30 @@ def fan(tips: int) -> History:
 
 
 def test_the_oldest_branches_go() -> None:
-    assert fan(5).spare(turns=2) == ["0", "1"]
-    assert fan(5).spare(turns=0) == ["0", "1", "2", "3"]
-    assert fan(5).spare(turns=4) == History().spare(turns=0) == []
+    assert fan(5).turns_to_drop(turns=2) == ["0", "1"]
+    assert fan(5).turns_to_drop(turns=0) == ["0", "1", "2", "3"]
+    assert fan(5).turns_to_drop(turns=4) == History().turns_to_drop(turns=0) == []
     size = fan(5).turns[1].size
-    assert fan(5).spare(size=2 * size) == ["0", "1"]
-    assert fan(5).spare(size=2 * size - 1) == ["0", "1", "2"]
-    assert fan(5).spare(["0"], turns=1) == ["1", "2"]
-    assert fan(5).spare(["gone"], turns=1) == ["0", "1", "2"]
+    assert fan(5).turns_to_drop(size=2 * size) == ["0", "1"]
+    assert fan(5).turns_to_drop(size=2 * size - 1) == ["0", "1", "2"]
+    assert fan(5).turns_to_drop(["0"], turns=1) == ["1", "2"]
+    assert fan(5).turns_to_drop(["gone"], turns=1) == ["0", "1", "2"]
 
 
 def test_branches_are_bounded_unless_told_otherwise() -> None:
-    assert fan(SPARE_TURNS + 1).spare() == []
-    assert fan(SPARE_TURNS + 3).spare() == ["0", "1"]
+    assert fan(SPARE_TURNS + 1).turns_to_drop() == []
+    assert fan(SPARE_TURNS + 3).turns_to_drop() == ["0", "1"]
     large = Turn("large", None, (), b"x" * SPARE_BYTES, message("a1"), "first")
     history = fan(3)
-    assert History((history.turns[0], large, *history.turns[1:]), history.tip).spare() == ["large"]
+    assert History((history.turns[0], large, *history.turns[1:]), history.tip).turns_to_drop() == ["large"]
 
 
 def test_a_branch_that_is_worked_on_stays_and_what_it_follows() -> None:
     history = History(TREE, "o")
-    assert history.spare(turns=0) == ["2", "e", "3"]
-    assert history.spare(["3"], turns=0) == ["e"]
-    assert history.spare(turns=1) == ["2", "e", "3"]  # the newest needs two
-    assert history.spare(turns=2) == ["e"]
+    assert history.turns_to_drop(turns=0) == ["2", "e", "3"]
+    assert history.turns_to_drop(["3"], turns=0) == ["e"]
+    assert history.turns_to_drop(turns=1) == ["2", "e", "3"]  # the newest needs two
+    assert history.turns_to_drop(turns=2) == ["e"]
 
 
 @given(trees(), st.data(), st.integers(0, 8), st.integers(0, 12_000))
@@ -372,7 +372,7 @@ def test_what_goes_is_no_ones_past_and_what_stays_is_bounded(
     tip = data.draw(st.sampled_from([*ids, None]))
     needed = data.draw(st.sets(st.sampled_from([*ids, "gone"])))
     history = History(tuple(turns), tip)
-    gone = set(history.spare(needed, most, size))
+    gone = set(history.turns_to_drop(needed, most, size))
     held = {one.id for end in (tip, *needed) for one in history.ancestors(end)}
     assert not gone & held
     rest = [one for one in turns if one.id not in gone | held]
@@ -380,60 +380,63 @@ def test_what_goes_is_no_ones_past_and_what_stays_is_bounded(
     assert sum([one.size for one in rest]) <= size
     left = history.without(gone)
     assert all(one.parent is None or one.parent in left.by_id for one in left.turns)
-    assert left.line == history.line
+    assert left.path == history.path
     for end in [one.id for one in left.turns]:
-        assert left.line_of(end) == history.line_of(end)
+        assert left.path_of(end) == history.path_of(end)
 
 
 def test_a_fresh_session_has_no_history() -> None:
     assert fresh() == Session(SessionState.NEW, History())
     assert fresh(SessionState.EXPIRED).state == "expired"
-    assert (History().line, History().size, History().system, History().resends) == ((), 0, None, False)
+    assert (History().path, History().size, History().system, History().resends) == ((), 0, None, False)
 
 
 def test_a_cut_is_kept_with_its_turn_and_holds_on_the_branches_that_contain_it() -> None:
-    cut = turn("4", "3", "u4 a4", cut=Cut(2, b"s"))
-    told = History(TREE, "3").plus(cut)
-    assert told.cut == told.cut_of("4") == History(told.turns, "4").cut == Cut(2, b"s")
-    assert told.plus(turn("5", "4", "u5 a5")).cut == Cut(2, b"s")
-    assert told.plus(turn("5", "4", "u5 a5", cut=Cut(4))).cut == Cut(4)
-    assert told.plus(turn("b", "3", "u5 a5")).cut == Cut()
-    assert told.plus(turn("b", "4", "u5 a5", ((0, 1), 1, (3, 8)))).cut == Cut(2, b"s")
-    assert told.plus(turn("b", "4", "u5 -", ((0, 1),))).cut == Cut()
+    trim_point = turn("4", "3", "u4 a4", trim_point=TrimPoint(2, b"s"))
+    told = History(TREE, "3").plus(trim_point)
+    assert told.trim_point == told.trim_point_of("4") == History(told.turns, "4").trim_point == TrimPoint(2, b"s")
+    assert told.plus(turn("5", "4", "u5 a5")).trim_point == TrimPoint(2, b"s")
+    assert told.plus(turn("5", "4", "u5 a5", trim_point=TrimPoint(4))).trim_point == TrimPoint(4)
+    assert told.plus(turn("b", "3", "u5 a5")).trim_point == TrimPoint()
+    assert told.plus(turn("b", "4", "u5 a5", ((0, 1), 1, (3, 8)))).trim_point == TrimPoint(2, b"s")
+    assert told.plus(turn("b", "4", "u5 -", ((0, 1),))).trim_point == TrimPoint()
 
 
-def test_each_model_has_cuts_of_its_own() -> None:
-    small = turn("4", "3", "u4 a4", cut=Cut(4), cut_for="700 h small")
-    large = turn("5", "4", "u5 a5", cut=Cut(2), cut_for="3000 h large")
+def test_each_model_has_its_own_trim_points() -> None:
+    small = turn("4", "3", "u4 a4", trim_point=TrimPoint(4), trimmed_for="700 h small")
+    large = turn("5", "4", "u5 a5", trim_point=TrimPoint(2), trimmed_for="3000 h large")
     told = History(TREE, "3").plus(small, large, turn("6", "5", "u6 a6"))
-    both = (Made(Cut(4), 700, "h small"), Made(Cut(2), 3000, "h large"))
-    assert told.cuts == told.cuts_of("6") == History(told.turns, "6").cuts == both
-    assert told.cuts_of("4") == both[:1] and told.cuts_of("3") == ()
-    assert [each.cut for each in told.plus(turn("b", "6", "u5 a5", ((1, 12), 1))).cuts] == [Cut(3), Cut(1)]
+    both = (Trim(TrimPoint(4), 700, "h small"), Trim(TrimPoint(2), 3000, "h large"))
+    assert told.trim_points == told.trim_points_of("6") == History(told.turns, "6").trim_points == both
+    assert told.trim_points_of("4") == both[:1] and told.trim_points_of("3") == ()
+    assert [each.trim_point for each in told.plus(turn("b", "6", "u5 a5", ((1, 12), 1))).trim_points] == [
+        TrimPoint(3),
+        TrimPoint(1),
+    ]
     beside = turn("s", "6", "u5 a5", traits=SIDE)
-    assert told.plus(beside).cuts == both
+    assert told.plus(beside).trim_points == both
 
 
 @pytest.mark.parametrize(
     ("layout", "wanted"),
     [
-        (None, Cut(4, b"s")),
-        (((0, 8),), Cut(4, b"s")),
-        (((0, 3), 1, (4, 8)), Cut(4, b"s")),
-        (((0, 2), (6, 8), 1), Cut(2, b"s")),
-        ((2, (3, 8)), Cut(3, b"s")),
-        (((0, 4), 1), Cut()),
-        ((1,), Cut()),
+        (None, TrimPoint(4, b"s")),
+        (((0, 8),), TrimPoint(4, b"s")),
+        (((0, 3), 1, (4, 8)), TrimPoint(4, b"s")),
+        (((0, 2), (6, 8), 1), TrimPoint(2, b"s")),
+        ((2, (3, 8)), TrimPoint(3, b"s")),
+        (((0, 4), 1), TrimPoint()),
+        ((1,), TrimPoint()),
     ],
 )
 def test_a_cut_and_what_its_summary_tells_of_move_with_the_messages_behind_them(
-    layout: Layout | None, wanted: Cut
+    layout: Layout | None, wanted: TrimPoint
 ) -> None:
-    assert moved(Cut(4, b"s"), layout) == wanted
-    partly = moved(Cut(4, b"s", 2), layout)
+    assert moved(TrimPoint(4, b"s"), layout) == wanted
+    partly = moved(TrimPoint(4, b"s", 2), layout)
     assert (partly.at, partly.summary) == (wanted.at, wanted.summary)
     assert partly.covered <= wanted.covered
-    assert moved(Cut(), layout) == Cut()
+    assert moved(TrimPoint(), layout) == TrimPoint()
 
 
 def test_what_clients_did_is_known_and_handed_on() -> None:
@@ -441,20 +444,25 @@ def test_what_clients_did_is_known_and_handed_on() -> None:
     silent = turn("3", "2", "u3 -", client=b"software", traits=CARRIES)
     side = turn("s", None, "u9 a9", traits=SIDE)
     history = History((turn("1", None, "u1 a1"),), "1")
-    assert (history.carriers, history.sides, history.has_silent) == (frozenset(), (), False)
+    assert (history.carriers, history.side_requests, history.has_silent) == (frozenset(), (), False)
     for added, known in [(carried, (1, 0, False)), (side, (1, 1, False)), (silent, (1, 1, True))]:
         history = history.plus(added)
         anew = History(history.turns, history.tip)
         for each in (history, anew):
-            assert (len(each.carriers), len(each.sides), each.has_silent) == known
-    assert (history.tip, texts(history.line)) == ("3", "u1 a1 u2 a2 u3")
-    assert (carried.carries, carried.is_side, side.is_side, side.is_spliced) == (True, False, True, False)
-    assert texts(history.before(silent).line) == "u1 a1 u2 a2"
+            assert (len(each.carriers), len(each.side_requests), each.has_silent) == known
+    assert (history.tip, texts(history.path)) == ("3", "u1 a1 u2 a2 u3")
+    assert (carried.carries_history, carried.is_side_request, side.is_side_request, side.is_spliced) == (
+        True,
+        False,
+        True,
+        False,
+    )
+    assert texts(history.before(silent).path) == "u1 a1 u2 a2"
 
 
 def test_side_requests_push_no_branch_out() -> None:
     """They have bounds of their own, and the newest stay."""
-    sides = [turn(f"s{n}", None, "u9 a9", traits=SIDE) for n in range(SIDE_TURNS + 3)]
-    history = History((turn("1", None, "u1 a1"), turn("b", None, "u2 a2"), *sides), "1")
-    assert history.spare() == ["s0", "s1", "s2"]
-    assert history.spare(turns=0) == ["b", "s0", "s1", "s2"]
+    side_requests = [turn(f"s{n}", None, "u9 a9", traits=SIDE) for n in range(SIDE_TURNS + 3)]
+    history = History((turn("1", None, "u1 a1"), turn("b", None, "u2 a2"), *side_requests), "1")
+    assert history.turns_to_drop() == ["s0", "s1", "s2"]
+    assert history.turns_to_drop(turns=0) == ["b", "s0", "s1", "s2"]

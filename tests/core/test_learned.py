@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.core.learned import IMAGES, LIMIT_KEPT, PROBED, Learned, is_of, is_old
+from proxy.core.learned import IMAGES, LIMIT_KEPT, PROBED, LearnedLimits, is_of, is_old
 from proxy.core.model import ModelKey
 
 MINE, THEIRS = ModelKey(b"me", "host", "model"), ModelKey(b"them", "host", "model")
 
 
 def test_refusals_add_up_by_upstream() -> None:
-    learned = Learned([("a", "audio"), ("b", "refusal")])
+    learned = LearnedLimits([("a", "audio"), ("b", "refusal")])
     before = learned.refusals
     learned.refusal("a", "name")
     assert learned.refusals == {"a": {"audio", "name"}, "b": {"refusal"}}
@@ -19,14 +19,14 @@ def test_refusals_add_up_by_upstream() -> None:
 
 
 def test_a_limit_is_of_one_model_and_the_last_one_counts() -> None:
-    learned = Learned(limits=[(*MINE, 4096, 0)])
+    learned = LearnedLimits(limits=[(*MINE, 4096, 0)])
     assert (learned.limit(MINE, 5), learned.limit(THEIRS, 5)) == (4096, None)
     learned.limited(MINE, 2048, 5)
     assert learned.limit(MINE, 5) == 2048
 
 
 def test_every_so_often_a_turn_asks_for_more() -> None:
-    learned = Learned(limits=[(*MINE, 4096, 0)])
+    learned = LearnedLimits(limits=[(*MINE, 4096, 0)])
     assert [learned.is_probed(MINE) for _ in range(PROBED + 1)] == [False] * (PROBED - 1) + [True] * 2
     assert not learned.is_probed(THEIRS)
     learned.probed(MINE, taken=False)
@@ -38,7 +38,7 @@ def test_every_so_often_a_turn_asks_for_more() -> None:
 
 
 def test_how_many_images_a_model_takes_is_remembered_of_so_many_models() -> None:
-    learned = Learned()
+    learned = LearnedLimits()
     for n in range(IMAGES + 1):
         learned.pictured(ModelKey(b"me", "host", str(n)), n)
     assert len(learned.images) == IMAGES
@@ -63,7 +63,7 @@ def test_a_reply_may_name_a_version_of_what_was_asked_for(told: str | None, aske
 
 
 def test_a_limit_is_forgotten_after_a_day_and_never_before_it() -> None:
-    learned = Learned(limits=[(*MINE, 4096, 1)])
+    learned = LearnedLimits(limits=[(*MINE, 4096, 1)])
     assert [learned.limit(MINE, now) for now in (0, 1 + LIMIT_KEPT, 2 + LIMIT_KEPT)] == [4096, 4096, None]
     learned.limited(THEIRS, 512, 2 + LIMIT_KEPT)
     assert learned.limit(MINE, 1) is None  # it is gone with the next one

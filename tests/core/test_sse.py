@@ -97,7 +97,7 @@ def test_nothing_from_the_terminator_on_is_given_and_nothing_before_it_kept(body
 @given(BODIES, st.lists(st.integers(0, 200), max_size=12))
 @example(b"x\ndata:[DONE]\n", [2])
 @example(b" data: [DONE]\nx\n", [1, 14])
-def test_while_it_rests_it_need_not_see_whole_lines(body: bytes, cuts: list[int]) -> None:
+def test_between_lines_the_terminator_need_not_see_whole_lines(body: bytes, cuts: list[int]) -> None:
     all_of_it, some = Terminator(), Terminator()
     for piece in pieces_of(body, cuts):
         unseen = some.rests and piece.endswith(b"\n") and b"[DONE]" not in piece

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.usage import Counts, counts
+from proxy.core.usage import TokenCounts, counts
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
@@ -28,7 +28,7 @@ NAMES = [
 @pytest.mark.parametrize(
     ("usage", "told"),
     [
-        ({"prompt_tokens": 12, "completion_tokens": 3, "total_tokens": 15}, Counts(12, 3)),
+        ({"prompt_tokens": 12, "completion_tokens": 3, "total_tokens": 15}, TokenCounts(12, 3)),
         (
             {
                 "prompt_tokens": 12,
@@ -36,17 +36,17 @@ NAMES = [
                 "prompt_tokens_details": {"cached_tokens": 8, "audio_tokens": 0},
                 "completion_tokens_details": {"reasoning_tokens": 5},
             },
-            Counts(12, 9, 5, 8),
+            TokenCounts(12, 9, 5, 8),
         ),
-        ({"prompt_tokens": 12, "prompt_cache_hit_tokens": 8}, Counts(12, 0, 0, 8)),
-        ({"prompt_tokens": 12.0, "prompt_tokens_details": None, "completion_tokens_details": None}, Counts(12)),
-        ({"prompt_tokens": None, "completion_tokens": -1, "prompt_cache_hit_tokens": 1e30}, Counts()),
-        ({"prompt_tokens": "12", "completion_tokens_details": {"reasoning_tokens": 2}}, Counts(0, 0, 2)),
-        ({"prompt_tokens": True, "prompt_tokens_details": [], "completion_tokens": 3}, Counts(0, 3)),
-        ([], Counts()),
+        ({"prompt_tokens": 12, "prompt_cache_hit_tokens": 8}, TokenCounts(12, 0, 0, 8)),
+        ({"prompt_tokens": 12.0, "prompt_tokens_details": None, "completion_tokens_details": None}, TokenCounts(12)),
+        ({"prompt_tokens": None, "completion_tokens": -1, "prompt_cache_hit_tokens": 1e30}, TokenCounts()),
+        ({"prompt_tokens": "12", "completion_tokens_details": {"reasoning_tokens": 2}}, TokenCounts(0, 0, 2)),
+        ({"prompt_tokens": True, "prompt_tokens_details": [], "completion_tokens": 3}, TokenCounts(0, 3)),
+        ([], TokenCounts()),
     ],
 )
-def test_what_an_upstream_counts(usage: Any, told: Counts) -> None:
+def test_what_an_upstream_counts(usage: Any, told: TokenCounts) -> None:
     assert counts(json.dumps(usage).encode()) == told
 
 

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from proxy.core.json_bytes import Malformed
-from proxy.dialects.chat import wire as chat
+from proxy.dialects.chat import wire
 from tests.support import reader
 from tests.support.reader import READERS, paired
 
@@ -96,7 +96,7 @@ def delta(text: bytes) -> bytes:
 @example(delta(b"a") + b"\n" + BOM + b"\n" + delta(b"b") + b"\n\n")
 @example(delta(b"\xf0\x9f") + b"\r\r" + delta(b"\x98\x80") + b"\r\r")
 def test_a_stream_is_recorded_as_some_library_reads_it(body: bytes) -> None:
-    reply = chat.fold_stream(body)
+    reply = wire.fold_stream(body)
     # openai-node alone takes a byte order mark off each line; a line that the others pass over is in the history.
     readers = [reader.node] if BOM in body else READERS
     ours, reads = text_of(reply.message), [read(body) for read in readers]
@@ -168,7 +168,7 @@ def bodies(draw: st.DrawFn) -> bytes:
 def test_a_body_is_recorded_as_some_library_reads_it(body: bytes) -> None:
     reads = [text for text in (reader.whole_node(body), reader.whole_python(body)) if text is not None]
     try:
-        reply: Any = chat.fold_body(body)
+        reply: Any = wire.fold_body(body)
     except Malformed:
         reply = None
     if not reads:

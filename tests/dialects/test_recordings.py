@@ -14,9 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from proxy.core.exchange import Exchange, Outcome, Verdict
-from proxy.dialects.chat import profiles
-from proxy.dialects.chat import reply_form as forms
-from proxy.dialects.chat import wire as chat
+from proxy.dialects.chat import profiles, reply_form, wire
 from tests.support.fakes import Recording, recordings
 
 RECORDINGS = recordings()
@@ -41,7 +39,7 @@ Json = dict[str, Any]
 
 def outcome(recording: Recording, size: int | None = None) -> tuple[Outcome, bytes]:
     """What remains of a recorded answer, and the bytes that went on, in the recorded pieces or in such of a size."""
-    exchange = Exchange(chat, 1 << 30)
+    exchange = Exchange(wire, 1 << 30)
     exchange.begin(recording.meta["status"], recording.meta["response_content_type"], None)
     body, out = recording.response, b""
     sizes = recording.pieces or [len(body)]
@@ -74,7 +72,7 @@ def test_every_answer_that_is_not_recorded_is_among_the_recordings() -> None:
 )
 def test_a_recorded_request_is_read_as_it_is(recording: Recording) -> None:
     assert recording.request is not None
-    sent, ask = json.loads(recording.request), chat.read(recording.request)
+    sent, ask = json.loads(recording.request), wire.read(recording.request)
     system = json.loads(b"[" + (ask.system or b"") + b"]")
     assert [*system, *[json.loads(message.raw) for message in ask.messages]] == sent["messages"]
     assert [message.role for message in ask.messages] == [each["role"] for each in sent["messages"][len(system) :]]
@@ -161,9 +159,9 @@ def test_the_echo_is_what_the_client_sent_back(recording: Recording, setting: st
         assert (echo["check"], reply.error) == ("differs", True)
         return
     host = urlsplit(recording.meta["url"]).hostname
-    ours = forms.reply_form(reply.message or b"", profiles.choose(setting, host or ""))
+    ours = reply_form.reply_form(reply.message or b"", profiles.choose(setting, host or ""))
     assert ours is not None
-    sent = chat.read(recording.request or b"")
+    sent = wire.read(recording.request or b"")
     system = json.loads(b"[" + (sent.system or b"") + b"]")
     theirs = sent.messages[echo["message_index"] - len(system)]
     assert theirs.role == "assistant"

@@ -83,7 +83,7 @@ async def test_a_200_that_came_whole_reaches_its_client_whole(serve: Serve, name
     told = odd.answer.header("x-session-recorded")
     if framing == "length":  # else the head goes out with the first piece
         assert told == (f"no; reason={reason}" if reason else None)
-    counted = proxy.runtime.numbers.unrecorded
+    counted = proxy.runtime.counters.unrecorded
     assert sum(counted.values()) == (recorded is None)
     assert reason is None or counted == {reason: 1}
 
@@ -97,7 +97,7 @@ async def test_plain_text_is_kept_as_cut(serve: Serve) -> None:
             await client.head()
             messages = json.loads(await client.body())
     assert "cut" in json.dumps(messages)
-    assert list(proxy.runtime.numbers.turns) == [("append", "unmarked")]
+    assert list(proxy.runtime.counters.turns) == [("append", "unmarked")]
 
 
 ENCODINGS: dict[str, Callable[[bytes], bytes]] = {
@@ -155,7 +155,7 @@ async def test_what_cannot_be_undone_is_handed_on_as_it_is_and_says_so(serve: Se
     assert (first.answer.status, first.data) == (200, packed)
     assert first.answer.header("content-encoding") == "compress"
     assert first.answer.header("x-session-recorded") == "no; reason=encoding"
-    assert proxy.runtime.numbers.unrecorded == {"encoding": 1}
+    assert proxy.runtime.counters.unrecorded == {"encoding": 1}
 
 
 async def test_an_empty_body_is_whole_in_any_encoding(serve: Serve) -> None:
@@ -171,14 +171,14 @@ async def test_what_cannot_be_undone_and_breaks_off_is_reset(serve: Serve) -> No
     async with ScriptedUpstream([reply, completion("b")]) as upstream:
         proxy = await serve(upstream.base_url)
         first = await ask(proxy, "x")
-    assert first.ended == "reset" and not proxy.runtime.numbers.unrecorded
+    assert first.ended == "reset" and not proxy.runtime.counters.unrecorded
 
 
 async def test_a_turn_that_is_not_to_be_recorded_says_nothing_of_it(serve: Serve) -> None:
     async with ScriptedUpstream([at_once("text/html", b"<html>")]) as upstream:
         proxy = await serve(upstream.base_url)
         page = await ask(proxy, "x", x_session_store="no")
-    assert page.answer.header("x-session-recorded") is None and not proxy.runtime.numbers.unrecorded
+    assert page.answer.header("x-session-recorded") is None and not proxy.runtime.counters.unrecorded
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)

@@ -13,17 +13,17 @@ from hypothesis import strategies as st
 
 from proxy.core.headers import Pairs
 from proxy.downstream.broadcast import AHEAD, Broadcast
-from proxy.downstream.client_stream import Listener
+from proxy.downstream.client_stream import ClientStream
 from proxy.errors import ProxyError, Stopped
 
 HEADERS = [("Content-Type", "text/event-stream"), ("X-Session-Decision", "append")]
 
 
-class Ear(Listener):
+class Ear(ClientStream):
     """A listener that keeps what it is given, and while `stalled` does not come back from a write."""
 
     def __init__(self, stalled: bool = False) -> None:
-        self.gone = self.closed = False
+        self.disconnected = self.closed = False
         self.stalled = stalled
         self.head: tuple[int, Pairs] | None = None
         self.status = 0
@@ -33,7 +33,7 @@ class Ear(Listener):
 
     @property
     def left(self) -> bool:
-        return self.gone or self.closed
+        return self.disconnected or self.closed
 
     def watched(self) -> Any:
         return nullcontext()  # the test says when it has gone
@@ -46,44 +46,44 @@ class Ear(Listener):
         assert self.head is None
         self.head, self.status = (status, headers), status
 
-    def put(self, data: bytes, chunks: bytes = b"") -> bool:
-        if not self.gone and self.head is not None:
+    def write_nowait(self, data: bytes, chunks: bytes = b"") -> bool:
+        if not self.disconnected and self.head is not None:
             self.pieces.append(data)
-        return self.gone or not self.stalled
+        return self.disconnected or not self.stalled
 
-    async def room(self) -> None:
-        if self.stalled and not self.gone:
+    async def wait_writable(self) -> None:
+        if self.stalled and not self.disconnected:
             self._waits = asyncio.get_running_loop().create_future()
             await self._waits
 
-    def let_go(self) -> None:
+    def release_writer(self) -> None:
         if self._waits and not self._waits.done():
             self._waits.set_result(None)
 
     def take(self) -> None:
         """Take what there is, and from now on at once."""
         self.stalled = False
-        self.let_go()
+        self.release_writer()
 
     async def end(self) -> None:
-        if not self.gone:
+        if not self.disconnected:
             assert not self.ended
             self.ended = "end"
 
-    def break_off(self, broke: float | None = None, why: str = "upstream") -> None:
+    def reset_later(self, broke: float | None = None, why: str = "upstream") -> None:
         assert not self.ended
-        self.gone, self.ended = True, "broken off"
-        self.let_go()
+        self.disconnected, self.ended = True, "broken off"
+        self.release_writer()
 
     def reset(self, why: str = "") -> None:
         assert not self.ended
-        self.gone, self.ended = True, "reset"
-        self.let_go()
+        self.disconnected, self.ended = True, "reset"
+        self.release_writer()
 
     def leave(self) -> None:
         """Its client has gone, and a write has told."""
-        self.gone = True
-        self.let_go()
+        self.disconnected = True
+        self.release_writer()
 
 
 async def turns_of_the_loop() -> None:
@@ -123,7 +123,7 @@ async def test_a_second_one_lets_go_of_who_waits_for_the_first_and_neither_holds
     first, second = Ear(stalled=True), Ear()
     broadcast, handler = await begun(first)
     writing = await started(broadcast.write(b"a"))
-    following = await started(broadcast.follow(second))
+    following = await started(broadcast.resume(second))
     assert writing.done() and second.pieces == [b"a"]
     first.stalled = True
     for piece in (b"b", b"c"):
@@ -139,7 +139,7 @@ async def test_a_second_one_lets_go_of_who_waits_for_the_first_and_neither_holds
 async def test_nobody_gets_further_ahead_of_the_fastest_than_the_bound() -> None:
     first, second = Ear(stalled=True), Ear(stalled=True)
     broadcast, handler = await begun(first)
-    following = await started(broadcast.follow(second))
+    following = await started(broadcast.resume(second))
     pieces = [bytes([n]) * (AHEAD // 4) for n in range(12)]
     written: list[bytes] = []
 
@@ -163,14 +163,14 @@ async def test_nobody_gets_further_ahead_of_the_fastest_than_the_bound() -> None
 async def test_who_writes_waits_for_nobody_once_all_have_gone(how: str) -> None:
     first, second = Ear(stalled=True), Ear(stalled=True)
     broadcast, handler = await begun(first)
-    following = await started(broadcast.follow(second))
+    following = await started(broadcast.resume(second))
     writing = await started(broadcast.write(b"x" * (2 * AHEAD)))
-    assert not writing.done() and not broadcast.deserted
+    assert not writing.done() and not broadcast.abandoned
     for ear, task in ((first, handler), (second, following)):
         ear.leave() if how == "leave" else task.cancel()
     await asyncio.wait_for(writing, 1)
     await asyncio.wait([handler, following], timeout=1)
-    assert broadcast.deserted
+    assert broadcast.abandoned
     await broadcast.end()
     assert not broadcast.delivered
 
@@ -178,13 +178,13 @@ async def test_who_writes_waits_for_nobody_once_all_have_gone(how: str) -> None:
 async def test_deserted_is_one_whose_listeners_have_all_left() -> None:
     first, second = Ear(), Ear()
     broadcast, handler = await begun(first)
-    assert not broadcast.deserted
+    assert not broadcast.abandoned
     first.closed = True
-    assert broadcast.deserted
-    following = await started(broadcast.follow(second))
-    assert not broadcast.deserted
+    assert broadcast.abandoned
+    following = await started(broadcast.resume(second))
+    assert not broadcast.abandoned
     second.closed = True
-    assert broadcast.deserted
+    assert broadcast.abandoned
     broadcast.fail()
     await asyncio.gather(handler, following)
 
@@ -193,7 +193,7 @@ async def test_a_late_one_gets_what_it_asks_for_in_place_of_headers_of_that_name
     late = Ear()
     broadcast, handler = await begun(Ear())
     await broadcast.end()
-    await broadcast.follow(late, [("x-session-decision", "retry")])
+    await broadcast.resume(late, [("x-session-decision", "retry")])
     await handler
     assert late.head == (200, [HEADERS[0], ("x-session-decision", "retry")])
     assert late.ended == "end"
@@ -202,7 +202,7 @@ async def test_a_late_one_gets_what_it_asks_for_in_place_of_headers_of_that_name
 async def test_one_who_comes_before_the_head_waits_for_it() -> None:
     first, early = Ear(), Ear()
     broadcast = Broadcast(first, 100)
-    handler, following = await started(broadcast.attend()), await started(broadcast.follow(early))
+    handler, following = await started(broadcast.attend()), await started(broadcast.resume(early))
     assert early.head is None
     broadcast.begin(200, HEADERS)
     await broadcast.write(b"a")
@@ -217,9 +217,9 @@ async def test_one_who_comes_before_the_head_waits_for_it() -> None:
 async def test_a_fault_before_the_head_is_told_to_everybody(joined: bool) -> None:
     broadcast = Broadcast(Ear(), 100)
     handler = await started(broadcast.attend())
-    tasks = [handler, *([await started(broadcast.follow(Ear()))] if joined else [])]
+    tasks = [handler, *([await started(broadcast.resume(Ear()))] if joined else [])]
     broadcast.fail(Stopped("stopped"))
-    told = await asyncio.gather(*tasks, broadcast.follow(Ear()), return_exceptions=True)
+    told = await asyncio.gather(*tasks, broadcast.resume(Ear()), return_exceptions=True)
     late = told.pop()
     assert isinstance(late, Stopped)
     # the first's own handler is told too, whether or not it has become one among several
@@ -230,17 +230,17 @@ async def test_a_failure_before_the_head_that_has_no_words_is_a_reset() -> None:
     late = Ear()
     broadcast = Broadcast(Ear(), 100)
     broadcast.fail()
-    await broadcast.follow(late)
+    await broadcast.resume(late)
     assert (late.head, late.ended) == (None, "broken off")
 
 
 async def test_a_failure_behind_the_head_breaks_off_for_everybody_behind_what_was_said() -> None:
     first, second, late = Ear(), Ear(), Ear()
     broadcast, handler = await begun(first)
-    following = await started(broadcast.follow(second))
+    following = await started(broadcast.resume(second))
     await broadcast.write(b"a")
     broadcast.fail(ProxyError("too late to say so"))
-    await asyncio.gather(handler, following, broadcast.follow(late))
+    await asyncio.gather(handler, following, broadcast.resume(late))
     assert {(ear.data, ear.ended) for ear in (first, second, late)} == {(b"a", "broken off")}
     assert not broadcast.delivered and not broadcast.whole
 
@@ -261,7 +261,7 @@ async def test_beyond_the_limit_nothing_is_kept_and_nobody_can_follow() -> None:
     broadcast, handler = await begun(first, limit=3)
     for piece in (b"ab", b"c", b"d"):
         await broadcast.write(piece)
-    await broadcast.follow(late)
+    await broadcast.resume(late)
     await broadcast.write(b"e")
     await broadcast.end()
     await handler
@@ -272,13 +272,13 @@ async def test_beyond_the_limit_nothing_is_kept_and_nobody_can_follow() -> None:
 async def test_who_follows_when_the_limit_is_passed_is_broken_off() -> None:
     first, second = Ear(), Ear()
     broadcast, handler = await begun(first, limit=3)
-    following = await started(broadcast.follow(second))
+    following = await started(broadcast.resume(second))
     await broadcast.write(b"abc")
     await turns_of_the_loop()
     await broadcast.write(b"d")
     await asyncio.wait_for(asyncio.gather(handler, following), 1)
     assert (second.data, second.ended) == (b"abc", "broken off")
-    assert first.ended == "broken off" and broadcast.deserted
+    assert first.ended == "broken off" and broadcast.abandoned
 
 
 STEP = st.one_of(
@@ -306,7 +306,7 @@ async def played(steps: list[tuple[str, int]], ending: str) -> None:
             queue.put_nowait(piece)
         elif step == "follow":
             ears.append(Ear(stalled=bool(value)))
-            handlers.append(asyncio.create_task(broadcast.follow(ears[-1])))
+            handlers.append(asyncio.create_task(broadcast.resume(ears[-1])))
         elif value < len(ears):
             {"stall": lambda ear: setattr(ear, "stalled", True), "take": Ear.take, "leave": Ear.leave}[step](
                 ears[value]
@@ -321,7 +321,7 @@ async def played(steps: list[tuple[str, int]], ending: str) -> None:
         if ear.ended:
             assert (ear.data, ear.ended) == (whole, ending) and ear.head
         else:
-            assert ear.gone
+            assert ear.disconnected
     assert broadcast.delivered == (ending == "end" and any([ear.ended for ear in ears]))
 
 

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from proxy.config.model import Config
 from proxy.context.runtime import Runtime
-from proxy.downstream.client_stream import Listener
-from proxy.downstream.parting import LONGEST, QUIET, Moment, Parting
-from proxy.downstream.watch import Watch
+from proxy.downstream.client_stream import ClientStream
+from proxy.downstream.parting import LONGEST, QUIET, DelayedReset, ResetTimer
+from proxy.downstream.watch import Poller
 from proxy.server.app import build_app, build_runner
 from proxy.stores.memory import MemoryStore
 from proxy.upstream.client import Client
@@ -41,7 +41,7 @@ MUCH = 100_000  # more than that holds, and less than the proxy's own side takes
 def test_a_client_has_its_moment_from_when_all_was_sent_and_never_longer_than_the_longest(
     broke: float, looks: list[tuple[float, bool]]
 ) -> None:
-    moment, now, empty = Moment(broke), broke, None
+    moment, now, empty = ResetTimer(broke), broke, None
     for later, unsent in looks:
         now += later
         empty = None if unsent else (now if empty is None else empty)
@@ -67,7 +67,7 @@ def test_a_client_has_its_moment_from_when_all_was_sent_and_never_longer_than_th
     ],
 )
 def test_what_is_left_of_the_moment(looks: list[tuple[int, bool]], left: float) -> None:
-    moment = Moment(7.0)
+    moment = ResetTimer(7.0)
     given = [moment.left(7.0 + ms / 1000, unsent) for ms, unsent in looks]
     assert given[-1] == pytest.approx(left)
 
@@ -182,7 +182,7 @@ async def test_place_in_line_and_upstream_are_free_before_the_reset(serve: Serve
             await second.body()
             assert connected == [True, True] and second.ended == "complete"
             await first.until_reset()
-            assert not proxy.runtime.live.in_flight and not proxy.runtime.live.in_use
+            assert not proxy.runtime.registry.in_flight and not proxy.runtime.registry.in_use
 
 
 @BOTH
@@ -193,7 +193,7 @@ async def test_a_pass_through_or_turn_is_over_before_the_reset(serve: Serve, rec
         async with SlowClient(proxy.port) as client:
             await asked(client, recorded)
             await eventually(lambda: breaks.at)
-            await eventually(lambda: not proxy.runtime.live.in_flight)
+            await eventually(lambda: not proxy.runtime.registry.in_flight)
             assert not client.is_reset
             await client.until_reset()
 
@@ -228,7 +228,7 @@ async def test_while_draining_there_is_no_moment(serve: Serve, recorded: bool) -
             await asked(client, recorded)
             await eventually(lambda: breaks.at)
             await client.head()
-            await proxy.runtime.live.drain(0.05)
+            await proxy.runtime.registry.drain(0.05)
             drained = time.monotonic()
             assert await client.until_reset() < drained + LONGEST / 2
 
@@ -241,9 +241,9 @@ async def test_a_drain_ends_the_moments_that_there_are(serve: Serve, recorded: b
         async with SlowClient(proxy.port) as client:
             await asked(client, recorded)
             await eventually(lambda: breaks.at)
-            await eventually(lambda: not proxy.runtime.live.in_flight)
+            await eventually(lambda: not proxy.runtime.registry.in_flight)
             assert not client.is_reset
-            await proxy.runtime.live.drain(0.05)
+            await proxy.runtime.registry.drain(0.05)
             assert await client.until_reset() < breaks.at + LONGEST - 0.01
 
 
@@ -268,18 +268,18 @@ TEXT = [("Content-Type", "text/plain")]
 async def test_who_takes_nothing_for_too_long_gets_no_moment() -> None:
     closed: list[bool] = []
 
-    async def handler(request: web.BaseRequest) -> Listener:
-        listener = Listener(request, Config.model_validate(LIMITS), Watch())
+    async def handler(request: web.BaseRequest) -> ClientStream:
+        client = ClientStream(request, Config.model_validate(LIMITS), Poller())
         transport = request.transport
         assert transport
-        listener.begin(200, TEXT)
-        while listener.put(b"x" * 65536):
+        client.begin(200, TEXT)
+        while client.write_nowait(b"x" * 65536):
             pass
-        waits = asyncio.create_task(listener.room())
-        await eventually(lambda: closed.append(transport.is_closing()) or listener.look() or listener.gone)  # type: ignore[func-returns-value]
+        waits = asyncio.create_task(client.wait_writable())
+        await eventually(lambda: closed.append(transport.is_closing()) or client.poll() or client.disconnected)  # type: ignore[func-returns-value]
         closed.append(transport.is_closing())
         await waits
-        return listener
+        return client
 
     async with handled(handler) as port, SlowClient(port) as client:
         await client.request("GET", "/")
@@ -291,15 +291,15 @@ async def test_who_takes_nothing_for_too_long_gets_no_moment() -> None:
 async def test_a_parting_that_hurries_closes_at_once(hurries: bool) -> None:
     closed: list[bool] = []
 
-    async def handler(request: web.BaseRequest) -> Listener:
-        listener = Listener(request, Config.model_validate(LIMITS), Watch(hurries=lambda: hurries))
-        listener.begin(200, TEXT)
-        listener.put(b"x")
-        listener.break_off()
-        assert request.transport and listener.gone
+    async def handler(request: web.BaseRequest) -> ClientStream:
+        client = ClientStream(request, Config.model_validate(LIMITS), Poller(hurries=lambda: hurries))
+        client.begin(200, TEXT)
+        client.write_nowait(b"x")
+        client.reset_later()
+        assert request.transport and client.disconnected
         closed.append(request.transport.is_closing())
-        listener.break_off()  # says nothing new
-        return listener
+        client.reset_later()  # says nothing new
+        return client
 
     async with handled(handler) as port, RawClient(port) as client:
         await client.request("GET", "/")
@@ -312,14 +312,14 @@ async def test_a_parting_that_hurries_closes_at_once(hurries: bool) -> None:
 async def test_whatever_closes_the_connection_in_that_moment_resets_it() -> None:
     """To a client of HTTP/1.0 a mere close would be the end of a whole answer."""
 
-    async def handler(request: web.BaseRequest) -> Listener:
-        listener = Listener(request, Config.model_validate(LIMITS), Watch())
-        listener.begin(200, TEXT)
-        listener.put(b"x")
-        listener.break_off()
+    async def handler(request: web.BaseRequest) -> ClientStream:
+        client = ClientStream(request, Config.model_validate(LIMITS), Poller())
+        client.begin(200, TEXT)
+        client.write_nowait(b"x")
+        client.reset_later()
         assert request.transport
         request.transport.close()
-        return listener
+        return client
 
     async with handled(handler) as port, RawClient(port) as client:
         await client.request("GET", "/", version="1.0")
@@ -331,15 +331,15 @@ async def test_whatever_closes_the_connection_in_that_moment_resets_it() -> None
 async def test_a_client_that_leaves_in_its_moment_ends_it() -> None:
     over: list[float] = []
 
-    async def handler(request: web.BaseRequest) -> Listener:
-        listener = Listener(request, Config.model_validate(LIMITS), Watch())
-        listener.begin(200, TEXT)
-        listener.put(b"x" * MUCH)
+    async def handler(request: web.BaseRequest) -> ClientStream:
+        client = ClientStream(request, Config.model_validate(LIMITS), Poller())
+        client.begin(200, TEXT)
+        client.write_nowait(b"x" * MUCH)
         transport: Any = request.transport
         broke = time.monotonic() + 60
-        await asyncio.wait_for(Parting(transport, broke, lambda: False).over, 5)
+        await asyncio.wait_for(DelayedReset(transport, broke, lambda: False).over, 5)
         over.append(broke)
-        return listener
+        return client
 
     async with handled(handler) as port:
         async with SlowClient(port) as client:

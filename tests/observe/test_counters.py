@@ -7,13 +7,13 @@ from bisect import bisect_left
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.usage import Counts
-from proxy.observe.counters import LONG, SHORT, Numbers, Spread
+from proxy.core.usage import TokenCounts
+from proxy.observe.counters import LONG, SHORT, Counters, Histogram
 
 
 @given(st.lists(st.floats(0, 2000) | st.sampled_from(LONG)))
 def test_every_value_is_counted_once_at_the_first_bound_that_it_does_not_exceed(values: list[float]) -> None:
-    spread = Spread(LONG)
+    spread = Histogram(LONG)
     for value in values:
         spread.add(value)
     for at, bound in enumerate(LONG):
@@ -22,7 +22,7 @@ def test_every_value_is_counted_once_at_the_first_bound_that_it_does_not_exceed(
 
 
 def test_a_request_is_counted_by_its_route_and_a_time_that_was_not_is_none() -> None:
-    numbers = Numbers()
+    numbers = Counters()
     numbers.answered("recorded", "api", 200, 0.3, 0.2, 0.001)
     numbers.answered("passed", "api", 0, 2.0, None, None)
     assert numbers.requests == {("recorded", "api", 2): 1, ("passed", "api", 0): 1}
@@ -32,7 +32,7 @@ def test_a_request_is_counted_by_its_route_and_a_time_that_was_not_is_none() -> 
 
 
 def test_tokens_add_up() -> None:
-    numbers = Numbers()
+    numbers = Counters()
     for _ in range(2):
-        numbers.used(Counts(prompt=12, reply=9, thoughts=5, cached=8))
+        numbers.used(TokenCounts(prompt=12, reply=9, thoughts=5, cached=8))
     assert (numbers.prompt, numbers.cached, numbers.completion, numbers.reasoning) == (24, 16, 18, 10)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from proxy.observe.log import Lines, is_journal, loop_fault
+from proxy.observe.log import LogHandler, is_journal, loop_fault
 
 REQUEST = {"method": "POST", "path": "/v1/chat/completions", "status": 200, "request": "r1", "in": 3, "total_ms": 1.25}
 TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
@@ -65,7 +65,7 @@ def raised(error: Exception, cause: Exception | None = None) -> Exception:
 async def test_a_request_in_each_form(pipe: Pipe) -> None:
     said = {}
     for form in ("logfmt", "json", "console"):
-        Lines(pipe.write, "info", form, journal=False).request(logging.INFO, REQUEST)
+        LogHandler(pipe.write, "info", form, journal=False).request(logging.INFO, REQUEST)
         await asyncio.sleep(0)
         said[form] = pipe.all()
     tail = "request=r1 in=3 total_ms=1.25\n"
@@ -78,7 +78,7 @@ async def test_a_request_in_each_form(pipe: Pipe) -> None:
 
 
 async def test_lines_of_requests_are_written_together_and_others_at_once_in_their_order(pipe: Pipe) -> None:
-    lines = Lines(pipe.write, "info", "console", journal=True)
+    lines = LogHandler(pipe.write, "info", "console", journal=True)
     lines.request(logging.INFO, REQUEST)
     lines.request(logging.WARNING, REQUEST)
     assert pipe.all() == ""
@@ -94,7 +94,7 @@ async def test_lines_of_requests_are_written_together_and_others_at_once_in_thei
 @pytest.mark.parametrize("journal", [True, False])
 def test_an_error_tells_its_kind_and_place_never_its_words(pipe: Pipe, form: str, journal: bool) -> None:
     error = raised(ValueError("canary"), raised(KeyError("canary")))
-    lines = Lines(pipe.write, "info", form, journal)
+    lines = LogHandler(pipe.write, "info", form, journal)
     lines.handle(record("a fault\n\x1b[2J", level=logging.ERROR, error=error))
     said = pipe.all()
     assert "canary" not in said and "\x1b" not in said
@@ -111,13 +111,13 @@ def test_an_error_tells_its_kind_and_place_never_its_words(pipe: Pipe, form: str
 def test_errors_that_lead_to_each_other_end(pipe: Pipe) -> None:
     one, other = raised(ValueError()), raised(KeyError())
     one.__cause__, other.__cause__ = other, one
-    Lines(pipe.write, "info", "console", journal=False).handle(record("x", error=one))
+    LogHandler(pipe.write, "info", "console", journal=False).handle(record("x", error=one))
     assert pipe.all().count("ValueError") == 1
 
 
 @pytest.mark.parametrize("level", ["debug", "info", "warning", "error"])
 def test_what_is_below_the_level_is_not_said(pipe: Pipe, level: str) -> None:
-    lines = Lines(pipe.write, "critical", "json", journal=False)
+    lines = LogHandler(pipe.write, "critical", "json", journal=False)
     lines.adjust(level, "logfmt")
     logger = logging.getLogger("proxy.daemon")
     logger.addHandler(lines)
@@ -129,12 +129,12 @@ def test_what_is_below_the_level_is_not_said(pipe: Pipe, level: str) -> None:
 
 
 def test_auto_is_for_people_at_a_terminal_and_in_the_journal_else_logfmt(pipe: Pipe, tmp_path: Path) -> None:
-    Lines(pipe.write, "info", "auto", journal=False).handle(record("x"))
-    Lines(pipe.write, "info", "auto", journal=True).handle(record("x"))
+    LogHandler(pipe.write, "info", "auto", journal=False).handle(record("x"))
+    LogHandler(pipe.write, "info", "auto", journal=True).handle(record("x"))
     first, second = pipe.all().splitlines()
     assert first.startswith("time=") and second == "<6>daemon: x"
     master, terminal = pty.openpty()
-    Lines(terminal, "info", "auto", journal=False).handle(record("x"))
+    LogHandler(terminal, "info", "auto", journal=False).handle(record("x"))
     assert os.read(master, 100).endswith(b" INFO    daemon: x\r\n")
     os.close(master)
     os.close(terminal)
@@ -150,7 +150,7 @@ def test_the_journal_is_known_by_its_file(pipe: Pipe, tmp_path: Path) -> None:
 
 def test_a_log_that_nobody_takes_hurts_nobody(pipe: Pipe) -> None:
     os.set_blocking(pipe.write, False)
-    lines = Lines(pipe.write, "info", "console", journal=True)
+    lines = LogHandler(pipe.write, "info", "console", journal=True)
     for _ in range(3000):
         lines.handle(record("x" * 100))
     assert len(pipe.all()) >= 65536 // 2

@@ -10,23 +10,23 @@ from proxy.config.model import Config
 from proxy.context.runtime import Runtime
 from proxy.errors import StoreUnavailable
 from proxy.observe import prometheus as metrics
-from proxy.observe.counters import Numbers
+from proxy.observe.counters import Counters
 from proxy.server import admin
-from proxy.stores.base import Standing
+from proxy.stores.base import StoreStats
 from proxy.stores.memory import MemoryStore
 from tests.support.fakes import RawClient
 from tests.support.serving import Serve
 
 
 class Away(MemoryStore):
-    async def standing(self, now: int) -> Standing:
+    async def stats(self, now: int) -> StoreStats:
         raise StoreUnavailable("The store cannot be used.")
 
 
 async def scraped(runtime: Runtime, *tokens: str) -> list[tuple[int, bytes]]:
-    rendered = metrics.Metrics(runtime.numbers)
+    rendered = metrics.Metrics(runtime.counters)
 
-    def render(runtime: Runtime, store: Standing | None) -> tuple[bytes, str]:
+    def render(runtime: Runtime, store: StoreStats | None) -> tuple[bytes, str]:
         return rendered.render(metrics.Present(1, 2, 3, True, store)), metrics.CONTENT_TYPE
 
     runner = admin.build_runner(runtime, render)
@@ -63,7 +63,7 @@ async def test_a_reload_changes_the_token(serve: Serve) -> None:
 
 
 def test_a_histogram_counts_up_to_each_bound() -> None:
-    numbers = Numbers()
+    numbers = Counters()
     for seconds in (0.0005, 0.0004, 0.2, 60.0):
         numbers.commit.add(seconds)
     text = metrics.Metrics(numbers).render(metrics.Present(0, 0, 0, False, None)).decode()

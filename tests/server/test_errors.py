@@ -130,7 +130,7 @@ async def test_the_upstreams_own_delay_is_relayed_as_it_is(serve: Serve, value: 
 async def test_health_is_the_process_and_readiness_the_store_and_the_stop(serve: Serve) -> None:
     well, ill = await serve("http://127.0.0.1:1/v1"), await serve("http://127.0.0.1:1/v1", store=Broken(1000))
     stopping = await serve("http://127.0.0.1:1/v1")
-    stopping.runtime.live.draining = True
+    stopping.runtime.registry.draining = True
     seen = []
     for proxy in (well, ill, stopping):
         async with RawClient(proxy.port) as client:

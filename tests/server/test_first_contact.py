@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from multidict import CIMultiDict
 
-from proxy.context import tenants as caller
+from proxy.context import tenants
 from proxy.context.runtime import NOTES
 from proxy.core.model import SessionKey
 from proxy.turns.turn_task import RecordedTurn
@@ -149,8 +149,8 @@ async def test_who_joins_an_answer_under_two_ids_is_told_too(serve: Serve) -> No
 
 
 def _turn(proxy: RunningProxy, session: str) -> RecordedTurn:
-    tenant = caller.tenant(proxy.runtime.config, CIMultiDict(MINE), proxy.runtime.secret)
-    turn: RecordedTurn = proxy.runtime.live.turns(SessionKey(tenant, session))[0]
+    tenant = tenants.tenant(proxy.runtime.config, CIMultiDict(MINE), proxy.runtime.secret)
+    turn: RecordedTurn = proxy.runtime.registry.turns(SessionKey(tenant, session))[0]
     return turn
 
 

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import pytest
 
-from proxy.stores.cache import WarmStore
+from proxy.stores.cache import CachedStore
 from proxy.stores.memory import MemoryStore
 from proxy.stores.sqlite.store import SQLiteStore
 from tests.support.fakes import Head, RawClient, Received, Reply, ScriptedUpstream, completion, eventually, sse
@@ -438,8 +438,8 @@ async def test_a_stop_is_for_what_is_in_flight_and_the_next_in_line_goes_on(serv
 
 
 @pytest.fixture
-async def disk(tmp_path: Path) -> AsyncIterator[WarmStore]:
-    store = WarmStore(await SQLiteStore.open(tmp_path / "sessions.db", TTL), TTL, 16 << 20)
+async def disk(tmp_path: Path) -> AsyncIterator[CachedStore]:
+    store = CachedStore(await SQLiteStore.open(tmp_path / "sessions.db", TTL), TTL, 16 << 20)
     yield store
     await store.close()
 
@@ -450,7 +450,7 @@ def on_disk(folder: Path, *secrets: bytes) -> list[tuple[str, bytes]]:
     return [(name, secret) for name, data in files.items() for secret in secrets if secret in data]
 
 
-async def test_what_is_deleted_is_gone_from_the_files(serve: Serve, disk: WarmStore, tmp_path: Path) -> None:
+async def test_what_is_deleted_is_gone_from_the_files(serve: Serve, disk: CachedStore, tmp_path: Path) -> None:
     system = {"role": "system", "content": "SYSTEM-CANARY"}
     reply = completion("REPLY-CANARY", message={"reasoning": "REASON-CANARY"})
     secrets = (b"SYSTEM-CANARY", b"USER-CANARY", b"REPLY-CANARY", b"REASON-CANARY", b"ID-CANARY")
@@ -474,7 +474,7 @@ async def test_what_is_deleted_is_gone_from_the_files(serve: Serve, disk: WarmSt
 
 
 async def test_a_delete_stops_the_turn_in_flight_and_takes_it_along(
-    serve: Serve, disk: WarmStore, tmp_path: Path
+    serve: Serve, disk: CachedStore, tmp_path: Path
 ) -> None:
     held = Held(CANARY=2)
     async with ScriptedUpstream(held) as upstream:
@@ -487,10 +487,10 @@ async def test_a_delete_stops_the_turn_in_flight_and_takes_it_along(
         await eventually(lambda: upstream.connections <= 1, 1)  # the first turn's is kept alive
         gone, _ = await call(proxy.port, "GET", "/sessions/s1")
     assert (head.status, gone.status, cut.ended) == (200, 404, "reset")
-    assert not proxy.runtime.live.in_use
+    assert not proxy.runtime.registry.in_use
 
 
-async def test_a_delete_stands_in_line(serve: Serve, disk: WarmStore, tmp_path: Path) -> None:
+async def test_a_delete_stands_in_line(serve: Serve, disk: CachedStore, tmp_path: Path) -> None:
     held = Held(first=2, CANARY=0)
     async with ScriptedUpstream(held) as upstream:
         proxy = await serve(upstream.base_url, store=disk)
@@ -547,7 +547,7 @@ async def test_a_delete_whose_caller_leaves_gives_up_its_place(serve: Serve) -> 
             client.abort()
         held.go["first"].set()
         await first
-        await eventually(lambda: not proxy.runtime.live.in_use)
+        await eventually(lambda: not proxy.runtime.registry.in_use)
         after: Any = await ask(proxy.port, user("after"))
     assert after.ended == "complete"
 

@@ -15,7 +15,7 @@ import pytest
 from proxy.core.history import History, Session
 from proxy.core.model import Answer, Message, SessionKey, SessionState, Turn
 from proxy.stores.base import Store
-from proxy.stores.cache import WarmStore
+from proxy.stores.cache import CachedStore
 from proxy.stores.memory import MemoryStore
 from proxy.stores.sqlite.store import PACE, Pace, SQLiteStore
 
@@ -31,7 +31,7 @@ def turn(text: str = "hello", parent: Turn | None = None, **members: Any) -> Tur
     """A turn behind another one, or the first of its session."""
     asked = (Message("user", b'{"role":"user","content":"%b"}' % text.encode()),)
     echo = Message("assistant", b'{"role":"assistant","content":"re %b"}' % text.encode())
-    told = {"id": "turn_" + text, "system": None, "asked": asked, "reply": echo.raw, "echo": echo}
+    told = {"id": "turn_" + text, "system": None, "asked": asked, "reply": echo.raw, "rendered": echo}
     return Turn(**{**told, "parent": parent and parent.id, **members})
 
 
@@ -57,7 +57,7 @@ async def opened(kind: str, path: Path) -> Store:
     if kind == "memory":
         return MemoryStore(TTL)
     store = await SQLiteStore.open(path, TTL)
-    return WarmStore(store, TTL, 2**20) if kind == "warm" else store
+    return CachedStore(store, TTL, 2**20) if kind == "warm" else store
 
 
 @dataclass

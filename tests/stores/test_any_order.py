@@ -39,7 +39,7 @@ STEPS = st.sampled_from([0, 1, TTL - 1, TTL, TTL + 1, WEEK, WEEK + TTL + 1, -1, 
 
 
 @dataclass
-class Line:
+class AccessRecord:
     """A session as the model has it."""
 
     turns: list[Turn] = field(default_factory=list)
@@ -64,7 +64,7 @@ class Walk(RuleBasedStateMachine):
         super().__init__()
         self.runner = asyncio.Runner()
         self.shelf = Shelf(kind, path, self.run(opened(kind, path)))
-        self.lines: dict[SessionKey, Line] = {}
+        self.lines: dict[SessionKey, AccessRecord] = {}
         self.now = 10 * DAY
         self.names = itertools.count()
 
@@ -94,11 +94,11 @@ class Walk(RuleBasedStateMachine):
         loaded = self.run(self.shelf.store.load(key, self.now))
         assert loaded == expected
         # Also where the history in memory has grown turn by turn.
-        assert loaded.history.line == expected.history.line
+        assert loaded.history.path == expected.history.path
         assert (loaded.history.system, loaded.history.size) == (expected.history.system, expected.history.size)
         assert loaded.history.carriers == expected.history.carriers
-        assert (loaded.history.sides, loaded.history.has_silent) == (
-            expected.history.sides,
+        assert (loaded.history.side_requests, loaded.history.has_silent) == (
+            expected.history.side_requests,
             expected.history.has_silent,
         )
 
@@ -128,7 +128,7 @@ class Walk(RuleBasedStateMachine):
         side: bool,
     ) -> None:
         """At the tip, or so many turns before the newest; more than one turn, as adoption makes them; or beside."""
-        line = self.lines.setdefault(key, Line())
+        line = self.lines.setdefault(key, AccessRecord())
         last = next((one for one in line.turns if one.id == line.tip), None)
         if parent is not None:
             last = line.turns[-1 - parent] if parent < len(line.turns) else None
@@ -138,7 +138,7 @@ class Walk(RuleBasedStateMachine):
         for _ in range(1 if side else count):
             told: dict[str, Any] = {"system": system, "layout": layout, "idempotency_key": idempotency_key}
             told |= {"client": b"software", "traits": traits}
-            last = turn(str(next(self.names)), last, **told, **({} if sent else {"echo": None}))
+            last = turn(str(next(self.names)), last, **told, **({} if sent else {"rendered": None}))
             added.append(last)
         line.turns = [one for one in [*line.turns, *added] if one.id not in gone]
         line.tip, line.touched, line.emptied = line.tip if side else added[-1].id, self.now, False

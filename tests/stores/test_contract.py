@@ -12,10 +12,10 @@ from proxy.core.model import (
     SIDE,
     TOOLS,
     Answer,
-    Cut,
     Message,
     ModelKey,
     SessionKey,
+    TrimPoint,
     Turn,
     TurnState,
 )
@@ -50,7 +50,7 @@ async def test_turns_that_are_appended_at_once_follow_each_other(shelf: Shelf) -
     await shelf.reopen()
     loaded = await shelf.store.load(A, 0)
     assert loaded == session(*line)
-    assert [entry.turn.id for entry in loaded.history.line] == [one.id for one in line for _ in "ua"]
+    assert [entry.turn.id for entry in loaded.history.path] == [one.id for one in line for _ in "ua"]
 
 
 async def test_turns_branch_and_the_tip_is_the_latest(shelf: Shelf) -> None:
@@ -64,7 +64,7 @@ async def test_turns_branch_and_the_tip_is_the_latest(shelf: Shelf) -> None:
     await shelf.reopen()
     assert (await shelf.store.load(A, 0)).history == tips[-1]
     assert [history.tip for history in tips] == [f"turn_{id}" for id in ("1", "2", "other", "root", "more")]
-    assert [len(history.line) for history in tips] == [2, 4, 3, 2, 6]
+    assert [len(history.path) for history in tips] == [2, 4, 3, 2, 6]
     assert tips[2].system == other.system and tips[-1].system is None
 
 
@@ -100,8 +100,8 @@ ODD = {
         usage=b'{"total_tokens": 1e400}',
         started=1,
         ended=2,
-        state=TurnState.CUT,
-        form="host gpt echo",
+        state=TurnState.INTERRUPTED,
+        rendering_key="host gpt echo",
         request=bytes(range(32)),
         resends=True,
         idempotency_key="k ü 😀'; --",
@@ -111,10 +111,10 @@ ODD = {
     "a system block that is none": turn(system=b""),
     "marks": turn(
         asked=(Message("user", b"1", bytes(16)), Message("user", b"2", bytes(range(16)))),
-        echo=Message("assistant", b"3", b"\xff" * 16),
+        rendered=Message("assistant", b"3", b"\xff" * 16),
     ),
-    "marks without a reply": turn(asked=(Message("user", b"1", b"m" * 16),), reply=b"null", echo=None),
-    "a mark of the reply alone": turn(asked=(), echo=Message("assistant", b"3", b"m" * 16)),
+    "marks without a reply": turn(asked=(Message("user", b"1", b"m" * 16),), reply=b"null", rendered=None),
+    "a mark of the reply alone": turn(asked=(), rendered=Message("assistant", b"3", b"m" * 16)),
     "an adopted turn": turn(state=TurnState.ADOPTED),
     "a layout of spans and numbers": turn(layout=((0, 2), 1, (5, 6), 3)),
     "a layout of nothing": turn(layout=()),
@@ -130,10 +130,10 @@ ODD = {
             Message("\udcff", b'{"role":"\\udcff","content":"[1, 2"}'),
         ),
         reply=b'{"content":"\\ud800"}',
-        echo=Message("assistant", b'{"role":"assistant","content":"\\ud800"}'),
+        rendered=Message("assistant", b'{"role":"assistant","content":"\\ud800"}'),
     ),
     "spaces, numbers, twins": turn(asked=(Message("user", b'{ "role" : "user",\n"n":1.0e+2,"k":1, "k":2 }'),)),
-    "a reply that is not sent on": turn(reply=b"null", echo=None),
+    "a reply that is not sent on": turn(reply=b"null", rendered=None),
     "nothing asked": turn(asked=()),
     "no UTF-8 in the reply": turn(reply=b"\xff\x00\xfe"),
     "a large body": turn(asked=(Message("user", b'{"role":"user","content":"' + b"x" * 5_000_000 + b'"}'),)),
@@ -153,8 +153,8 @@ async def test_names_that_are_not_unicode_fail_nobody(shelf: Shelf) -> None:
     given = Answer(200, "text/plain; charset=\udcff", b"a")
     await asyncio.gather(shelf.store.append(A, [odd], 0, answer=given), shelf.store.append(B, [turn("b")], 0))
     await shelf.reopen()
-    line = (await shelf.store.load(A, 0)).history.line
-    assert [entry.message for entry in line] == [*odd.asked, odd.echo]
+    line = (await shelf.store.load(A, 0)).history.path
+    assert [entry.message for entry in line] == [*odd.asked, odd.rendered]
     assert await shelf.store.load(B, 0) == session(turn("b"))
 
 
@@ -206,10 +206,10 @@ async def test_sessions_written_at_once_do_not_mix(shelf: Shelf) -> None:
 
 
 async def test_a_store_tells_how_much_there_is(shelf: Shelf) -> None:
-    assert (await shelf.store.standing(0)).sessions == 0
+    assert (await shelf.store.stats(0)).sessions == 0
     await shelf.store.append(A, [turn()], 0)
     await shelf.store.append(B, [turn()], TTL // 2)
-    there = [await shelf.store.standing(now) for now in (TTL, TTL + 1, 2 * TTL)]
+    there = [await shelf.store.stats(now) for now in (TTL, TTL + 1, 2 * TTL)]
     assert [standing.sessions for standing in there] == [2, 1, 0]
     assert (there[0].size > 4096) == (shelf.kind != "memory")
 
@@ -244,12 +244,12 @@ async def test_what_models_take_is_learned_per_tenant_and_forgotten_in_a_day(she
     assert shelf.store.learned.limit(theirs, 0) == 8192
 
 
-async def test_a_cut_is_kept_with_its_turn(shelf: Shelf) -> None:
+async def test_a_trim_point_is_stored_with_its_turn(shelf: Shelf) -> None:
     summary = b'{"role":"user","content":"in short"}'
     one = turn("1")
-    two = turn("2", one, cut=Cut(2), cut_for="700 h m")
-    line = [one, two, turn("3", two, cut=Cut(4, summary)), turn("4", turn("3"))]
-    line.append(turn("5", line[-1], cut=Cut(6, summary, 4)))
+    two = turn("2", one, trim_point=TrimPoint(2), trimmed_for="700 h m")
+    line = [one, two, turn("3", two, trim_point=TrimPoint(4, summary)), turn("4", turn("3"))]
+    line.append(turn("5", line[-1], trim_point=TrimPoint(6, summary, 4)))
     for each in line:
         await shelf.store.append(A, [each], 0)
         await shelf.store.load(A, 0)
@@ -257,9 +257,16 @@ async def test_a_cut_is_kept_with_its_turn(shelf: Shelf) -> None:
     for _ in range(2):
         history = (await shelf.store.load(A, 0)).history
         assert history.turns[:5] == tuple(line)
-        cuts = [history.cut_of(f"turn_{name}") for name in ("1", "2", "3", "4", "5", "other")]
-        assert cuts == [Cut(), Cut(2), Cut(4, summary), Cut(4, summary), Cut(6, summary, 4), Cut(2)]
-        assert history.cut == Cut(2)
+        trim_points = [history.trim_point_of(f"turn_{name}") for name in ("1", "2", "3", "4", "5", "other")]
+        assert trim_points == [
+            TrimPoint(),
+            TrimPoint(2),
+            TrimPoint(4, summary),
+            TrimPoint(4, summary),
+            TrimPoint(6, summary, 4),
+            TrimPoint(2),
+        ]
+        assert history.trim_point == TrimPoint(2)
         await shelf.reopen()
 
 

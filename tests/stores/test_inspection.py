@@ -25,7 +25,7 @@ def found(path: Path) -> list[str]:
 @pytest.fixture
 async def filled(path: Path, sqlite: SQLiteStore) -> Path:
     await sqlite.append(A, turns("1", "2"), 10, answer=answer())
-    await sqlite.append(B, [turn("3", state=TurnState.CUT)], 20)
+    await sqlite.append(B, [turn("3", state=TurnState.INTERRUPTED)], 20)
     return path
 
 

@@ -29,11 +29,11 @@ def told(statement):
     left -= 1
     if left < 0:
         os.kill(os.getpid(), signal.SIGKILL)
-class Traced(sqlite.Grouping):
+class Traced(sqlite.GroupCommitConnection):
     def __init__(self, *arguments, **more):
         super().__init__(*arguments, **more)
         self.set_trace_callback(told)
-sqlite.Grouping = Traced
+sqlite.GroupCommitConnection = Traced
 async def main():
     await (await sqlite.SQLiteStore.open(pathlib.Path(sys.argv[1]), 1000)).close()
 asyncio.run(main())

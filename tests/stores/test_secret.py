@@ -18,7 +18,7 @@ def database(tmp_path: Path) -> Path:
     return tmp_path / "sessions.db"
 
 
-def test_it_is_made_once(database: Path) -> None:
+def test_the_secret_is_made_once_and_then_kept(database: Path) -> None:
     assert load_secret(database, FIRST) == FIRST
     assert load_secret(database, SECOND) == FIRST
     assert [file.name for file in database.parent.iterdir()] == ["sessions.db.secret"]

@@ -238,7 +238,7 @@ async def test_a_database_of_any_earlier_version_goes_on(tmp_path: Path, version
         """,
     )
     if version > 1:
-        two = turn("2", one, layout=((0, 1), 1), form="host gpt", request=b"r", resends=True)
+        two = turn("2", one, layout=((0, 1), 1), rendering_key="host gpt", request=b"r", resends=True)
         change(path, "UPDATE turns SET layout='[[0,1],1]', form='host gpt', request=x'72', resends=1 WHERE id=8")
     store = await SQLiteStore.open(path, TTL)
     assert look(path, "PRAGMA user_version") == [(len(steps()),)]

@@ -66,11 +66,11 @@ async def test_turns_that_come_together_are_kept_together_or_not_at_all(path: Pa
     assert look(path, "SELECT count(*) FROM turns") == [(3,)]
 
 
-async def test_marks_that_are_not_of_every_message_are_taken_anew(sqlite: SQLiteStore) -> None:
+async def test_fingerprints_that_are_not_of_every_message_are_taken_anew(sqlite: SQLiteStore) -> None:
     asked = (Message("user", b"1", bytes(16)), Message("user", b"2"))
     await sqlite.append(A, [turn(asked=asked)], 0)
     [one] = (await sqlite.load(A, 0)).history.turns
-    assert [message.mark for message in one.asked] == [b"", b""]
+    assert [message.fingerprint for message in one.asked] == [b"", b""]
 
 
 async def test_what_was_learned_comes_with_the_next_commit(path: Path, sqlite: SQLiteStore) -> None:
@@ -154,7 +154,7 @@ async def test_a_turn_that_took_long_is_written_with_those_under_way(
 
 
 @pytest.mark.pace(longest=60)
-async def test_alone_it_waits_for_nobody(sqlite: SQLiteStore) -> None:
+async def test_a_single_write_is_committed_at_once(sqlite: SQLiteStore) -> None:
     await sqlite.touch(A, 0)
     async with asyncio.timeout(5):
         await sqlite.append(A, [lasted("1", 3600)], 0)
@@ -167,7 +167,7 @@ async def test_alone_it_waits_for_nobody(sqlite: SQLiteStore) -> None:
         pytest.param("share", marks=pytest.mark.pace(share=0.0001, longest=60)),
     ],
 )
-async def test_it_waits_no_longer_than_its_share(sqlite: SQLiteStore, which: str) -> None:
+async def test_a_write_waits_no_longer_than_its_share_of_the_turns_time(sqlite: SQLiteStore, which: str) -> None:
     async with asyncio.timeout(5):
         for text in "12":
             await sqlite.touch(B, 0)
@@ -175,7 +175,7 @@ async def test_it_waits_no_longer_than_its_share(sqlite: SQLiteStore, which: str
 
 
 @pytest.mark.pace(longest=60)
-async def test_the_least_patient_one_takes_the_others_along(path: Path, sqlite: SQLiteStore) -> None:
+async def test_the_write_with_the_shortest_wait_commits_the_others_with_it(path: Path, sqlite: SQLiteStore) -> None:
     await sqlite.ping()
     known = commits(path)
     await sqlite.touch(B, 0)

@@ -12,7 +12,7 @@ import pytest
 from proxy.core.history import History, Session, fresh
 from proxy.core.model import Message, SessionKey, SessionState, Turn
 from proxy.errors import StoreUnavailable
-from proxy.stores.cache import WarmStore
+from proxy.stores.cache import CachedStore
 from proxy.stores.memory import MemoryStore
 from proxy.stores.sqlite.store import SQLiteStore
 from tests.stores.conftest import TTL, A, B, answer, full_disk, session, turn, turns
@@ -66,21 +66,21 @@ async def inner() -> Inner:
     return Inner()
 
 
-async def test_it_tells_what_is_warm_and_how_often_that_was_enough(inner: Inner) -> None:
-    store = WarmStore(inner, TTL, 10_000)
+async def test_it_counts_cached_sessions_hits_and_misses(inner: Inner) -> None:
+    store = CachedStore(inner, TTL, 10_000)
     await store.append(A, [turn()], 0)
     for _ in range(3):
         await store.load(A, 0, in_use=True)
-    told = await store.standing(0)
-    assert (told.sessions, told.warm, told.hits, told.misses) == (1, 1, 2, 1)
-    assert 1024 < told.warm_size < 10_000
+    told = await store.stats(0)
+    assert (told.sessions, told.cached, told.hits, told.misses) == (1, 1, 2, 1)
+    assert 1024 < told.cached_size < 10_000
 
 
 def big(size: int) -> Turn:
     return turn(asked=(Message("user", b'"' + b"x" * size + b'"'),))
 
 
-async def converse(warm: WarmStore, key: SessionKey, one: Turn, now: int = 0) -> None:
+async def converse(warm: CachedStore, key: SessionKey, one: Turn, now: int = 0) -> None:
     """The calls of a recorded turn."""
     await warm.load(key, now)
     await warm.touch(key, now)
@@ -91,7 +91,7 @@ ONE, TWO, THREE = turns("1", "2", "3")
 
 
 async def test_a_session_in_use_is_read_once(inner: Inner) -> None:
-    warm = WarmStore(inner, TTL, 2**20)
+    warm = CachedStore(inner, TTL, 2**20)
     line = turns(*"12345")
     for one in line:
         await converse(warm, A, one)
@@ -102,27 +102,27 @@ async def test_a_session_in_use_is_read_once(inner: Inner) -> None:
 
 async def test_a_session_that_was_stored_before_becomes_warm_with_its_first_turn(inner: Inner) -> None:
     await inner.append(A, [ONE], 0)
-    warm = WarmStore(inner, TTL, 2**20)
+    warm = CachedStore(inner, TTL, 2**20)
     await warm.load(A, 0)
     await warm.touch(A, 5)
     assert await warm.load(A, TTL + 5) == session(ONE)
     assert inner.reads() == [A]
 
 
-async def test_what_is_warm_is_told_without_a_read(inner: Inner) -> None:
-    store = WarmStore(inner, TTL, 10_000)
-    assert store.warm(A) is None
+async def test_a_cached_session_is_given_without_a_read(inner: Inner) -> None:
+    store = CachedStore(inner, TTL, 10_000)
+    assert store.cached(A) is None
     known = await store.load(A, 0)
-    assert store.warm(A) is known and store.warm(B) is None
+    assert store.cached(A) is known and store.cached(B) is None
     await store.append(A, [turn("1")], 0)
-    assert store.warm(A) == session(turn("1")) and inner.reads() == [A]
+    assert store.cached(A) == session(turn("1")) and inner.reads() == [A]
     await store.delete(A)
-    assert store.warm(A) is None
+    assert store.cached(A) is None
 
 
 async def test_memory_is_bounded_and_the_last_used_stay(inner: Inner) -> None:
     size = turn().size + 2 * 10_000 + 1024
-    warm = WarmStore(inner, TTL, 5 * size)
+    warm = CachedStore(inner, TTL, 5 * size)
     for key in KEYS:
         await converse(warm, key, big(10_000))
         await warm.load(KEYS[0], 0)
@@ -138,7 +138,7 @@ async def test_memory_is_bounded_and_the_last_used_stay(inner: Inner) -> None:
 
 
 async def test_a_session_larger_than_the_memory_drives_nobody_out(inner: Inner) -> None:
-    warm = WarmStore(inner, TTL, 10_000)
+    warm = CachedStore(inner, TTL, 10_000)
     await converse(warm, KEYS[0], turn("small"))
     await converse(warm, KEYS[1], big(10_000))
     inner.reads()
@@ -148,14 +148,14 @@ async def test_a_session_larger_than_the_memory_drives_nobody_out(inner: Inner) 
 
 
 async def test_without_memory_it_still_works(inner: Inner) -> None:
-    warm = WarmStore(inner, TTL, 0)
+    warm = CachedStore(inner, TTL, 0)
     await converse(warm, A, ONE)
     await converse(warm, A, TWO)
     assert await warm.load(A, 0) == session(ONE, TWO)
 
 
 async def test_nothing_is_served_before_it_is_committed(inner: Inner) -> None:
-    warm = WarmStore(inner, TTL, 2**20)
+    warm = CachedStore(inner, TTL, 2**20)
     await converse(warm, A, ONE)
     inner.gate.clear()
     append = asyncio.create_task(warm.append(A, [TWO], 0))
@@ -167,7 +167,7 @@ async def test_nothing_is_served_before_it_is_committed(inner: Inner) -> None:
 
 
 async def test_after_a_failed_append_the_store_is_asked(inner: Inner) -> None:
-    warm = WarmStore(inner, TTL, 2**20)
+    warm = CachedStore(inner, TTL, 2**20)
     await converse(warm, A, ONE)
     inner.fails = True
     with pytest.raises(StoreUnavailable):
@@ -178,7 +178,7 @@ async def test_after_a_failed_append_the_store_is_asked(inner: Inner) -> None:
 
 
 async def test_after_a_cancelled_append_the_store_is_asked(tmp_path: Path) -> None:
-    warm = WarmStore(await SQLiteStore.open(tmp_path / "sessions.db", TTL), TTL, 2**20)
+    warm = CachedStore(await SQLiteStore.open(tmp_path / "sessions.db", TTL), TTL, 2**20)
     await converse(warm, A, ONE)
     append = asyncio.create_task(warm.append(A, [TWO], 0))
     await asyncio.sleep(0)
@@ -193,7 +193,7 @@ async def test_after_a_cancelled_append_the_store_is_asked(tmp_path: Path) -> No
 async def test_what_was_read_while_a_turn_was_appended_is_read_again(inner: Inner, fails: bool) -> None:
     await inner.append(A, [ONE], 0)
     await inner.append(B, [ONE], 0)
-    warm = WarmStore(inner, TTL, 2**20)
+    warm = CachedStore(inner, TTL, 2**20)
     inner.answers.clear()
     readings = [asyncio.create_task(warm.load(key, 0)) for key in (A, A, B)]
     await asyncio.sleep(0)
@@ -212,7 +212,7 @@ async def test_what_was_read_while_a_turn_was_appended_is_read_again(inner: Inne
 
 async def test_a_read_that_begins_after_an_append_is_kept_beside_one_that_began_before(inner: Inner) -> None:
     await inner.append(A, [ONE], 0)
-    warm = WarmStore(inner, TTL, 2**20)
+    warm = CachedStore(inner, TTL, 2**20)
     inner.answers.clear()
     before = asyncio.create_task(warm.load(A, 0))
     await asyncio.sleep(0)
@@ -227,7 +227,7 @@ async def test_a_read_that_begins_after_an_append_is_kept_beside_one_that_began_
 
 
 async def test_a_read_that_fails_leaves_nothing_behind(inner: Inner) -> None:
-    warm = WarmStore(inner, TTL, 2**20)
+    warm = CachedStore(inner, TTL, 2**20)
     inner.answers.clear()
     reading = asyncio.create_task(warm.load(A, 0))
     await asyncio.sleep(0)
@@ -238,7 +238,7 @@ async def test_a_read_that_fails_leaves_nothing_behind(inner: Inner) -> None:
 
 
 async def test_a_session_in_use_is_served_from_memory_however_late_it_is(inner: Inner) -> None:
-    warm = WarmStore(inner, TTL, 2**20)
+    warm = CachedStore(inner, TTL, 2**20)
     await converse(warm, A, ONE)
     inner.reads()
     assert await warm.load(A, 9 * TTL, in_use=True) == session(ONE)
@@ -248,7 +248,7 @@ async def test_a_session_in_use_is_served_from_memory_however_late_it_is(inner: 
 
 
 async def test_what_is_dropped_is_dropped_from_memory(inner: Inner) -> None:
-    warm = WarmStore(inner, TTL, 2**20)
+    warm = CachedStore(inner, TTL, 2**20)
     await converse(warm, A, ONE)
     await converse(warm, A, TWO)
     other = turn("other", ONE)
@@ -262,14 +262,14 @@ async def test_what_is_dropped_is_dropped_from_memory(inner: Inner) -> None:
 
 async def test_a_session_that_was_not_loaded_here_is_not_made_up(inner: Inner) -> None:
     await inner.append(A, [ONE], 0)
-    warm = WarmStore(inner, TTL, 2**20)
+    warm = CachedStore(inner, TTL, 2**20)
     await warm.append(A, [TWO], 0)
     assert await warm.load(A, 0) == session(ONE, TWO)
 
 
 async def test_a_touch_that_the_disk_lost_keeps_a_warm_session_whole(tmp_path: Path) -> None:
     path = tmp_path / "sessions.db"
-    warm = WarmStore(await SQLiteStore.open(path, TTL), TTL, 2**20)
+    warm = CachedStore(await SQLiteStore.open(path, TTL), TTL, 2**20)
     await converse(warm, A, ONE)
     with full_disk(path.with_name("sessions.db-wal").stat().st_size):
         await warm.touch(A, TTL)
@@ -284,7 +284,7 @@ async def test_a_touch_that_the_disk_lost_keeps_a_warm_session_whole(tmp_path: P
 
 
 async def test_a_deletion_frees_memory_of_that_session_alone(inner: Inner) -> None:
-    warm = WarmStore(inner, TTL, 2**20)
+    warm = CachedStore(inner, TTL, 2**20)
     for key in (A, B):
         await converse(warm, key, ONE)
     before = warm._size
@@ -298,7 +298,7 @@ async def test_a_deletion_frees_memory_of_that_session_alone(inner: Inner) -> No
 
 @pytest.mark.parametrize("how", ["fails", "is cancelled"])
 async def test_after_a_deletion_that_did_not_end_well_the_store_is_asked(inner: Inner, how: str) -> None:
-    warm = WarmStore(inner, TTL, 2**20)
+    warm = CachedStore(inner, TTL, 2**20)
     await converse(warm, A, ONE)
     inner.emptied.clear()
     deletion = asyncio.create_task(warm.delete(A))
@@ -316,7 +316,7 @@ async def test_after_a_deletion_that_did_not_end_well_the_store_is_asked(inner: 
 @pytest.mark.parametrize("read_first", [False, True])
 async def test_what_was_read_beside_a_deletion_is_read_again(inner: Inner, read_first: bool) -> None:
     await inner.append(A, [ONE], 0)
-    warm = WarmStore(inner, TTL, 2**20)
+    warm = CachedStore(inner, TTL, 2**20)
     inner.answers.clear()
     inner.emptied.clear()
     reading = asyncio.create_task(warm.load(A, 0)) if read_first else None
@@ -335,7 +335,7 @@ async def test_what_was_read_beside_a_deletion_is_read_again(inner: Inner, read_
 @pytest.mark.parametrize("kept_before", [False, True])
 async def test_an_append_beside_a_deletion_brings_nothing_back(inner: Inner, kept_before: bool) -> None:
     """Whichever comes first below: what memory says is what the store says."""
-    warm = WarmStore(inner, TTL, 2**20)
+    warm = CachedStore(inner, TTL, 2**20)
     await converse(warm, A, ONE)
     (inner.emptied if kept_before else inner.gate).clear()
     deletion = asyncio.create_task(warm.delete(A))
@@ -350,13 +350,13 @@ async def test_an_append_beside_a_deletion_brings_nothing_back(inner: Inner, kep
 
 
 async def test_answers_are_those_of_the_store_behind(inner: Inner) -> None:
-    warm = WarmStore(inner, TTL, 2**20)
+    warm = CachedStore(inner, TTL, 2**20)
     await warm.append(A, [ONE], 0, answer=answer())
     assert await warm.answer(A, ONE.id) == await inner.answer(A, ONE.id) == answer()
 
 
 async def test_a_sweep_frees_memory(inner: Inner) -> None:
-    warm = WarmStore(inner, TTL, 2**20)
+    warm = CachedStore(inner, TTL, 2**20)
     for key in KEYS:
         await converse(warm, key, turn())
     assert await warm.sweep(TTL + 1, {KEYS[0]}, 100) == len(KEYS) - 1
@@ -368,7 +368,7 @@ async def test_a_sweep_frees_memory(inner: Inner) -> None:
 @pytest.mark.parametrize("late", [False, True])
 async def test_what_is_read_while_a_purge_goes_on_is_read_again(inner: Inner, late: bool) -> None:
     """Whether the read ends before the purge or after it."""
-    warm = WarmStore(inner, TTL, 2**20)
+    warm = CachedStore(inner, TTL, 2**20)
     await inner.append(A, [ONE], 0)
     inner.gate.clear()
     purge = asyncio.create_task(warm.sweep(10, set(), 10, 5))

@@ -14,21 +14,20 @@ from proxy.core.model import Message, Turn, TurnState
 from proxy.core.plan import Mode
 from proxy.core.window.choose import Window
 from proxy.dialects.chat import compose as sending
-from proxy.dialects.chat import fingerprints as marks
-from proxy.dialects.chat import wire as chat
-from proxy.dialects.chat.compose import Form, echo, form_of
+from proxy.dialects.chat import fingerprints, wire
+from proxy.dialects.chat.compose import Rendering, _Known, render_reply_of, rendering_of
 
 SYSTEM = b'{"role":"system","content":"S"}'
 DEVELOPER = b'{ "role":"developer", "content":"D" }'
 USER = b'{"content": "hi", "role": "user", "x": 1.0}'
 OLD = b'{"role":"user","content":"before"}'
 REPLY = b'{"role":"assistant","content":"ho"}'
-ECHO = form_of("echo", "host", "gpt-5")
+ECHO = rendering_of("echo", "host", "gpt-5")
 MARK = {"cache_control": {"type": "ephemeral"}}
 
 
-def form(profile: str, *refused: str, host: str = "host", model: str = "gpt-5") -> Form:
-    return form_of(profile, host, model, frozenset(refused))
+def form(profile: str, *refused: str, host: str = "host", model: str = "gpt-5") -> Rendering:
+    return rendering_of(profile, host, model, frozenset(refused))
 
 
 def message(raw: bytes) -> Message:
@@ -37,10 +36,10 @@ def message(raw: bytes) -> Message:
 
 def turn(id: str, asked: list[bytes], reply: bytes = REPLY, **more: Any) -> Turn:
     """A turn as it was recorded under the form ECHO."""
-    told = {"form": ECHO.key, "finish_reason": "stop", "system": None} | more
-    one = Turn(id=id, asked=tuple(map(message, asked)), reply=reply, echo=None, **told)
-    raw = reply if one.state is TurnState.ADOPTED else echo(reply, one, ECHO)
-    return one if raw is None else replace(one, echo=Message("assistant", raw, marks.mark(raw)))
+    told = {"rendering_key": ECHO.key, "finish_reason": "stop", "system": None} | more
+    one = Turn(id=id, asked=tuple(map(message, asked)), reply=reply, rendered=None, **told)
+    raw = reply if one.state is TurnState.ADOPTED else render_reply_of(reply, one, ECHO)
+    return one if raw is None else replace(one, rendered=Message("assistant", raw, fingerprints.fingerprint(raw)))
 
 
 def history(*turns: Turn) -> History:
@@ -48,6 +47,13 @@ def history(*turns: Turn) -> History:
     for one in turns:
         past = past.plus(replace(one, parent=past.tip))
     return past
+
+
+def stored(past: History) -> _Known:
+    """What is kept of a history in the form ECHO."""
+    kept = past.cache.renderings[ECHO.key]
+    assert isinstance(kept, _Known)
+    return kept
 
 
 def systems(*blocks: bytes | None, silent: bool = False) -> History:
@@ -67,16 +73,16 @@ def compose(*told: Any) -> tuple[bytes, int]:
     return b"".join(pieces), injected
 
 
-def sent(body: bytes, past: History, under: Form = ECHO, mode: Mode = Mode.APPEND) -> tuple[list[Any], int]:
-    ask = chat.read(body)
-    new, injected = compose(ask, decide(ask, past, marks, mode), past, under)
+def sent(body: bytes, past: History, under: Rendering = ECHO, mode: Mode = Mode.APPEND) -> tuple[list[Any], int]:
+    ask = wire.read(body)
+    new, injected = compose(ask, decide(ask, past, fingerprints, mode), past, under)
     return json.loads(new)["messages"], injected
 
 
-def raws(body: bytes, past: History, under: Form = ECHO, mode: Mode = Mode.AUTO) -> list[bytes]:
+def raws(body: bytes, past: History, under: Rendering = ECHO, mode: Mode = Mode.AUTO) -> list[bytes]:
     """The messages sent upstream, as bytes."""
-    ask = chat.read(body)
-    sent = chat.read(compose(ask, decide(ask, past, marks, mode), past, under)[0])
+    ask = wire.read(body)
+    sent = wire.read(compose(ask, decide(ask, past, fingerprints, mode), past, under)[0])
     return [*([sent.system] if sent.system else []), *[message.raw for message in sent.messages]]
 
 
@@ -91,7 +97,7 @@ SIGNED = dumps({"role": "assistant", "content": None, "tool_calls": [{**CALLS[0]
 RESULT = b'{"role":"tool","tool_call_id":"call_1","content":"r"}'
 
 
-def windowed(past: History, window: Window, *own: bytes, mode: Mode = Mode.APPEND, under: Form = ECHO) -> Any:
-    ask = chat.read(request(*own))
-    body, injected = compose(ask, decide(ask, past, marks, mode), past, under, window)
+def windowed(past: History, window: Window, *own: bytes, mode: Mode = Mode.APPEND, under: Rendering = ECHO) -> Any:
+    ask = wire.read(request(*own))
+    body, injected = compose(ask, decide(ask, past, fingerprints, mode), past, under, window)
     return json.loads(body)["messages"], injected

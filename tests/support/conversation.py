@@ -17,13 +17,10 @@ from proxy.core.json_bytes import dumps, elements
 from proxy.core.matching.reconcile import decide
 from proxy.core.matching.retries import is_retry, retried
 from proxy.core.matching.speakers import client_of, moved_on
-from proxy.core.model import Ask, Cut, Turn, TurnState
+from proxy.core.model import Ask, TrimPoint, Turn, TurnState
 from proxy.core.plan import Flight, Mode, Plan
-from proxy.core.window.choose import Bound, Window, begin, in_force, is_trimmed, places, reaching
-from proxy.dialects.chat import compose as sending
-from proxy.dialects.chat import fingerprints as marks
-from proxy.dialects.chat import tool_groups as groups
-from proxy.dialects.chat import wire as chat
+from proxy.core.window.choose import Bound, Window, begin, in_force, is_trimmed, legal_starts, reaching
+from proxy.dialects.chat import compose, fingerprints, tool_groups, wire
 from proxy.dialects.chat.turns import turns_of
 
 Json = dict[str, Any]
@@ -65,13 +62,13 @@ class Posted:
 
     @property
     def messages(self) -> list[bytes]:
-        ask = chat.read(self.body)
+        ask = wire.read(self.body)
         return elements(self.body[ask.start : ask.end])
 
 
 @dataclass(eq=False)
 class Pending:
-    """A request in flight. `history`: what it was read against; `overtaken`: a turn was kept since; `deserted`: its
+    """A request in flight. `history`: what it was read against; `overtaken`: a turn was kept since; `abandoned`: its
     client has gone."""
 
     ask: Ask
@@ -79,21 +76,21 @@ class Pending:
     plan: Plan
     id: str
     history: History
-    form: sending.Form
+    form: compose.Rendering
     client: bytes
     sent: bytes
     start: int
-    moved: Cut | None
+    moved: TrimPoint | None
     bare: bytes
     overtaken: bool = False
-    deserted: bool = False
+    abandoned: bool = False
 
     @property
     def flight(self) -> Flight:
         ask, plan = self.ask, self.plan
-        client = plan.client if plan.carries else self.client
-        shown = plan.carries, plan.spliced
-        return Flight(plan.asked, ask.system, ask.tools, plan.resends, self.id, client, self.deserted, *shown, ask)
+        client = plan.client if plan.carries_history else self.client
+        shown = plan.carries_history, plan.spliced
+        return Flight(plan.asked, ask.system, ask.tools, plan.resends, self.id, client, self.abandoned, *shown, ask)
 
 
 class Session:
@@ -133,20 +130,20 @@ class Session:
         client: bytes = b"",
     ) -> Pending | None:
         """A request that has gone upstream; None where it has to wait for the turns in flight."""
-        ask, request = chat.read(body, self.history.forms.get("seen")), blake2b(body, digest_size=16).digest()
+        ask, request = wire.read(body, self.history.cache.seen), blake2b(body, digest_size=16).digest()
         plan = self._decide(ask, request, mode, counted, client)
         for turn in self.pending:
             if turn.id in plan.demoted:
                 turn.plan = structs.replace(turn.plan, parent=None, layout=None, side=True)
         if not plan.alone and any([not turn.plan.side for turn in self.pending]):
             return None
-        form = sending.form_of(profile, f"{profile}.test", ask.model)
-        cut, start = self._window(plan)
+        form = compose.rendering_of(profile, f"{profile}.test", ask.model)
+        trim_point, start = self._window(plan)
         window = Window(start, start + 3 if start else 0)  # with a few images left out behind it
-        bare = b"".join(sending.compose(ask, plan, self.history, form, window)[0])
+        bare = b"".join(compose.compose(ask, plan, self.history, form, window)[0])
         told = window._replace(summary=self.summary if start else None)
-        sent = b"".join(sending.compose(ask, plan, self.history, form, told)[0]) if told != window else bare
-        moved = Cut(start) if start > cut.at else None
+        sent = b"".join(compose.compose(ask, plan, self.history, form, told)[0]) if told != window else bare
+        moved = TrimPoint(start) if start > trim_point.at else None
         pending = Pending(ask, request, plan, self._new_id(), self.history, form, client, sent, start, moved, bare)
         self.pending.append(pending)
         return pending
@@ -156,7 +153,7 @@ class Session:
         self.pending.remove(pending)
         outcome = _outcome(answer)
         turns: list[Turn] = []
-        if outcome.verdict in (Verdict.COMPLETE, Verdict.CUT):
+        if outcome.verdict in (Verdict.COMPLETE, Verdict.INTERRUPTED):
             turns = self._keep(pending, outcome)
         if turns and not pending.plan.side:
             self.heard[pending.id] = outcome.verdict is Verdict.COMPLETE and answer.heard
@@ -164,14 +161,14 @@ class Session:
                 turn.overtaken = True
         return Posted(pending.plan, pending.sent, turns, pending.start, pending.bare)
 
-    def _window(self, plan: Plan) -> tuple[Cut, int]:
+    def _window(self, plan: Plan) -> tuple[TrimPoint, int]:
         """Where the window begins so far, and from this request on."""
         if not is_trimmed(plan):
-            return Cut(), 0
-        cut, end, own = in_force(self.history, plan), plan.injected, len(plan.messages)
-        at = reaching(plan.line, plan.messages, cut.at, end, groups)
+            return TrimPoint(), 0
+        trim_point, end, own = in_force(self.history, plan), plan.injected, len(plan.messages)
+        at = reaching(plan.path, plan.messages, trim_point.at, end, tool_groups)
         bounds = [Bound(self.limit, lambda start: end - start + own)] if self.limit else []
-        return cut, begin(bounds, at, end, lambda: places(plan.line, plan.messages, at, end, groups))
+        return trim_point, begin(bounds, at, end, lambda: legal_starts(plan.path, plan.messages, at, end, tool_groups))
 
     def _decide(self, ask: Ask, request: bytes, mode: Mode, counted: bool, client: bytes) -> Plan:
         history = self.history
@@ -181,11 +178,19 @@ class Session:
         if last and last.request == request:
             self.heard[last.id] = True  # a turn of its own
         flights = [turn.flight for turn in self.pending if not turn.plan.side]
-        return decide(ask, history, marks, mode, flights, client)
+        return decide(ask, history, fingerprints, mode, flights, client)
 
     def _keep(self, pending: Pending, outcome: Outcome) -> list[Turn]:
-        cut, ask, plan, history = outcome.verdict is Verdict.CUT, pending.ask, pending.plan, pending.history
-        if pending.overtaken and (behind := moved_on(plan, ask.system, history, self.history, marks)) is not plan:
+        trim_point, ask, plan, history = (
+            outcome.verdict is Verdict.INTERRUPTED,
+            pending.ask,
+            pending.plan,
+            pending.history,
+        )
+        if (
+            pending.overtaken
+            and (behind := moved_on(plan, ask.system, history, self.history, fingerprints)) is not plan
+        ):
             plan, history = behind, self.history
         turns = turns_of(
             ask,
@@ -196,19 +201,19 @@ class Session:
             new_id=self._new_id,
             remembered=history.system_of(plan.parent),
             request=pending.request,
-            state=TurnState.CUT if cut else TurnState.COMPLETE,
-            cut=pending.moved,
+            state=TurnState.INTERRUPTED if trim_point else TurnState.COMPLETE,
+            trim_point=pending.moved,
         )
-        if cut and turns[-1].echo is None:
+        if trim_point and turns[-1].rendered is None:
             return []
         grown = self.history.plus(*turns)
-        if not (plan.injected or plan.side) and plan.whole and plan.parent == history.tip and turns[-1].echo:
+        if not (plan.injected or plan.side) and plan.whole and plan.parent == history.tip and turns[-1].rendered:
             news = sum([len(turn.asked) for turn in turns]) + len(turns) - 1
-            client = plan.client if plan.carries else client_of(plan.client, ask.messages, marks)
-            history.forms["seen"] = chat.seen_in(ask, len(history.line) + news, client)
+            client = plan.client if plan.carries_history else client_of(plan.client, ask.messages, fingerprints)
+            history.cache.seen = wire.seen_in(ask, len(history.path) + news, client)
         branches = turns[0].layout is not None or turns[0].parent != history.tip
         needed = [turn.plan.parent for turn in self.pending if turn.plan.parent]
-        self.history = grown.without(grown.spare(needed)) if branches else grown
+        self.history = grown.without(grown.turns_to_drop(needed)) if branches else grown
         return turns
 
     def _new_id(self) -> str:
@@ -217,7 +222,7 @@ class Session:
 
 
 def _outcome(answer: Answer) -> Outcome:
-    exchange = Exchange(cast(Dialect, chat), 1 << 20)
+    exchange = Exchange(cast(Dialect, wire), 1 << 20)
     exchange.begin(200 if answer.message is not None else 500, None, None)
     exchange.receive(answer.bytes)
     return exchange.finish(answer.clean)

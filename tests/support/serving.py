@@ -34,22 +34,24 @@ class RunningProxy:
 
     async def in_line(self, count: int = 1) -> None:
         """Until so many requests wait in the queues of their sessions."""
-        await eventually(lambda: self.runtime.live.waiting == count)
+        await eventually(lambda: self.runtime.registry.waiting == count)
 
     async def followed(self, count: int) -> None:
         """Until so many clients read what is kept of turns in flight: all that are there, once a second one is."""
-        live = self.runtime.live
+        registry = self.runtime.registry
 
         def there() -> int:
-            turns = [turn for key in live.in_use for turn in live.turns(key)]
+            turns = [turn for key in registry.in_use for turn in registry.turns(key)]
             return sum([not client.left for turn in turns for client in turn.broadcast._followers])
 
         await eventually(lambda: there() == count)
 
-    async def deserted(self) -> None:
+    async def abandoned(self) -> None:
         """Until nobody listens to any turn in flight."""
-        live = self.runtime.live
-        await eventually(lambda: all([turn.broadcast.deserted for key in live.in_use for turn in live.turns(key)]))
+        registry = self.runtime.registry
+        await eventually(
+            lambda: all([turn.broadcast.abandoned for key in registry.in_use for turn in registry.turns(key)])
+        )
 
 
 @pytest.fixture

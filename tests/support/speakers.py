@@ -107,7 +107,7 @@ def sent_to(posted: Pending | Posted) -> list[Json]:
 
 
 def line_of(session: Session) -> list[Json]:
-    return [json.loads(entry.message.raw) for entry in session.history.line]
+    return [json.loads(entry.message.raw) for entry in session.history.path]
 
 
 def plainly(messages: Sequence[Json]) -> list[tuple[Any, ...]]:

@@ -321,9 +321,9 @@ def prefix_is_last(messages: list[Json], profile: str) -> Iterator[str]:
 
 def few_marks(messages: list[Json], profile: str) -> Iterator[str]:
     # Anthropic: 400 for more than four cache breakpoints.
-    marks = sum(_marks(message) for message in messages)
-    if marks > MARKS:
-        yield f"{marks} cache marks"
+    dialect = sum(_dialect(message) for message in messages)
+    if dialect > MARKS:
+        yield f"{dialect} cache marks"
 
 
 def details_are_unique(messages: list[Json], profile: str) -> Iterator[str]:
@@ -356,7 +356,7 @@ def _calls(message: Json) -> list[Json]:
     return [call for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
 
 
-def _marks(message: Json) -> int:
+def _dialect(message: Json) -> int:
     content = message.get("content")
     parts = [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
     return sum("cache_control" in each for each in [message, *parts, *_calls(message)])

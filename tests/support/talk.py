@@ -12,13 +12,13 @@ from typing import Any
 
 from multidict import CIMultiDict
 
-from proxy.context import tenants as caller
+from proxy.context import tenants
 from proxy.core.history import History
 from proxy.core.json_bytes import elements
 from proxy.core.model import SessionKey
-from proxy.dialects.chat import wire as chat
-from proxy.dialects.chat.fingerprints import mark
-from proxy.stores.cache import WarmStore
+from proxy.dialects.chat import wire
+from proxy.dialects.chat.fingerprints import fingerprint
+from proxy.stores.cache import CachedStore
 from proxy.stores.sqlite.store import SQLiteStore
 from tests.support.fakes import Head, Pairs, RawClient, Received
 from tests.support.serving import RunningProxy
@@ -98,41 +98,41 @@ async def ask(port: int, messages: Iterable[Any], *, session: str = "s1", header
 async def history(proxy: RunningProxy, session: str = "s1") -> History:
     """What the proxy holds of a session."""
     runtime = proxy.runtime
-    key = SessionKey(caller.tenant(runtime.config, CIMultiDict(), runtime.secret), session)
+    key = SessionKey(tenants.tenant(runtime.config, CIMultiDict(), runtime.secret), session)
     return (await runtime.store.load(key, runtime.now(), in_use=True)).history
 
 
 def contents(history: History) -> list[Any]:
     """The contents of the messages from the first turn to the tip."""
-    return [json.loads(entry.message.raw)["content"] for entry in history.line]
+    return [json.loads(entry.message.raw)["content"] for entry in history.path]
 
 
 def marks(messages: Iterable[Any]) -> list[bytes]:
     """Messages in their canonical form: what clients and upstreams may add, drop or move is left out."""
-    return [mark(json.dumps(message).encode()) for message in messages]
+    return [fingerprint(json.dumps(message).encode()) for message in messages]
 
 
 def old_part(request: Received) -> bytes:
     """A request's bytes up to the end of its last message: what the next request begins with, if it only grew."""
-    return request.body[: chat.read(request.body).end - 1]
+    return request.body[: wire.read(request.body).end - 1]
 
 
 def sent(request: Received) -> list[bytes]:
     """The bytes of each message of a request behind its system prompt."""
-    return [message.raw for message in chat.read(request.body).messages]
+    return [message.raw for message in wire.read(request.body).messages]
 
 
 def system_sent(request: Received) -> list[bytes]:
-    return elements(b"[" + (chat.read(request.body).system or b"") + b"]")
+    return elements(b"[" + (wire.read(request.body).system or b"") + b"]")
 
 
 # Databases
 
 
 @asynccontextmanager
-async def warm_store(folder: Path) -> AsyncIterator[WarmStore]:
+async def warm_store(folder: Path) -> AsyncIterator[CachedStore]:
     """A store as the daemon has it, with a database in `folder`."""
-    store = WarmStore(await SQLiteStore.open(folder / "sessions.db", TTL), TTL, 16 << 20)
+    store = CachedStore(await SQLiteStore.open(folder / "sessions.db", TTL), TTL, 16 << 20)
     try:
         yield store
     finally:

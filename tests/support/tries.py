@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from proxy.stores.cache import WarmStore
+from proxy.stores.cache import CachedStore
 from proxy.stores.sqlite.store import SQLiteStore
 from tests.support.fakes import Ended, Head, RawClient, Reply, completion, eventually, sse
 from tests.support.serving import RunningProxy, Serve
@@ -93,8 +93,8 @@ class Gate:
 async def left(proxy: RunningProxy, client: RawClient) -> None:
     """Leave, and return once the proxy has noticed."""
     client.abort()
-    turns = [turn for key in proxy.runtime.live.in_use for turn in proxy.runtime.live.turns(key)]
-    await eventually(lambda: all(turn.broadcast.deserted for turn in turns))
+    turns = [turn for key in proxy.runtime.registry.in_use for turn in proxy.runtime.registry.turns(key)]
+    await eventually(lambda: all(turn.broadcast.abandoned for turn in turns))
 
 
 async def arrival() -> None:
@@ -104,7 +104,7 @@ async def arrival() -> None:
 
 
 async def idle(proxy: RunningProxy) -> None:
-    await eventually(lambda: not proxy.runtime.live.in_use and not proxy.runtime.live.in_flight)
+    await eventually(lambda: not proxy.runtime.registry.in_use and not proxy.runtime.registry.in_flight)
 
 
 Restart = Callable[[], Any]
@@ -114,12 +114,12 @@ Restart = Callable[[], Any]
 async def on_disk(serve: Serve, folder: Path, base_url: str) -> AsyncIterator[tuple[RunningProxy, Restart]]:
     """A proxy whose sessions lie in a file, and how to start another one that goes on with them."""
     names = itertools.count(1)
-    stores: list[WarmStore] = []
+    stores: list[CachedStore] = []
 
     async def start() -> RunningProxy:
         for store in stores[-1:]:
             await store.close()
-        stores.append(WarmStore(await SQLiteStore.open(folder / "sessions.db", TTL), TTL, 1 << 20))
+        stores.append(CachedStore(await SQLiteStore.open(folder / "sessions.db", TTL), TTL, 1 << 20))
         proxy = await serve(base_url, store=stores[-1])
         proxy.runtime.turn_id = lambda: f"turn_{next(names)}"
         return proxy

@@ -93,7 +93,7 @@ async def assert_the_chat_goes_on(proxy: RunningProxy, upstream: ScriptedUpstrea
     """Neither the history nor the remembered system prompt has anything of the title."""
     kept = await history(proxy)
     assert contents(kept) == [message["content"] for message in lists(turn)[1:-1]]
-    assert len([one for one in kept.turns if not one.is_side]) == turn - 1
+    assert len([one for one in kept.turns if not one.is_side_request]) == turn - 1
     await ask(proxy.port, [user(f"question {turn}")])
     assert upstream.requests[-1].messages == lists(turn)
 

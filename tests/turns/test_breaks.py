@@ -14,7 +14,7 @@ from tests.support.serving import Serve
 
 __all__ = ["nginx"]
 
-CUT = {
+INTERRUPTED = {
     "FIN inside a chunked body": Reply(pieces=[b"a", b"b"], end="fin", delay=0.02),
     "reset": Reply(pieces=[b"a", b"b"], end="rst", delay=0.02),
     "short of its length": Reply(pieces=[b"a", b"b"], end="fin", framing="length", delay=0.02),
@@ -33,7 +33,7 @@ async def ended(port: int, session: str | None = None, version: str = "1.1") -> 
     return status, client.ended
 
 
-@pytest.mark.parametrize("reply", CUT.values(), ids=list(CUT))
+@pytest.mark.parametrize("reply", INTERRUPTED.values(), ids=list(INTERRUPTED))
 async def test_a_cut_answer_that_is_passed_through_is_an_error_behind_nginx(
     serve: Serve, nginx: Nginx, reply: Reply
 ) -> None:
@@ -47,7 +47,7 @@ async def test_a_cut_answer_that_is_passed_through_is_an_error_behind_nginx(
 
 async def test_the_process_as_users_run_it_resets_a_client_of_http_1_0(tmp_path: Path) -> None:
     """uvloop has sockets and transports of its own."""
-    cut = [CUT["FIN inside a chunked body"], CUT["reset"], CUT["short of its length"]]
+    cut = [INTERRUPTED["FIN inside a chunked body"], INTERRUPTED["reset"], INTERRUPTED["short of its length"]]
     replies = [*cut, sse("a", "b", done=False, end="fin", delay=0.02), completion("fine")]
     async with ScriptedUpstream(replies) as upstream, Proxy(upstream.base_url, tmp_path) as proxy:
         for _ in cut:

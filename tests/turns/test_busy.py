@@ -189,7 +189,7 @@ async def test_a_full_line_is_a_429_and_those_in_it_keep_their_places(serve: Ser
 
 async def in_line(clients: Clients, text: str, **more: Any) -> Sent:
     """A request that has come to its place in line."""
-    before = clients.proxy.runtime.live.waiting
+    before = clients.proxy.runtime.registry.waiting
     sent = await clients.send(user(text), **more)
     await clients.proxy.in_line(before + 1)
     assert not sent[1].done()
@@ -236,7 +236,7 @@ async def test_a_waiting_client_that_leaves_gives_up_its_place_at_once(serve: Se
             after = await in_line(clients, "u2")  # the place that it gave up
             upstream.go(0)
             answers = [await task for _, task in (first, behind, after)]
-            assert not proxy.runtime.live.in_use
+            assert not proxy.runtime.registry.in_use
     assert [answer.outcome for answer in answers] == [(200, "complete")] * 3
     assert upstream.texts(-1) == ["u0", "a0", "u1", "a1", "u2"] and len(upstream.requests) == 3
 
@@ -262,7 +262,7 @@ async def test_a_place_outlives_its_client(serve: Serve) -> None:
         first.cancel()
         await asyncio.wait([first])
         client.abort()
-        await clients.proxy.deserted()
+        await clients.proxy.abandoned()
         refused = await clients.ask(user("no"), on_busy="reject")
         _, second = await in_line(clients, "u1")
         assert len(upstream.requests) == 1
@@ -288,7 +288,7 @@ async def test_a_turn_that_fails_gives_up_its_place(serve: Serve, replies: list[
         async with Clients(proxy) as clients:
             await clients.ask(message)
             after = await clients.ask(user("works"), on_busy="reject")
-            await eventually(lambda: not proxy.runtime.live.in_use)
+            await eventually(lambda: not proxy.runtime.registry.in_use)
     assert after.outcome == (200, "complete")
 
 

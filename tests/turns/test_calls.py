@@ -60,7 +60,7 @@ async def test_a_call_that_was_all_that_was_said_before_a_break_is_kept(serve: S
         async with ScriptedUpstream([reply]) as upstream:
             proxy = await serve(upstream.base_url)
             await ask(proxy.port, [user("u1")], stream=True)
-            assert [turn.state for turn in (await history(proxy)).turns] == [TurnState.CUT] * kept
+            assert [turn.state for turn in (await history(proxy)).turns] == [TurnState.INTERRUPTED] * kept
 
 
 async def test_content_that_is_refused_beside_calls_is_another_from_then_on(serve: Serve) -> None:

@@ -22,14 +22,14 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from proxy.config.model import Config
-from proxy.context import tenants as caller
-from proxy.context.in_flight import Live
+from proxy.context import tenants
+from proxy.context.in_flight import TurnRegistry
 from proxy.context.runtime import Runtime
 from proxy.core import sse as events
 from proxy.core.model import Message, SessionKey, Turn, TurnState
 from proxy.server.app import build_app, build_runner
 from proxy.stores.base import Store
-from proxy.stores.cache import WarmStore
+from proxy.stores.cache import CachedStore
 from proxy.stores.sqlite.store import SQLiteStore
 from proxy.upstream.client import Client
 from tests.support.fakes import RawClient, Received, Reply, ScriptedUpstream, completion, eventually, sse
@@ -112,7 +112,7 @@ class Plan:
         return at
 
 
-class StruckLive(Live[Any]):
+class StruckLive(TurnRegistry[Any]):
     """Starts turns that are struck as planned; at 0 before their first step."""
 
     def __init__(self, plan: Plan) -> None:
@@ -139,7 +139,7 @@ class StruckLive(Live[Any]):
     @property
     def waiting(self) -> int:
         """How many stand in line behind a turn."""
-        return sum(map(len, self._lines.values()))
+        return sum(map(len, self._queues.values()))
 
 
 # The proxy under it ------------------------------------------------------------------------
@@ -156,10 +156,10 @@ class Struckable:
     tasks: int = 0
 
     def key(self, session: str) -> SessionKey:
-        return SessionKey(caller.tenant(self.runtime.config, CIMultiDict(), self.runtime.secret), session)
+        return SessionKey(tenants.tenant(self.runtime.config, CIMultiDict(), self.runtime.secret), session)
 
     async def begin(self, session: str) -> None:
-        old = Turn(id=f"old_{session}", system=None, asked=(_ASKED,), reply=_SAID.raw, echo=_SAID)
+        old = Turn(id=f"old_{session}", system=None, asked=(_ASKED,), reply=_SAID.raw, rendered=_SAID)
         await self.runtime.store.append(self.key(session), [old], self.runtime.now())
 
     async def turns(self, session: str) -> list[tuple[TurnState, str]]:
@@ -191,7 +191,7 @@ class SlowDisk(SQLiteStore):
 @pytest.fixture(params=[1, 2**24], ids=["cold", "warm"])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
     """With room in memory, or with none: then all that is seen is what the disk has."""
-    store = WarmStore(await SlowDisk.open(tmp_path / "sessions.db", TTL), TTL, request.param)
+    store = CachedStore(await SlowDisk.open(tmp_path / "sessions.db", TTL), TTL, request.param)
     yield store
     await store.close()
 

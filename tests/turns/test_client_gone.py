@@ -18,7 +18,7 @@ import pytest
 from aiohttp import web
 from multidict import CIMultiDict
 
-from proxy.context import tenants as caller
+from proxy.context import tenants
 from proxy.core.model import SessionKey
 from proxy.server.app import build_app, build_runner
 from tests.server.test_sessions_api import Held, asking, call, kept
@@ -52,17 +52,17 @@ async def narrow(proxy: RunningProxy) -> AsyncIterator[int]:
 
 
 def session_key(proxy: RunningProxy, session: str) -> SessionKey:
-    return SessionKey(caller.tenant(proxy.runtime.config, CIMultiDict(), proxy.runtime.secret), session)
+    return SessionKey(tenants.tenant(proxy.runtime.config, CIMultiDict(), proxy.runtime.secret), session)
 
 
 def deserted(proxy: RunningProxy, session: str = "s1") -> bool:
     """Whether nobody listens to what is in flight, or nothing is."""
-    turns = proxy.runtime.live.turns(session_key(proxy, session))
-    return all([turn.broadcast.deserted for turn in turns])
+    turns = proxy.runtime.registry.turns(session_key(proxy, session))
+    return all([turn.broadcast.abandoned for turn in turns])
 
 
 def in_flight(proxy: RunningProxy, session: str = "s1") -> bool:
-    return bool(proxy.runtime.live.turns(session_key(proxy, session)))
+    return bool(proxy.runtime.registry.turns(session_key(proxy, session)))
 
 
 # Every moment, every way -------------------------------------------------------------------
@@ -212,7 +212,7 @@ async def test_whoever_goes_whenever_and_however(serve: Serve, capsys: pytest.Ca
                 for case in cases:
                     group.create_task(in_the_crowd(case, proxy, port))
             watching.cancel()
-            await eventually(lambda: not proxy.runtime.live.in_use and not proxy.runtime.live.in_flight)
+            await eventually(lambda: not proxy.runtime.registry.in_use and not proxy.runtime.registry.in_flight)
             await eventually(lambda: not upstream.connections)
             await eventually(lambda: held_by_process() <= before)
             assert len(upstream.requests) == len(cases)
@@ -271,7 +271,7 @@ async def test_an_orphan_without_a_head_ends_at_the_limit_and_leaves_nothing(ser
             client.abort()
         await eventually(lambda: not in_flight(proxy) and not upstream.connections, 2)
         found = await kept(proxy.port)
-    assert found == [] and not proxy.runtime.live.in_use
+    assert found == [] and not proxy.runtime.registry.in_use
 
 
 async def test_one_who_comes_back_lifts_the_limit(serve: Serve) -> None:
@@ -417,7 +417,7 @@ async def test_a_retry_that_came_before_the_first_was_known_to_be_gone_gets_its_
         again = asyncio.create_task(ask(proxy.port, user("x"), stream=True))  # uncounted: it may be another "x"
         await proxy.in_line()
         asked.cancel()
-        await proxy.deserted()
+        await proxy.abandoned()
         held.go["x"].set()
         whole: Any = await again
         assert len(upstream.requests) == 1
@@ -436,7 +436,7 @@ async def test_what_is_not_recorded_ends_with_its_client(serve: Serve, route: st
         before = [] if headers else [{"role": "system", "content": "Name this chat."}]
         asked = await asking(held, proxy.port, "x", *before, headers=headers)
         asked.cancel()
-        await eventually(lambda: not proxy.runtime.live.in_flight, 1)
+        await eventually(lambda: not proxy.runtime.registry.in_flight, 1)
         found = await kept(proxy.port)
     assert [content for _, content, _ in found] == ["1", "re 1", "2", "re 2"]
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from proxy.core.json_bytes import elements
-from proxy.dialects.chat import wire as chat
+from proxy.dialects.chat import wire
 from proxy.dialects.chat.profiles import PROFILES
 from tests.support.fakes import RECORDINGS, Recording, ScriptedUpstream, recordings
 from tests.support.serving import RunningProxy, Serve
@@ -102,7 +102,7 @@ async def test_the_upstream_receives_the_recorded_list_whoever_sends_it(
             assert marks(upstream.requests[turn].messages) == marks(whole)
         kept = await history(proxy)
     assert [turn.parent for turn in kept.turns] == [None, *[turn.id for turn in kept.turns[:-1]]]
-    messages = chat.read(group[-1].request or b"").messages
+    messages = wire.read(group[-1].request or b"").messages
     assert sum(len(turn.asked) + 1 for turn in kept.turns) == len(messages) + 1
 
 
@@ -233,7 +233,7 @@ async def test_a_list_that_was_rewritten_on_the_way_is_a_resend(serve: Serve, na
             if b"cache_control" not in earlier.body + now.body:  # marks go where the client has them now
                 assert sent(now)[: len(sent(earlier))] == sent(earlier)
         kept = await history(proxy)
-    messages = chat.read(group[-1].request or b"").messages
+    messages = wire.read(group[-1].request or b"").messages
     assert sum(len(turn.asked) + 1 for turn in kept.turns) == len(messages) + 1
 
 
@@ -266,7 +266,7 @@ def edits() -> Iterator[Any]:
     for name in GROUPS:
         if name == INVENTED:
             continue
-        first, last = (chat.read(GROUPS[name][at].request or b"").messages for at in (-2, -1))
+        first, last = (wire.read(GROUPS[name][at].request or b"").messages for at in (-2, -1))
         roles = [message.role for message in last]
         for place in range(len(first) + 1):
             if roles[place] != "assistant" or roles.count("assistant") > 1:
@@ -285,15 +285,15 @@ async def test_one_word_of_one_old_message_is_a_rewrite_at_that_message(serve: S
             await told(proxy, group, turn, body_of(group[turn])["messages"])
         before = await history(proxy)
         messages = body_of(group[-1])["messages"]
-        at = place + len(elements(b"[" + (chat.read(group[-1].request or b"").system or b"") + b"]"))
+        at = place + len(elements(b"[" + (wire.read(group[-1].request or b"").system or b"") + b"]"))
         changed = [*messages[:at], with_another_word(messages[at]), *messages[at + 1 :]]
         answer = await told(proxy, group, len(group) - 1, changed)
         after = await history(proxy)
         assert answer.decision == "rewrite"
         assert marks(upstream.requests[-1].messages) == marks(changed)
     # What stood there is still what is there, but for the one message and what is new.
-    branch = [(old.message.raw, old.turn.id) for old in before.line]
-    line = [(new.message.raw, new.turn.id) for new in after.line]
+    branch = [(old.message.raw, old.turn.id) for old in before.path]
+    line = [(new.message.raw, new.turn.id) for new in after.path]
     new = after.turns[-1]
     assert line[place][1] == new.id
     assert line[:place] == branch[:place] and line[place + 1 : len(branch)] == branch[place + 1 :]

@@ -31,7 +31,7 @@ from proxy.errors import UpstreamUnreachable
 from proxy.server.app import build_app, build_runner
 from proxy.stores.memory import MemoryStore
 from proxy.upstream.client import Client, Response
-from proxy.upstream.connection import Take
+from proxy.upstream.connection import Sink
 from tests.support.fakes import RawClient, event
 
 PROGRAMS = 2000
@@ -185,13 +185,13 @@ class Playing(Response):
         self.headers = [("content-type", "text/event-stream" if status == 200 else "application/json")]
         self._named = CIMultiDictProxy(CIMultiDict(self.headers))
 
-    def here(self) -> bytes:
+    def read_available(self) -> bytes:
         return b""
 
     async def piece(self) -> bytes:
         return await anext(self._pieces, b"")
 
-    async def flow(self, take: Take) -> bool:
+    async def flow(self, take: Sink) -> bool:
         while piece := await self.piece():
             if not take(piece, b""):
                 return True
@@ -251,12 +251,12 @@ class Story:
         """What of a history a list does not show, for another client said it: alone, behind what lists have shown."""
         order = {said(turn.asked[-1].raw): n for n, turn in enumerate(self.kept[:read_at])}
         on_line = [self.kept[order[message]] for message in base if message in order]
-        lists = [turn for turn in on_line if turn.carries]
+        lists = [turn for turn in on_line if turn.carries_history]
         shown = max([self.kept.index(turn) for turn in lists if not turn.is_spliced], default=-1)
         found = []
         for at in range(size, len(base), 2):
             turn = self.kept[order[base[at]]]
-            if lists and at and not turn.carries and order[base[at]] > shown:
+            if lists and at and not turn.carries_history and order[base[at]] > shown:
                 found += base[at : at + 2]
         return found
 
@@ -281,7 +281,7 @@ class World:
         config = Config.model_validate({"upstreams": [{"base_url": "http://upstream"}]})
         ids = (f"turn_{n}" for n in itertools.count(1))
         self.runtime = Runtime(config, Watched(self), Voice(self), b"s" * 32, lambda: 0, lambda: next(ids))
-        self.runtime.watch.hurries = lambda: True  # steps of the loop are what is counted here: a reset takes no time
+        self.runtime.poller.hurries = lambda: True  # steps of the loop are what is counted here: a reset takes no time
 
     async def start(self) -> None:
         self.runner = build_runner(build_app(self.runtime), self.runtime.config)
@@ -445,7 +445,7 @@ class Run:
 
     async def _wait(self) -> None:
         """Let the upstream end whatever it was asked, until nobody waits for anything."""
-        live = self.world.runtime.live
+        live = self.world.runtime.registry
         for _ in range(200):
             waiting = [person for person in (*self.people, *self.others) if person.waits]
             if not waiting and not live.in_use and not live.in_flight:
@@ -472,10 +472,10 @@ def check(story: Story, store: Session) -> Iterator[str]:
     calls = {call.asked.text: call for call in story.calls}
     assert len(calls) == len(story.calls), "a request went upstream twice"
     assert len({turn.id for turn in story.kept}) == len(story.kept) == len([c for c in calls.values() if c.kept])
-    assert [said(entry.message.raw) for entry in store.history.line] == story.tips[-1]
+    assert [said(entry.message.raw) for entry in store.history.path] == story.tips[-1]
     for call in calls.values():
-        carries = len(call.asked.messages) > 1
-        assert call.received == ([] if carries else story.tips[call.read_at]) + call.asked.messages
+        carries_history = len(call.asked.messages) > 1
+        assert call.received == ([] if carries_history else story.tips[call.read_at]) + call.asked.messages
         assert (call.kept is not None) == bool(call.said), "what was said is kept, and nothing else"
         assert call.kept is None or said(call.kept.reply) == ("assistant", call.said)
     for asked in story.asked.values():
@@ -494,7 +494,7 @@ def judged(asked: Asked, call: Call | None) -> str:
         if whole:
             assert kept and kept.state is TurnState.COMPLETE and asked.seen == call.said
             return "complete"
-        assert kept is None or kept.state is TurnState.CUT
+        assert kept is None or kept.state is TurnState.INTERRUPTED
         return "cut" if kept else "cut, silent"
     assert kept is None
     if asked.ended == "reset":

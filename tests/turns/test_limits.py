@@ -178,7 +178,7 @@ async def test_too_long_an_answer_costs_no_history(serve: Serve) -> None:
         answer = await ask(proxy.port, [user("more")], max_tokens=2600)
         assert answer.status == 200 and dropped(answer) > 10
         assert [dropped(each) for each in await talked(proxy, 2, 30)] == [0, 0]
-    assert len((await history(proxy)).line) == 60
+    assert len((await history(proxy)).path) == 60
 
 
 # Streams
@@ -203,7 +203,7 @@ async def test_an_error_that_begins_a_stream_is_answered_by_a_cut(serve: Serve, 
         told = await talked(proxy, 24, stream=True)
     assert all(answer.whole and b"answer" in answer.data and b"error" not in answer.data for answer in told)
     assert len(upstream.requests) <= 24 + 1 + 24 // PROBED
-    assert len((await history(proxy)).line) == 48
+    assert len((await history(proxy)).path) == 48
     if comment and framing == "chunked":
         assert sum([answer.data.startswith(comment) for answer in told]) == len(upstream.requests) - 24
 
@@ -266,7 +266,7 @@ async def test_an_error_that_begins_a_stream_stands_where_no_cut_helps(serve: Se
         await talked(proxy, 8, stream=True)
         answer = await ask(proxy.port, [user("huge" + WORDS * 20)], stream=True)
         assert (answer.status, answer.data, answer.whole) == (200, said + b"data: [DONE]\n\n", True)
-        assert len((await history(proxy)).line) == 16
+        assert len((await history(proxy)).path) == 16
 
 
 async def test_what_a_stream_says_later_is_no_opening(serve: Serve) -> None:

@@ -87,7 +87,7 @@ async def test_the_oldest_messages_leave_rarely_and_many_at_once(serve: Serve, l
     assert left == sorted(left) and left[0] == 0 and left[-1] > 90
     assert [size + out for size, out in zip(sizes, left, strict=True)] == [2 * n + 1 for n in range(60)]
     assert all(request.messages[0]["role"] == "user" for request in upstream.requests)
-    assert len((await history(proxy)).line) == 120
+    assert len((await history(proxy)).path) == 120
 
 
 async def test_a_window_goes_on_after_a_restart_and_on_the_branches_that_contain_it(
@@ -102,7 +102,7 @@ async def test_a_window_goes_on_after_a_restart_and_on_the_branches_that_contain
             proxy = await serve(upstream.base_url, store=store, history=limits)
             proxy.runtime.turn_id = lambda: "turn_of_another_process"
             (answer,) = await talked(proxy, 1, 14)
-            assert dropped(answer) == (await history(proxy)).cut.at > 0
+            assert dropped(answer) == (await history(proxy)).trim_point.at > 0
             assert is_prefix(before, upstream.requests[-1])
             shown = await get(proxy.port, "/sessions/s1")
             assert (shown["cut"], shown["messages"]) == (dropped(answer), 30)
@@ -156,7 +156,7 @@ async def test_a_refused_request_is_cut_and_sent_again(serve: Serve, counts: boo
     # Without a number there is none to remember; one that is known is tried now and then.
     assert 0 < refused <= (1 + 40 // PROBED if counts else 10)
     assert dropped(told[-1]) > 40
-    assert len((await history(proxy)).line) == 80
+    assert len((await history(proxy)).path) == 80
     assert shown["limit"] == (16 * TOKENS if counts else None)
     assert shown["tokens"] == TOKENS * (len(upstream.requests[-1].messages) + 1)
     assert (shown["cached_tokens"], shown["totals"]["cached_tokens"]) == (7, 7 * 40)
@@ -221,7 +221,7 @@ async def test_what_can_never_fit_gets_the_upstreams_own_error_and_the_session_g
         assert answer.head.header("x-session-dropped") is None
         tries = [len(request.messages) for request in upstream.requests[8:]]
         assert tries == sorted(tries, reverse=True) and tries[0] == 17 and 1 < len(tries) <= 1 + TRIES
-        assert len((await history(proxy)).line) == 16
+        assert len((await history(proxy)).path) == 16
         assert dropped((await talked(proxy, 1, 8))[0]) == 0
 
 
@@ -269,7 +269,7 @@ async def test_of_a_list_that_carries_the_end_only_what_is_put_in_front_can_go(s
     async with ScriptedUpstream(counted) as upstream:
         proxy = await serve(upstream.base_url)
         await talked(proxy, 10)
-        end = (await history(proxy)).line[-4:]
+        end = (await history(proxy)).path[-4:]
         own = [*[json.loads(entry.message.raw) for entry in end], user("more")]
         upstream.script = too_long(9)
         answer = await ask(proxy.port, own)
@@ -336,7 +336,7 @@ async def test_old_images_become_a_word(serve: Serve) -> None:
     images = [request.body.count(b"base64") for request in upstream.requests]
     assert images == [1, 2] + [3] * 38  # those of two turns, and its own
     assert upstream.requests[-1].messages[0] == user([{"type": "text", "text": "[image]"}])
-    assert (await history(proxy)).line[0].message.raw == json.dumps(look(0), separators=(",", ":")).encode()
+    assert (await history(proxy)).path[0].message.raw == json.dumps(look(0), separators=(",", ":")).encode()
 
 
 async def test_a_dry_run_tells_what_would_go(serve: Serve) -> None:

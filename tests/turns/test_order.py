@@ -11,7 +11,7 @@ import pytest
 
 from proxy.core.history import Session
 from proxy.core.model import Answer, SessionKey
-from proxy.stores.cache import WarmStore
+from proxy.stores.cache import CachedStore
 from proxy.stores.memory import MemoryStore
 from proxy.stores.sqlite.store import SQLiteStore
 from tests.support.fakes import ScriptedUpstream
@@ -48,7 +48,7 @@ def sent_by_session(upstream: ScriptedUpstream) -> dict[str, list[list[str]]]:
 async def test_each_request_holds_exactly_the_turns_before_it(
     serve: Serve, tmp_path: Path, sessions: int, count: int
 ) -> None:
-    store = WarmStore(await SQLiteStore.open(tmp_path / "sessions.db", TTL), TTL, 16 << 20)
+    store = CachedStore(await SQLiteStore.open(tmp_path / "sessions.db", TTL), TTL, 16 << 20)
     async with (
         ScriptedUpstream() as upstream,
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=32)) as client,
@@ -68,7 +68,7 @@ async def test_each_request_holds_exactly_the_turns_before_it(
 async def test_requests_at_once_are_a_serial_order_of_turns(
     serve: Serve, tmp_path: Path, rounds: int, sessions: int, count: int
 ) -> None:
-    store = WarmStore(await SQLiteStore.open(tmp_path / "sessions.db", TTL), TTL, 16 << 20)
+    store = CachedStore(await SQLiteStore.open(tmp_path / "sessions.db", TTL), TTL, 16 << 20)
     async with (
         ScriptedUpstream() as upstream,
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client,
@@ -84,7 +84,7 @@ async def test_requests_at_once_are_a_serial_order_of_turns(
                 assert received[name] == [order[: n + 1] for n in range(count)]
                 assert sorted(order) == sorted([f"{name}:{n}" for n in range(count)])
                 assert await kept(client, proxy.url, name, count) == order
-    assert not proxy.runtime.live.in_use
+    assert not proxy.runtime.registry.in_use
     await store.close()
 
 
@@ -135,7 +135,7 @@ async def test_turns_that_begin_and_end_while_a_request_reads_the_session_come_b
 ) -> None:
     store = SlowReads()
     async with ScriptedUpstream() as upstream, aiohttp.ClientSession() as client:
-        proxy = await serve(upstream.base_url, store=WarmStore(store, TTL, memory))
+        proxy = await serve(upstream.base_url, store=CachedStore(store, TTL, memory))
         store.slow = True
         late = asyncio.create_task(one(client, proxy.url, "s", 9))
         reading = await store.read.get()
@@ -152,7 +152,7 @@ async def test_a_turn_that_is_kept_while_a_retry_looks_for_its_answer_stays_in_t
     store = SlowReads()
     async with ScriptedUpstream() as upstream, aiohttp.ClientSession() as client:
         await one(client, (await serve(upstream.base_url, store=store)).url, "s", 0)
-        proxy = await serve(upstream.base_url, store=WarmStore(store, TTL, 16 << 20))  # knows of no delivery
+        proxy = await serve(upstream.base_url, store=CachedStore(store, TTL, 16 << 20))  # knows of no delivery
         proxy.runtime.turn_id()  # the other proxy's
         store.slow = True
         late = asyncio.create_task(one(client, proxy.url, "s", 0, retry=1))

@@ -439,7 +439,7 @@ async def test_a_request_cut_short_records_nothing_and_frees_its_place(serve: Se
             leave(client)
         after: Any = await ask(proxy.port, user("works"))
         assert len(upstream.requests) == 1
-    assert header(after, "x-session-state") == "new" and not proxy.runtime.live.in_use
+    assert header(after, "x-session-state") == "new" and not proxy.runtime.registry.in_use
 
 
 async def test_an_answer_over_the_limit_is_handed_on_but_its_end_is_not(serve: Serve) -> None:
@@ -474,7 +474,7 @@ async def test_a_client_that_stops_reading_is_gone_and_its_turn_is_recorded(serv
         async with RawClient(proxy.port) as client:
             await client.post("/v1/chat/completions", {"messages": [user("x")], "stream": True}, SESSION)
             await client.head()
-            await eventually(lambda: not proxy.runtime.live.in_flight)
+            await eventually(lambda: not proxy.runtime.registry.in_flight)
             second: Any = await ask(proxy.port, user("y"))
         assert second.answer.status == 200
         assert len(upstream.requests[1].messages[1]["content"]) == 200 * 60000
@@ -486,13 +486,13 @@ async def test_a_drain_refuses_new_turns_and_cuts_what_does_not_end(serve: Serve
         async with RawClient(proxy.port) as client:
             await client.post("/v1/chat/completions", {"messages": [user("x")], "stream": True}, SESSION)
             await client.head()
-            draining = asyncio.create_task(proxy.runtime.live.drain(0.2))
-            await eventually(lambda: proxy.runtime.live.draining)
+            draining = asyncio.create_task(proxy.runtime.registry.drain(0.2))
+            await eventually(lambda: proxy.runtime.registry.draining)
             refused: Any = await ask(proxy.port, user("y"))
             await client.body()
             await draining
     assert refused.answer.status == 503 and client.ended == "reset"
-    assert proxy.runtime.live.in_flight == 0 and not proxy.runtime.live.in_use
+    assert proxy.runtime.registry.in_flight == 0 and not proxy.runtime.registry.in_use
 
 
 async def test_who_waits_in_line_when_a_drain_begins_is_refused(serve: Serve) -> None:
@@ -507,7 +507,7 @@ async def test_who_waits_in_line_when_a_drain_begins_is_refused(serve: Serve) ->
         await eventually(lambda: upstream.requests)
         waiting = [asyncio.create_task(ask(proxy.port, user(str(n)))) for n in (2, 3)]
         await proxy.in_line(2)
-        draining = asyncio.create_task(proxy.runtime.live.drain(5))
+        draining = asyncio.create_task(proxy.runtime.registry.drain(5))
         await asyncio.sleep(0)
         hold.set()
         done: Any = await first
@@ -515,4 +515,4 @@ async def test_who_waits_in_line_when_a_drain_begins_is_refused(serve: Serve) ->
         await draining
         assert len(upstream.requests) == 1
     assert done.answer.status == 200 and [client.answer.status for client in refused] == [503, 503]
-    assert not proxy.runtime.live.in_use
+    assert not proxy.runtime.registry.in_use

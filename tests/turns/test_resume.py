@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from proxy.stores.cache import WarmStore
+from proxy.stores.cache import CachedStore
 from proxy.stores.sqlite.store import SQLiteStore
 from tests.server.test_sessions_api import Held, asking, call, code
 from tests.support.fakes import (
@@ -107,7 +107,7 @@ async def test_who_comes_back_at_any_point_reads_what_one_reads_who_never_left(
 ) -> None:
     begun, crowd = time.monotonic(), asyncio.Semaphore(SIDE_BY_SIDE)
     replies = {f"s{n}": random_reply(random.Random(n)) for n in range(STREAMS)}
-    store = WarmStore(await SQLiteStore.open(tmp_path / "sessions.db", TTL), TTL, 16 << 20)
+    store = CachedStore(await SQLiteStore.open(tmp_path / "sessions.db", TTL), TTL, 16 << 20)
 
     def script(request: Received) -> Reply:
         return replies[request.messages[-1]["content"]]

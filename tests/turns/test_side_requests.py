@@ -126,7 +126,7 @@ async def test_a_first_turn_tried_again_under_a_clock_is_a_retry(serve: Serve) -
             await eventually(lambda: len(upstream.requests) == 1)
             gone.abort()
         held.set()
-        await eventually(lambda: proxy.runtime.live.in_flight == 0)
+        await eventually(lambda: proxy.runtime.registry.in_flight == 0)
         answer = await ask(proxy.port, [system("It is 10:00:09."), user("My name is Alice.")])
         assert answer.decision == "retry"
         await ask(proxy.port, [user("What is it?")])

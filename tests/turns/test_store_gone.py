@@ -60,7 +60,7 @@ async def test_a_turn_that_cannot_be_remembered_is_refused_before_the_upstream_i
         store.fails_at = ""
         assert (await asked(proxy.port, "3", session))[0] == 200
         assert [each["content"] for each in upstream.requests[-1].messages] == ["1", "answer 1", "3"]
-        assert not proxy.runtime.live.in_use and not proxy.runtime.live.in_flight
+        assert not proxy.runtime.registry.in_use and not proxy.runtime.registry.in_flight
 
 
 async def test_it_is_not_ready_while_it_cannot_write(serve: Serve) -> None:

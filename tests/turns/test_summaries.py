@@ -70,10 +70,10 @@ async def slowly(proxy: RunningProxy, writing: Writing, turns: int, start: int =
 
 
 def KEY(proxy: RunningProxy) -> Any:
-    from proxy.context import tenants as caller
+    from proxy.context import tenants
     from proxy.core.model import SessionKey
 
-    return SessionKey(caller.tenant(proxy.runtime.config, CIMultiDict(), proxy.runtime.secret), "s1")
+    return SessionKey(tenants.tenant(proxy.runtime.config, CIMultiDict(), proxy.runtime.secret), "s1")
 
 
 async def test_what_leaves_is_replaced_by_a_summary(serve: Serve, tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ async def test_what_leaves_is_replaced_by_a_summary(serve: Serve, tmp_path: Path
     assert sum([after.body.startswith(old_part(before)) for before, after in pairs]) >= 0.75 * len(pairs)
     async with warm_store(tmp_path) as store:  # after a restart, and where no more are asked for
         proxy = await serve(upstream.base_url, store=store, upstream=OURS)
-        assert (await history(proxy)).cut.summary == json.dumps(shown["summary"], separators=(",", ":")).encode()
+        assert (await history(proxy)).trim_point.summary == json.dumps(shown["summary"], separators=(",", ":")).encode()
 
 
 async def test_a_turn_never_waits_for_a_summary(serve: Serve) -> None:
@@ -190,7 +190,7 @@ async def test_a_deletion_takes_the_summary_along(serve: Serve) -> None:
         while not writing.summaries:
             await slowly(proxy, writing, 1, turns)
             turns += 1
-        assert proxy.runtime.summaries.ready(KEY(proxy), (await history(proxy)).line)
+        assert proxy.runtime.summaries.ready(KEY(proxy), (await history(proxy)).path)
         writing.go.clear()
         assert (await call(proxy.port, "DELETE", "/sessions/s1"))[0].status == 200
         assert proxy.runtime.summaries._ready == {}
@@ -223,7 +223,7 @@ async def test_a_summary_is_for_every_branch_that_has_what_it_tells_of(serve: Se
         while not writing.summaries:
             await slowly(proxy, writing, 1, turns)
             turns += 1
-        line = [json.loads(entry.message.raw) for entry in (await history(proxy)).line]
+        line = [json.loads(entry.message.raw) for entry in (await history(proxy)).path]
         branch = [*(line[:-2] if kept else line[:2]), user("another question")]
         assert (await ask(proxy.port, branch)).decision == "rewrite"
         assert (await ask(proxy.port, [user("more")], headers=[("x-session-mode", "append")])).status == 200
@@ -242,7 +242,7 @@ async def test_a_dry_run_lists_the_summary_and_operators_see_it(serve: Serve, ca
     assert [each["role"] for each in told["messages"]] == [each["role"] for each in sent]
     assert [each["from"] for each in told["messages"]][:2] == ["summary", "proxy"]
     assert {each["from"] for each in told["messages"][2:]} == {"history", "request"}
-    numbers = proxy.runtime.numbers
+    numbers = proxy.runtime.counters
     assert numbers.summaries == {"made": len(writing.summaries)} and writing.summaries
     used = numbers.summary_prompt, numbers.summary_completion
     assert used == (3 * len(writing.summaries), 2 * len(writing.summaries))
@@ -254,4 +254,4 @@ async def test_a_summary_that_fails_is_counted(serve: Serve) -> None:
     async with ScriptedUpstream(writing) as upstream:
         proxy = await serve(upstream.base_url, upstream=OURS, history=LIMIT)
         await slowly(proxy, writing, 12)
-    assert proxy.runtime.numbers.summaries == {"failed": len(writing.summaries)} and writing.summaries
+    assert proxy.runtime.counters.summaries == {"failed": len(writing.summaries)} and writing.summaries

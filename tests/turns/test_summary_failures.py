@@ -124,7 +124,7 @@ async def test_one_that_fails_leaves_the_last_one_in_every_prompt(
         for n in range(20):
             await talk(proxy.port, 1, turns + DEEP + n)
             await idle(proxy)
-        cut = (await history(proxy)).cut
+        cut = (await history(proxy)).trim_point
         assert cut.covered == cut.at
         left = "\n".join([request.messages[1]["content"] for request in upstream_of.summaries])
         assert [n for n in range(cut.at // 2) if f"question {n} " not in left] == []
@@ -200,7 +200,7 @@ async def test_eight_sessions_at_once_all_use_their_late_ones(serve: Serve) -> N
         begins = time.monotonic()
         await asyncio.gather(*[session(proxy.port, f"s{n}") for n in range(1, 9)])
         took = time.monotonic() - begins
-        cuts = [(await history(proxy, f"s{n}")).cut for n in range(1, 9)]
+        cuts = [(await history(proxy, f"s{n}")).trim_point for n in range(1, 9)]
     assert all(cut.summary and cut.covered >= 16 for cut in cuts)
     assert took < TURNS_OF_EIGHT * PAUSE + 8
     assert 8 <= len(upstream_of.summaries) <= 8 * (took / upstream_of.delay + 1)  # one at a time
@@ -219,7 +219,7 @@ async def test_four_that_hang_block_no_other_session(serve: Serve) -> None:
         for n in range(16):
             await talk(proxy.port, 1, n)
             await idle(proxy)
-        assert (await history(proxy)).cut.summary
+        assert (await history(proxy)).trim_point.summary
         for name in "abcd":
             assert (await call(proxy.port, "DELETE", f"/sessions/{name}"))[0].status == 200
 
@@ -311,19 +311,19 @@ async def test_a_restart_keeps_the_last_one_and_what_it_tells_of(serve: Serve, t
             upstream_of.fails = FAILURES["500"]
             await talk(proxy.port, 12, turns)
             await idle(proxy)
-            before = (await history(proxy)).cut
+            before = (await history(proxy)).trim_point
         assert before.summary and before.covered < before.at
         async with warm_store(tmp_path) as store:
             proxy = await serve(upstream.base_url, store=store, upstream=OURS, history=TIMED)
             proxy.runtime.turn_id = iter([f"again_{n}" for n in range(99)]).__next__
-            assert (await history(proxy)).cut == before
+            assert (await history(proxy)).trim_point == before
             await talk(proxy.port, 1, turns + 12)
             assert summary_of(upstream_of.turns[-1]) is not None
             upstream_of.fails = None
             for n in range(6):
                 await talk(proxy.port, 1, turns + 13 + n)
                 await idle(proxy)
-            cut = (await history(proxy)).cut
+            cut = (await history(proxy)).trim_point
             assert cut.covered == cut.at
             asked = [request for request in upstream_of.summaries if f"question {before.covered // 2} " in str(request)]
             assert asked
@@ -334,11 +334,11 @@ async def test_a_branch_from_before_the_cut_has_its_messages_again(serve: Serve)
     async with ScriptedUpstream(upstream_of) as upstream:
         proxy = await serve(upstream.base_url, upstream=OURS, history=TIMED)
         await begun(proxy, upstream_of)
-        line = [json.loads(entry.message.raw) for entry in (await history(proxy)).line]
+        line = [json.loads(entry.message.raw) for entry in (await history(proxy)).path]
         assert (await ask(proxy.port, [*line[:4], user("another question")])).decision == "rewrite"
         assert (await ask(proxy.port, [user("more")], headers=[("x-session-mode", "append")])).status == 200
         assert upstream_of.turns[-1].messages[:4] == line[:4]
-        assert (await history(proxy)).cut.summary is None
+        assert (await history(proxy)).trim_point.summary is None
 
 
 async def test_no_summary_is_used_of_a_session_that_was_deleted(serve: Serve) -> None:

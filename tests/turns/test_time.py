@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from proxy.stores.base import Store
-from proxy.stores.cache import WarmStore
+from proxy.stores.cache import CachedStore
 from proxy.stores.memory import MemoryStore
 from proxy.stores.sqlite.store import SQLiteStore
 from tests.support.fakes import RawClient, Reply, ScriptedUpstream, completion, error, eventually, sse
@@ -38,7 +38,7 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     """What a daemon keeps its sessions in, with and without a file."""
     made: Store = MemoryStore(TTL)
     if request.param == "warm":
-        made = WarmStore(await SQLiteStore.open(tmp_path / "sessions.db", TTL), TTL, 1 << 20)
+        made = CachedStore(await SQLiteStore.open(tmp_path / "sessions.db", TTL), TTL, 1 << 20)
     yield made
     await made.close()
 
@@ -51,7 +51,7 @@ def clock() -> Clock:
 async def sweep(proxy: RunningProxy) -> int:
     """As the daemon does it; how many sessions were emptied."""
     runtime = proxy.runtime
-    return await runtime.store.sweep(runtime.now(), runtime.live.in_use, 100)
+    return await runtime.store.sweep(runtime.now(), runtime.registry.in_use, 100)
 
 
 async def call(port: int, method: str, path: str) -> Got:

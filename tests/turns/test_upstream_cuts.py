@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import pytest
 from multidict import CIMultiDict
 
-from proxy.context import tenants as caller
+from proxy.context import tenants
 from proxy.core.model import Message, SessionKey, Turn, TurnState
 from tests.support.fakes import RawClient, Received, Reply, ScriptedUpstream, completion, eventually, sse
 from tests.support.serving import RunningProxy, Serve
@@ -25,7 +25,7 @@ from tests.support.strict import problems
 STEP = 1 if os.environ.get("SOAK") else 10
 LANES = 4  # cases at a time, each with a proxy and an upstream of its own
 PATH = "/v1/chat/completions"
-COMPLETE, CUT = TurnState.COMPLETE, TurnState.CUT
+COMPLETE, INTERRUPTED = TurnState.COMPLETE, TurnState.INTERRUPTED
 
 
 def user(text: str) -> dict[str, str]:
@@ -38,7 +38,7 @@ def assistant(text: str) -> dict[str, str]:
 
 BEFORE = [user("before"), assistant("as it was")]
 _ASKED, _SAID = [Message(message["role"], json.dumps(message).encode()) for message in BEFORE]
-OLD = Turn(id="turn_old", system=None, asked=(_ASKED,), reply=_SAID.raw, echo=_SAID)
+OLD = Turn(id="turn_old", system=None, asked=(_ASKED,), reply=_SAID.raw, rendered=_SAID)
 
 
 # What is said ------------------------------------------------------------------------------
@@ -69,7 +69,7 @@ class Body:
         finished = at >= self.finished
         if at >= self.done or (finished and whole and not fails):
             return Kept(COMPLETE, text, True)
-        return Kept(CUT, text, finished) if text and not fails else None
+        return Kept(INTERRUPTED, text, finished) if text and not fails else None
 
 
 def _stream() -> Body:
@@ -213,14 +213,14 @@ def kept_of(request: Received) -> Kept | None:
 
 async def try_case(proxy: RunningProxy, upstream: ScriptedUpstream, body: Body, at: int, shape: Shape) -> None:
     runtime = proxy.runtime
-    key = SessionKey(caller.tenant(runtime.config, CIMultiDict(), runtime.secret), str(at))
+    key = SessionKey(tenants.tenant(runtime.config, CIMultiDict(), runtime.secret), str(at))
     await runtime.store.append(key, [OLD], runtime.now())
     upstream.requests.clear()
     upstream.script = [broken(body, at, shape), completion("fine")]
     seen = await ask(proxy.port, key.id, "x", body.stream)
     if shape.closed:
         await eventually(lambda: not upstream.connections)
-    await eventually(lambda: not runtime.live.in_use and not runtime.live.in_flight)
+    await eventually(lambda: not runtime.registry.in_use and not runtime.registry.in_flight)
     turns = (await runtime.store.load(key, runtime.now())).history.turns[1:]
     after = await ask(proxy.port, key.id, "y")
     assert (after.status, after.ended) == (200, "complete")
@@ -332,7 +332,7 @@ async def test_an_upstream_that_hangs_behind_its_end_holds_up_nobody(serve: Serv
             assert (await ask(proxy.port, "s", "y")).status == 200
             assert upstream.requests[1].messages == [user("x"), assistant("all"), user("y")]
             assert client.ended is None and upstream.connections == 2
-        await eventually(lambda: upstream.connections == 1 and not proxy.runtime.live.in_flight, 1)
+        await eventually(lambda: upstream.connections == 1 and not proxy.runtime.registry.in_flight, 1)
 
 
 async def test_an_upstream_that_hangs_behind_its_end_is_closed_when_idle_for_too_long(serve: Serve) -> None:
@@ -370,9 +370,9 @@ async def test_a_break_behind_the_finish_reason_keeps_all_of_the_text_as_cut(ser
         await eventually(lambda: not upstream.connections)
         after = await ask(proxy.port, "s", "y")
         assert upstream.requests[1].messages == [user("x"), assistant("all"), user("y")]
-        key = SessionKey(caller.tenant(proxy.runtime.config, CIMultiDict(), b"s" * 32), "s")
+        key = SessionKey(tenants.tenant(proxy.runtime.config, CIMultiDict(), b"s" * 32), "s")
         turns = (await proxy.runtime.store.load(key, proxy.runtime.now())).history.turns
-    assert [turn.state for turn in turns] == [CUT, COMPLETE]
+    assert [turn.state for turn in turns] == [INTERRUPTED, COMPLETE]
     assert seen.ended == "reset" and after.status == 200
 
 
@@ -387,7 +387,7 @@ async def test_a_reply_over_the_limit_is_handed_on_without_its_end(
     async with ScriptedUpstream([reply, completion("fine")]) as upstream:
         proxy = await serve(upstream.base_url, limits={"recorded_reply": f"{size - over}B"})
         seen = await ask(proxy.port, "s", "x", make is sse)
-        await eventually(lambda: not proxy.runtime.live.in_use)
+        await eventually(lambda: not proxy.runtime.registry.in_use)
         await ask(proxy.port, "s", "y")
         kept = [] if over else [user("x"), assistant("x" * 4096)]
         assert upstream.requests[1].messages == [*kept, user("y")]

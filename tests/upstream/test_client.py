@@ -10,12 +10,12 @@ import subprocess
 import time
 from collections.abc import Awaitable, Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from proxy.errors import UpstreamTimeout, UpstreamUnreachable
-from proxy.upstream import dialing as origin
+from proxy.upstream import dialing
 from tests.support.fakes import eventually
 from tests.support.raw_upstream import (
     CHUNKED,
@@ -359,12 +359,43 @@ async def test_an_address_that_leads_nowhere_does_not_hold_up_the_next() -> None
             ([full, refused, good], 0.2),
         ):
             start = time.monotonic()
-            with await origin.reach(addresses) as sock:
+            with await dialing.reach(addresses) as sock:
                 assert sock.getpeername()[1] == it.upstream.port
             assert least <= time.monotonic() - start < least + 0.2
             await eventually(lambda: len(asyncio.all_tasks()) == tasks, 0.5)  # the others have been given up
         with pytest.raises(ConnectionRefusedError):
-            await origin.reach([refused, refused])
+            await dialing.reach([refused, refused])
+        unreachable = (*kind, ("255.255.255.255", 80))
+        with pytest.raises(ConnectionRefusedError):  # of two reasons the last
+            await dialing.reach([unreachable, refused])
+        with await dialing.reach([unreachable, good]) as sock:
+            assert sock.getpeername()[1] == it.upstream.port
+
+
+@on_both_loops
+async def test_a_connection_does_not_wait_to_fill_its_packets() -> None:
+    async with talk() as it:
+        place = dialing.Origin(False, "127.0.0.1", it.upstream.port, "")
+        protocol = await dialing.connect(place, None, 5.0, Seen)
+        assert protocol.without_delay
+        protocol.transport.abort()
+        await protocol.lost
+
+
+class Seen(asyncio.Protocol):
+    """A connection whose socket is looked at once it is made."""
+
+    transport: asyncio.Transport
+    without_delay = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.lost = asyncio.get_running_loop().create_future()
+        sock = transport.get_extra_info("socket")
+        self.without_delay = bool(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.lost.set_result(None)
 
 
 @on_both_loops

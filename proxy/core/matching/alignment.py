@@ -1,6 +1,6 @@
-"""Where a list of messages and a line of stored ones agree: by place and in order, never as sets.
+"""Finds where a client's list and a path of stored messages agree: by position and in order, never as sets.
 
-Pure. Knows messages by the marks that a dialect takes of them; not what an agreement means.
+Pure. Compares messages by the fingerprints that a dialect takes of them; does not decide what an agreement means.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from proxy.core.model import Layout, Message, Span
 
 STARTS = 32  # places tried for the beginning of a window: "yes" may stand in a history ten thousand times
 
-Line = Sequence[Entry]
+Entries = Sequence[Entry]
 Pairs = list[tuple[int, int]]  # where in the list, and which message of the line it repeats
 
 
-class Marks(Protocol):
-    """How a dialect recognises messages."""
+class Fingerprinter(Protocol):
+    """How a dialect takes fingerprints of messages. Each is 16 bytes."""
 
-    def mark(self, raw: bytes, ids: bool = True) -> bytes: ...
+    def fingerprint(self, raw: bytes, ids: bool = True) -> bytes: ...
 
-    def is_loose(self, mark: bytes) -> bool:
-        """Whether a mark was taken of a message that lacks what a client's copy of it makes up."""
+    def is_loose(self, fingerprint: bytes) -> bool:
+        """Whether a fingerprint leaves out the IDs of tool calls, because the message has none."""
 
     def bare(self, raw: bytes) -> bytes:
-        """The mark of a reply without what it says beside its calls; empty where it has none that are named."""
+        """The fingerprint of a reply's tool calls alone, without its text; empty where it has no call with an ID."""
 
     def joined(self, first: bytes, second: bytes) -> bytes:
-        """The mark of what a client makes of a prefill and the reply that continued it."""
+        """The fingerprint of a prefill and the reply that continued it, joined as clients do."""
 
 
-class Content(Marks, Protocol):
-    """What a dialect tells of a message beside its mark."""
+class MessageReader(Fingerprinter, Protocol):
+    """How a dialect reads what a message says."""
 
     def text(self, raw: bytes) -> str:
         """What a message says, without the white space around it."""
@@ -51,46 +51,46 @@ class Content(Marks, Protocol):
 
 
 class Alignment:
-    """One list, to be held against lines."""
+    """Compares one list of messages with paths of stored ones."""
 
-    def __init__(self, messages: Sequence[Message], marks: Marks) -> None:
+    def __init__(self, messages: Sequence[Message], dialect: Fingerprinter) -> None:
         self.messages = messages
-        self._marks = marks
+        self._dialect = dialect
         self._taken: dict[tuple[int, bool], bytes] = {}
 
-    def run(self, line: Line, n: int = 0, at: int = 0) -> Pairs:
-        """How far the list from `n` and the line from `at` agree without a gap."""
+    def run(self, path: Entries, n: int = 0, at: int = 0) -> Pairs:
+        """The pairs for which the list from `n` and the path from `at` agree without a gap."""
         pairs: Pairs = []
-        while n < len(self.messages) and at < len(line) and (step := self._step(n, line, at)):
+        while n < len(self.messages) and at < len(path) and (step := self._step(n, path, at)):
             pairs += [(n, at + more) for more in range(step)]
             n, at = n + 1, at + step
         return pairs
 
-    def window(self, line: Line, to_the_tip: bool) -> Pairs:
-        """The longest stretch of the line, a reply of ours in it, that the list begins with; the newest of
-        several as long."""
+    def window(self, path: Entries, to_the_tip: bool) -> Pairs:
+        """The longest stretch of the path that the list begins with and that holds a reply of ours; of several of
+        equal length the newest."""
         best: Pairs = []
-        starts = [at for at in range(len(line) - 1, 0, -1) if self.messages and self.same(0, line[at])]
+        starts = [at for at in range(len(path) - 1, 0, -1) if self.messages and self.same(0, path[at])]
         for start in starts[:STARTS]:
-            pairs = self.run(line, 0, start)
-            reaches = pairs[-1][1] + 1 == len(line)
-            if len(pairs) > len(best) and (reaches or not to_the_tip) and has_ours(pairs, line):
+            pairs = self.run(path, 0, start)
+            reaches = pairs[-1][1] + 1 == len(path)
+            if len(pairs) > len(best) and (reaches or not to_the_tip) and has_ours(pairs, path):
                 best = pairs
         return best
 
-    def in_order(self, line: Line, n: int = 0, at: int = 0) -> Pairs:
-        """What of the list from `n` stands in the line from `at`, in order: the messages that occur once in
-        each, as a patience diff takes them, and what follows each of them."""
-        jumps = [*self._anchors(line, n, at), (len(self.messages), len(line))]
+    def in_order(self, path: Entries, n: int = 0, at: int = 0) -> Pairs:
+        """The messages of the list from `n` that are on the path from `at`, in order: those that occur once in each, as
+        a patience diff takes them, and what follows each of them."""
+        jumps = [*self._anchors(path, n, at), (len(self.messages), len(path))]
         pairs: Pairs = []
-        for place in range(n, len(self.messages)):
-            if place == jumps[0][0]:
+        for index in range(n, len(self.messages)):
+            if index == jumps[0][0]:
                 at = jumps.pop(0)[1]
-            step = self._step(place, line, at) if at < len(line) else 0
+            step = self._step(index, path, at) if at < len(path) else 0
             if step and at + step <= jumps[0][1]:
-                pairs += [(place, at + more) for more in range(step)]
+                pairs += [(index, at + more) for more in range(step)]
                 at += step
-            elif at + 1 < jumps[0][1] and place + 1 < len(self.messages) and self.same(place + 1, line[at + 1]):
+            elif at + 1 < jumps[0][1] and index + 1 < len(self.messages) and self.same(index + 1, path[at + 1]):
                 at += 1  # one message in the place of another
         return pairs
 
@@ -100,81 +100,83 @@ class Alignment:
             return True
         if mine.role != stored.role and "assistant" in (mine.role, stored.role):
             return False
-        mark = self._mark_of(entry)
-        if mark == self._mark(n, not self._marks.is_loose(mark)):
+        fingerprint = self._fingerprint_of(entry)
+        if fingerprint == self._fingerprint(n, not self._dialect.is_loose(fingerprint)):
             return True
-        return mine.role == "assistant" and self._mark(n) == self._marks.bare(stored.raw)
+        return mine.role == "assistant" and self._fingerprint(n) == self._dialect.bare(stored.raw)
 
     def head(self) -> bytes:
-        """The mark of the list's first message; empty where it has none."""
-        return self._mark(0) if self.messages else b""
+        """The fingerprint of the list's first message; empty for an empty list."""
+        return self._fingerprint(0) if self.messages else b""
 
     def begins(self, n: int, others: Sequence[Message]) -> bool:
-        """Whether the list from `n` begins with messages that are no part of a line yet."""
-        ours = [other.mark or self._marks.mark(other.raw) for other in others]
-        return len(self.messages) >= n + len(ours) and ours == [self._mark(n + more) for more in range(len(ours))]
+        """Whether the list from `n` begins with these messages, which are on no path yet."""
+        ours = [other.fingerprint or self._dialect.fingerprint(other.raw) for other in others]
+        return len(self.messages) >= n + len(ours) and ours == [
+            self._fingerprint(n + more) for more in range(len(ours))
+        ]
 
-    def begins_as(self, others: Sequence[Message], entries: Line) -> int:
+    def begins_as(self, others: Sequence[Message], entries: Entries) -> int:
         """How many `entries` the messages of `others` begin with, where these have more, and the list begins with
         all of them and has more again; 0 where it is not so."""
         if not 0 < len(entries) < len(others) < len(self.messages) or not self.begins(0, others):
             return 0
-        ours = [other.mark or self._marks.mark(other.raw) for other in others]
-        return len(entries) if all([self._mark_of(e) == m for e, m in zip(entries, ours, strict=False)]) else 0
+        ours = [other.fingerprint or self._dialect.fingerprint(other.raw) for other in others]
+        return len(entries) if all([self._fingerprint_of(e) == m for e, m in zip(entries, ours, strict=False)]) else 0
 
-    def _anchors(self, line: Line, n: int, at: int) -> Pairs:
-        places: dict[bytes, list[int]] = {}
-        for place in range(at, len(line)):
-            places.setdefault(self._mark_of(line[place]), []).append(place)
-        unique = {mark: found[0] for mark, found in places.items() if len(found) == 1}
-        loose = any([self._marks.is_loose(mark) for mark in unique])
+    def _anchors(self, path: Entries, n: int, at: int) -> Pairs:
+        indexes: dict[bytes, list[int]] = {}
+        for index in range(at, len(path)):
+            indexes.setdefault(self._fingerprint_of(path[index]), []).append(index)
+        unique = {fingerprint: found[0] for fingerprint, found in indexes.items() if len(found) == 1}
+        loose = any([self._dialect.is_loose(fingerprint) for fingerprint in unique])
         once: dict[bytes, list[int]] = {}
-        for place in range(n, len(self.messages)):
-            for mark in {self._mark(place), self._mark(place, not loose)} & unique.keys():
-                once.setdefault(mark, []).append(place)
-        anchors = [(found[0], unique[mark]) for mark, found in once.items() if len(found) == 1]
+        for index in range(n, len(self.messages)):
+            for fingerprint in {self._fingerprint(index), self._fingerprint(index, not loose)} & unique.keys():
+                once.setdefault(fingerprint, []).append(index)
+        anchors = [(found[0], unique[fingerprint]) for fingerprint, found in once.items() if len(found) == 1]
         # With its ids and without them a call may be two of the line: falling, so that a run has one of them.
         anchors.sort(key=lambda anchor: (anchor[0], -anchor[1]))
         # Replies of ours first: what a client puts behind its newest message moves on in each list, and they do not.
-        ours = rising([anchor for anchor in anchors if line[anchor[1]].ours])
-        return self._behind_questions(rising([anchor for anchor in anchors if _fits(anchor, ours)]), line, n, at)
+        ours = rising([anchor for anchor in anchors if path[anchor[1]].ours])
+        return self._behind_questions(rising([anchor for anchor in anchors if _fits(anchor, ours)]), path, n, at)
 
-    def _behind_questions(self, anchors: Pairs, line: Line, n: int, at: int) -> Pairs:
+    def _behind_questions(self, anchors: Pairs, path: Entries, n: int, at: int) -> Pairs:
         """With what a reply of ours answered, where the list has it before the reply: it may be said twice."""
         found: Pairs = []
         for anchor in anchors:
             before = [anchor]
-            place, stored = anchor[0] - 1, anchor[1] - 1
-            while place >= n and stored >= at and line[anchor[1]].ours and line[stored].turn is line[anchor[1]].turn:
-                if (found and (place <= found[-1][0] or stored <= found[-1][1])) or not self.same(place, line[stored]):
+            index, stored = anchor[0] - 1, anchor[1] - 1
+            while index >= n and stored >= at and path[anchor[1]].ours and path[stored].turn is path[anchor[1]].turn:
+                if (found and (index <= found[-1][0] or stored <= found[-1][1])) or not self.same(index, path[stored]):
                     break
-                before.append((place, stored))
-                place, stored = place - 1, stored - 1
+                before.append((index, stored))
+                index, stored = index - 1, stored - 1
             found += before[::-1]
         return found
 
-    def _step(self, n: int, line: Line, at: int) -> int:
+    def _step(self, n: int, path: Entries, at: int) -> int:
         """How many messages of the line the list's message `n` repeats: two where a client has joined its
         prefill and the reply that continued it."""
-        if self.same(n, line[at]):
+        if self.same(n, path[at]):
             return 1
-        prefill = line[at].message
-        if prefill.role != "assistant" or line[at].ours or at + 1 == len(line) or not line[at + 1].ours:
+        prefill = path[at].message
+        if prefill.role != "assistant" or path[at].ours or at + 1 == len(path) or not path[at + 1].ours:
             return 0
-        return 2 if self._mark(n) == self._marks.joined(prefill.raw, line[at + 1].message.raw) else 0
+        return 2 if self._fingerprint(n) == self._dialect.joined(prefill.raw, path[at + 1].message.raw) else 0
 
-    def _mark(self, n: int, ids: bool = True) -> bytes:
+    def _fingerprint(self, n: int, ids: bool = True) -> bytes:
         if (taken := self._taken.get((n, ids))) is None:
-            taken = self._taken[n, ids] = self._marks.mark(self.messages[n].raw, ids)
+            taken = self._taken[n, ids] = self._dialect.fingerprint(self.messages[n].raw, ids)
         return taken
 
-    def _mark_of(self, entry: Entry) -> bytes:
-        return entry.message.mark or self._marks.mark(entry.message.raw)
+    def _fingerprint_of(self, entry: Entry) -> bytes:
+        return entry.message.fingerprint or self._dialect.fingerprint(entry.message.raw)
 
 
-def has_ours(pairs: Pairs, line: Line) -> bool:
-    """Whether a reply of ours is among what is repeated."""
-    return any([line[at].ours for _, at in pairs])
+def has_ours(pairs: Pairs, path: Entries) -> bool:
+    """Whether one of the pairs is a reply of ours."""
+    return any([path[at].ours for _, at in pairs])
 
 
 def rising(anchors: Pairs) -> Pairs:
@@ -196,15 +198,16 @@ def rising(anchors: Pairs) -> Pairs:
 
 def _fits(anchor: tuple[int, int], run: Pairs) -> bool:
     """Whether an anchor is in a rising run, or could be."""
-    place = bisect_left(run, anchor)
-    before, behind = run[place - 1 : place], run[place : place + 1]
+    index = bisect_left(run, anchor)
+    before, behind = run[index - 1 : index], run[index : index + 1]
     return all([at < anchor[1] for _, at in before]) and all([at >= anchor[1] for _, at in behind])
 
 
 def layout(pairs: Pairs, size: int, before: int, stays: Sequence[int] = ()) -> Layout:
-    """Which spans of the line stay, the first `before` messages of it to begin with, and how many of the
-    list's own messages stand in between; `size` is the list's length. What `stays` although the list does not show
-    it keeps its place in time: before what is repeated behind it, and before what is new."""
+    """The layout of a turn: which spans of the path it keeps, and how many messages of its list stand between them.
+
+    The first `before` messages of the path are kept in any case, and those at `stays` although the list does not show
+    them, before what is repeated behind them and before what is new. `size`: messages of the list."""
     parts: list[Span | int] = [(0, before)] if before else []
     repeated: dict[int, list[int]] = {}
     for n, at in pairs:

@@ -1,6 +1,6 @@
-"""Whether two texts say the same although they are not equal: system prompts with a clock in them, and quotes.
+"""Compares texts that may differ and still say the same: system prompts with a clock in them, and quotes.
 
-Pure. Wording is no evidence: texts are held against each other, never against a list of words.
+Pure. Texts are compared with each other, never with a list of words.
 """
 
 from __future__ import annotations

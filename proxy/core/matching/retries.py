@@ -1,4 +1,4 @@
-"""Retries: whether a request tries the last turn again, and what is sent for it then. Pure."""
+"""Recognises a retry of the last turn, and plans what is sent for it. Pure."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def is_retry(request: bytes, last: Turn | None, counted: bool, delivered: bool |
 def retried(history: History, turn: Turn, ask: Ask) -> Plan:
     """The plan of a recorded turn, to be run again beside it: what it was read against, not what stands there now.
     `ask` is the request that came again."""
-    line = history.line_of(turn.parent)
+    path = history.path_of(turn.parent)
     if turn.layout is not None:
-        line = tuple(laid_out(line, turn.layout, [Entry(message, turn, False) for message in turn.asked]))
+        path = tuple(laid_out(path, turn.layout, [Entry(message, turn, False) for message in turn.asked]))
     messages = turn.asked if turn.layout is None else ()
-    spliced = turn.is_side or (turn.resends and turn.is_spliced)  # its client's list went as it was
+    spliced = turn.is_side_request or (turn.resends and turn.is_spliced)  # its client's list went as it was
     return Plan(
         Decision.RETRY,
         "the last turn, tried again",
@@ -34,13 +34,13 @@ def retried(history: History, turn: Turn, ask: Ask) -> Plan:
         messages=ask.messages if spliced else messages,
         asked=turn.asked,
         system=history.system_of(turn.id),
-        line=() if spliced else line,
-        injected=0 if spliced else len(line),
+        path=() if spliced else path,
+        injected=0 if spliced else len(path),
         layout=turn.layout,
         resends=turn.resends,
         alone=turn.resends,
-        side=turn.is_side,
+        side=turn.is_side_request,
         spliced=spliced,
         client=turn.client,
-        carries=turn.carries,
+        carries_history=turn.carries_history,
     )

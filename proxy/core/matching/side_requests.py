@@ -1,8 +1,8 @@
-"""Whether a request is said beside the conversation: a title, tags, follow-ups, a summary, a plan, a memory agent.
+"""Recognises side requests: a title, tags, follow-ups, a summary, a plan, a memory agent.
 
-Pure. Evidence is what a request is (its tools, its stream, its system prompt) and what it quotes, never its wording.
-Where a client sends new messages only, a changed or missing prompt alone proves nothing: it sends one once, or with a
-clock in it. The rules and their rows stand in docs/reconcile.md.
+Pure. The evidence is a request's tools, stream and system prompt, and what it quotes; never its wording. A changed or
+missing prompt alone proves nothing of a client that sends new messages only: it may send its prompt once, or with a
+clock in it. docs/reconcile.md lists the rules and their cases.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import cached_property
 
 from proxy.core.history import History
 from proxy.core.json_bytes import elements
-from proxy.core.matching.alignment import Content
+from proxy.core.matching.alignment import MessageReader
 from proxy.core.matching.prompts import OWN_WORDS, QUOTE, is_alike, is_framed, is_told, parts, quoted_in
 from proxy.core.matching.speakers import is_of_another
 from proxy.core.model import CLIENT, FLAGS, STREAM, TOOLS, Ask, Message, Turn, has_tools
@@ -23,14 +23,14 @@ RECENT = 8  # replies, and messages of the user's, that a quote is looked for am
 WORK = 1 << 24  # characters searched for quotes, where there are more: of all the history as long as that is cheap
 
 
-class Beside:
-    """One request, by a client of the fingerprint `client`, held against a session and the turns in flight."""
+class SideRequestCheck:
+    """Checks one request against a session and the turns in flight. `client`: the fingerprint of its software."""
 
     def __init__(
-        self, ask: Ask, history: History, marks: Content, client: bytes, flights: Sequence[Flight] = ()
+        self, ask: Ask, history: History, dialect: MessageReader, client: bytes, flights: Sequence[Flight] = ()
     ) -> None:
-        self._ask, self._history, self._marks, self._client = ask, history, marks, client
-        self._lists = [flight for flight in flights if flight.carries]  # of clients that resend
+        self._ask, self._history, self._dialect, self._client = ask, history, dialect, client
+        self._lists = [flight for flight in flights if flight.carries_history]  # of clients that resend
         self._carriers = history.carriers.union([each.client[:CLIENT] for each in self._lists])
 
     # Is this one?
@@ -63,8 +63,9 @@ class Beside:
 
     def _leaves_calls_waiting(self, last: Turn) -> bool:
         """Whether the latest turn, of the same software, made calls, and no result is here: a tool asks for itself."""
-        made = self._marks.made("assistant", last.echo.raw) if last.echo and not self.is_of_another(last) else ()
-        results = [self._marks.answered(one.role, one.raw) for one in self._ask.messages]
+        own = last.rendered if not self.is_of_another(last) else None
+        made = self._dialect.made("assistant", own.raw) if own else ()
+        results = [self._dialect.answered(one.role, one.raw) for one in self._ask.messages]
         return len(made) > 0 and all([each is None for each in results])
 
     @property
@@ -79,7 +80,7 @@ class Beside:
         return self._has_other_tools or self._is_not_streamed
 
     @property
-    def is_marked_twice(self) -> bool:
+    def differs_twice(self) -> bool:
         """Whether two things tell it from the chat at once: its tools, its stream, a system prompt that is gone."""
         gone = self._ask.system is None and self._history.system is not None
         return self._has_other_tools + self._is_not_streamed + gone > 1
@@ -102,7 +103,7 @@ class Beside:
         if last is None or not self.is_of_another(last):
             return last
         recent = reversed(history.turns[-NEAR:])
-        return next((turn for turn in recent if not (turn.is_side or self.is_of_another(turn))), None)
+        return next((turn for turn in recent if not (turn.is_side_request or self.is_of_another(turn))), None)
 
     @property
     def has_tools(self) -> bool:
@@ -152,24 +153,24 @@ class Beside:
             return False
         if self.prompt == "" or self.is_under(system) or any([one.role == "assistant" for one in asked]):
             return False
-        replies = [self._marks.text(one.raw) for one in self._ask.messages if one.role == "assistant"]
-        said = self._marks.text(turn.echo.raw) if turn and turn.echo else ""
+        replies = [self._dialect.text(one.raw) for one in self._ask.messages if one.role == "assistant"]
+        said = self._dialect.text(turn.rendered.raw) if turn and turn.rendered else ""
         if said in replies:
             return False  # it is in the list: a turn of this chat
         if quoted_in([said], replies):
             return True
         if not self.has_tools:
             return False
-        told = [self._marks.text(one.raw) for one in asked if one.role == "user"]
-        begins = [self._marks.text(one.raw) for one in self._ask.messages if one.role == "user"]
+        told = [self._dialect.text(one.raw) for one in asked if one.role == "user"]
+        begins = [self._dialect.text(one.raw) for one in self._ask.messages if one.role == "user"]
         own = [*begins, *[part for text in begins for part in parts(text)]]
         among = [text for text in own if text and len(told) > 1 and text in told]
         return bool(among) or any([is_framed(text, message) for text in own for message in told])
 
     def _is_told_of(self, system: bytes | None) -> bool:
         """Whether a system block, that was all of a request, quotes the words this chat begins with."""
-        own = [self._marks.text(one.raw) for one in self._ask.messages if one.role == "user"]
-        prompts = [self._marks.text(raw) for raw in _blocks(system)]
+        own = [self._dialect.text(one.raw) for one in self._ask.messages if one.role == "user"]
+        prompts = [self._dialect.text(raw) for raw in _blocks(system)]
         return not self.is_under(system) and quoted_in(own, prompts) is not None
 
     # Compaction
@@ -180,7 +181,7 @@ class Beside:
         if self.is_summed_up:
             return True
         last = self._latest
-        if last is None or not self._history.sides or bool(last.traits & TOOLS) is not self.has_tools:
+        if last is None or not self._history.side_requests or bool(last.traits & TOOLS) is not self.has_tools:
             return False
         resent = self._client in self._carriers
         if not resent and not any([message.role == "assistant" for message in self._ask.messages]):
@@ -195,23 +196,24 @@ class Beside:
         """Whether the list begins with messages that tell the latest reply, by a client that resends: a summary that
         was asked for in the chat itself, in the place of what it sums up."""
         last, messages = self._history.last, self._ask.messages
-        if last is None or last.echo is None or not last.resends or self.is_of_another(last) or len(messages) < 2:
+        if last is None or last.rendered is None or not last.resends or self.is_of_another(last) or len(messages) < 2:
             return False
         if self._client not in self._carriers or self.is_unknown or not self._is_asked_alike:
             return False
-        said, texts = self._marks.text(last.echo.raw), [self._marks.text(one.raw) for one in messages]
+        said, texts = self._dialect.text(last.rendered.raw), [self._dialect.text(one.raw) for one in messages]
         told = [len(said) >= QUOTE and (said == text or is_told(said, text)) for text in texts]
-        first = self._history.line[0].message
-        return any(told[:-1]) or (told[-1] and self._marks.mark(first.raw) == self._marks.mark(messages[0].raw))
+        first = self._history.path[0].message
+        fingerprint = self._dialect.fingerprint
+        return any(told[:-1]) or (told[-1] and fingerprint(first.raw) == fingerprint(messages[0].raw))
 
     @cached_property
     def is_summed_up(self) -> bool:
         """Whether its system block holds the reply of a side request, in the place of messages, where the chat had
         another block or none: asked as the chat is, with nothing else of ours in it, by a client that resends."""
         history = self._history
-        if not (history.sides and self.is_unknown and self._client in self._carriers and self._is_asked_alike):
+        if not (history.side_requests and self.is_unknown and self._client in self._carriers and self._is_asked_alike):
             return False
-        prompts = [self._marks.text(raw) for raw in self._system]
+        prompts = [self._dialect.text(raw) for raw in self._system]
         held = [text for text in self._side_replies if len(text) >= QUOTE and any([text in one for one in prompts])]
         rest = self._texts
         for text in held:
@@ -230,7 +232,7 @@ class Beside:
     def _texts(self) -> list[str]:
         """What the list says, message by message, its system messages first."""
         messages = [*self._system, *[message.raw for message in self._ask.messages]]
-        return [self._marks.text(raw) for raw in messages]
+        return [self._dialect.text(raw) for raw in messages]
 
     @property
     def _system(self) -> list[bytes]:
@@ -248,23 +250,25 @@ class Beside:
 
     @cached_property
     def _side_replies(self) -> list[str]:
-        return [self._marks.text(turn.echo.raw) for turn in self._history.sides[-RECENT:] if turn.echo]
+        recent = [turn.rendered for turn in self._history.side_requests[-RECENT:]]
+        return [self._dialect.text(reply.raw) for reply in recent if reply]
 
     def _said_by(self, *roles: str) -> list[str]:
         """What those said in the line, the latest first; of replies ours alone, a client's examples are none. A summary
         quotes what is oldest: all of the line is looked at, unless what may quote it is very long."""
         most = max(RECENT, WORK // (1 + sum(map(len, self._texts))))
-        said = [entry for entry in self._history.line if entry.ours or entry.message.role != "assistant"]
-        line = [entry for entry in said if entry.message.role in roles]
-        return [self._marks.text(entry.message.raw) for entry in line[: -most - 1 : -1]]
+        said = [entry for entry in self._history.path if entry.ours or entry.message.role != "assistant"]
+        path = [entry for entry in said if entry.message.role in roles]
+        return [self._dialect.text(entry.message.raw) for entry in path[: -most - 1 : -1]]
 
     @cached_property
     def _prompts(self) -> set[str]:
         """The system prompts that the turns of the session's branch were asked under."""
         turns = [turn for turn in self._history.ancestors(self._history.tip) if turn.system]
-        if any([turn.is_side for turn in turns]):  # one that a later list followed may have been said beside the chat
-            ours = {entry.turn.id for entry in self._history.line if entry.ours}
-            turns = [turn for turn in turns if not turn.is_side or turn.id in ours]
+        # A side request that a later list followed may have been said beside the chat.
+        if any([turn.is_side_request for turn in turns]):
+            ours = {entry.turn.id for entry in self._history.path if entry.ours}
+            turns = [turn for turn in turns if not turn.is_side_request or turn.id in ours]
         return {self._first(turn.system) for turn in turns}
 
     @property
@@ -274,24 +278,25 @@ class Beside:
         history = self._history
         if any([each.resends and not each.spliced for each in self._lists]):
             return False
-        clients = [*[each.client for each in self._lists], *[turn.client for turn in history.turns if turn.carries]]
+        clients = [each.client for each in self._lists]
+        clients += [turn.client for turn in history.turns if turn.carries_history]
         heads = {client[CLIENT:] for client in clients}
         for turn in history.ancestors(history.tip):
-            if turn.carries and turn.resends and not turn.is_spliced:
+            if turn.carries_history and turn.resends and not turn.is_spliced:
                 return False  # what precedes it was shown in its list
             if turn.resends or self.is_of_another(turn) or not turn.asked or len(turn.client) > CLIENT:
                 continue
             if bool(turn.traits & TOOLS) is not self.has_tools:
                 continue
             own = self._first(turn.system) if turn.system else ""  # what it sent itself, not what it was given
-            if is_alike(own, self.prompt) and self._marks.mark(turn.asked[0].raw)[:CLIENT] not in heads:
+            if is_alike(own, self.prompt) and self._dialect.fingerprint(turn.asked[0].raw)[:CLIENT] not in heads:
                 return True
         return False
 
     def _first(self, block: bytes | None) -> str:
         """The text of a system block's first message."""
         blocks = _blocks(block)
-        return self._marks.text(blocks[0]) if blocks else ""
+        return self._dialect.text(blocks[0]) if blocks else ""
 
 
 def _blocks(block: bytes | None) -> list[bytes]:

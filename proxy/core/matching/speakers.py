@@ -1,8 +1,7 @@
-"""Whose turns a session's line holds, where several clients speak in it.
+"""Tells which client brought each turn of a path, where several clients share a session.
 
-A client that resends shows its own list, and has never seen what another client said in between. What it does not
-show it has not taken back: it stays in the line. Pure; a client is known by the fingerprint of its software and by
-where its list begins.
+A client that resends sends its own list and has not seen what other clients said in between; those turns stay on the
+path. Pure; a client is known by the fingerprint of its software and by its list's first message.
 """
 
 from __future__ import annotations
@@ -12,14 +11,14 @@ from collections.abc import Container, Sequence
 from msgspec import structs
 
 from proxy.core.history import History
-from proxy.core.matching.alignment import Line, Marks
+from proxy.core.matching.alignment import Entries, Fingerprinter
 from proxy.core.model import CLIENT, Layout, Message, Turn
 from proxy.core.plan import Decision, Plan
 
 
-def client_of(software: bytes, messages: Sequence[Message], marks: Marks) -> bytes:
+def client_of(software: bytes, messages: Sequence[Message], dialect: Fingerprinter) -> bytes:
     """A client's fingerprint, with that of its list's first message."""
-    return software + (marks.mark(messages[0].raw)[:CLIENT] if messages else b"")
+    return software + (dialect.fingerprint(messages[0].raw)[:CLIENT] if messages else b"")
 
 
 def is_of_another(turn: Turn, software: bytes) -> bool:
@@ -27,30 +26,31 @@ def is_of_another(turn: Turn, software: bytes) -> bool:
     return turn.client != b"" and turn.client[:CLIENT] != software
 
 
-def begins_with(turn: Turn, marks: Marks) -> bytes:
+def begins_with(turn: Turn, dialect: Fingerprinter) -> bytes:
     """The fingerprint of the message that the list of a turn's client begins with."""
     if len(turn.client) > CLIENT:
         return turn.client[CLIENT:]
-    return marks.mark(turn.asked[0].raw)[:CLIENT] if turn.asked else b""
+    return dialect.fingerprint(turn.asked[0].raw)[:CLIENT] if turn.asked else b""
 
 
 class Speakers:
-    """The turns of a line, and which of them are others' than the client's.
+    """Tells which turns on the tip's path other clients brought.
 
-    What a list of the client's has shown whole since is its own, whoever said it first.
+    A turn that a later list of the client has shown whole counts as its own, whoever said it first.
     """
 
-    def __init__(self, history: History, client: bytes, marks: Marks) -> None:
-        """Of the tip's line."""
-        self._line, self._marks = history.line, marks
+    def __init__(self, history: History, client: bytes, dialect: Fingerprinter) -> None:
+        self._line, self._dialect = history.path, dialect
         self._software, self._head = client[:CLIENT], client[CLIENT:]
-        ids = {entry.turn.id for entry in history.line}
+        ids = {entry.turn.id for entry in history.path}
         self._turns = [turn for turn in history.turns if turn.id in ids]  # in the order of their commit
         own = [turn for turn in self._turns if not is_of_another(turn, self._software)]
-        firsts = {begins_with(turn, marks) for turn in own if not turn.carries}  # said alone, as a client begins
-        self._heads = {turn.client[CLIENT:] for turn in own if turn.carries} & firsts
-        self._begins = self._last([turn for turn in own if begins_with(turn, marks) == self._head])
-        lists = [turn for turn in own if turn.carries and not turn.is_spliced]
+        firsts = {
+            begins_with(turn, dialect) for turn in own if not turn.carries_history
+        }  # said alone, as a client begins
+        self._heads = {turn.client[CLIENT:] for turn in own if turn.carries_history} & firsts
+        self._begins = self._last([turn for turn in own if begins_with(turn, dialect) == self._head])
+        lists = [turn for turn in own if turn.carries_history and not turn.is_spliced]
         self._shown = self._last([turn for turn in lists if turn.client[CLIENT:] == self._head])
         self._overtaken = self._last([turn for turn in lists if turn.client[CLIENT:] != self._head])
 
@@ -59,8 +59,8 @@ class Speakers:
         return self._turns.index(turns[-1]) if turns else -1
 
     def unseen(self, matched: Container[int], anew: bool = False) -> list[int]:
-        """The places of what others said and the list does not show; `matched` are the places that it repeats. A list
-        that its client began `anew` leaves what the same software said before it.
+        """The positions of what others said and the list does not show. `matched`: the positions that it repeats. A
+        list that its client began `anew` leaves out what the same software said before it.
 
         A turn of which any message is repeated was seen whole: what is missing of it was edited.
         """
@@ -83,39 +83,41 @@ class Speakers:
             return True
         if anew and not behind:
             return False
-        head = begins_with(turn, self._marks)
+        head = begins_with(turn, self._dialect)
         if head == self._head or self._begins <= self._overtaken:
             return False
         # A client that resends appends nothing between its lists.
-        return head in self._heads or (behind and not (turn.carries or turn.resends) and self._head in self._heads)
+        return head in self._heads or (
+            behind and not (turn.carries_history or turn.resends) and self._head in self._heads
+        )
 
 
-def moved_on(plan: Plan, own: bytes | None, before: History, latest: History, marks: Marks) -> Plan:
+def moved_on(plan: Plan, own: bytes | None, before: History, latest: History, dialect: Fingerprinter) -> Plan:
     """A plan made at the tip of `before`, where turns were kept since, up to the tip of `latest`: it follows them,
     unless they are of the same client or it branches. `own` is the system block that the request brought."""
     if plan.side or plan.branches or latest.tip == before.tip:
         return plan
-    line, size = latest.line, len(before.line)
+    path, size = latest.path, len(before.path)
     if plan.decision is Decision.APPEND and plan.parent == before.tip:
         system = latest.system if own is None else own
-        return structs.replace(plan, parent=latest.tip, line=line, system=system, spliced=True)
-    if len(line) <= size or not _is_start(before.line, line) or not _is_start(plan.line, line):
+        return structs.replace(plan, parent=latest.tip, path=path, system=system, spliced=True)
+    if len(path) <= size or not _is_start(before.path, path) or not _is_start(plan.path, path):
         return plan
-    client = plan.client if len(plan.client) > CLIENT else client_of(plan.client, plan.asked, marks)
-    theirs = [entry.turn for entry in line[size:] if not is_of_another(entry.turn, client[:CLIENT])]
-    if any([begins_with(turn, marks) == client[CLIENT:] for turn in theirs]):
+    client = plan.client if len(plan.client) > CLIENT else client_of(plan.client, plan.asked, dialect)
+    theirs = [entry.turn for entry in path[size:] if not is_of_another(entry.turn, client[:CLIENT])]
+    if any([begins_with(turn, dialect) == client[CLIENT:] for turn in theirs]):
         return plan  # two lists of one client, sent at once: branches
     layout: Layout = (
-        ((0, len(plan.line)), *([len(plan.asked)] if plan.asked else [])) if plan.layout is None else plan.layout
+        ((0, len(plan.path)), *([len(plan.asked)] if plan.asked else [])) if plan.layout is None else plan.layout
     )
     new = len(layout)
     while new and isinstance(layout[new - 1], int):
         new -= 1
-    layout = (*layout[:new], (size, len(line)), *layout[new:])
-    whole = layout[:2] == ((0, size), (size, len(line)))
-    return structs.replace(plan, parent=latest.tip, layout=None if whole else layout, line=line, spliced=True)
+    layout = (*layout[:new], (size, len(path)), *layout[new:])
+    whole = layout[:2] == ((0, size), (size, len(path)))
+    return structs.replace(plan, parent=latest.tip, layout=None if whole else layout, path=path, spliced=True)
 
 
-def _is_start(some: Line, line: Line) -> bool:
+def _is_start(some: Entries, path: Entries) -> bool:
     """Whether a line begins with those messages."""
-    return all([mine.message is theirs.message for mine, theirs in zip(some, line, strict=False)])
+    return all([mine.message is theirs.message for mine, theirs in zip(some, path, strict=False)])

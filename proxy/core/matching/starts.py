@@ -11,9 +11,9 @@ from functools import cached_property
 from itertools import takewhile
 
 from proxy.core.history import History
-from proxy.core.matching.alignment import Alignment, Content, Pairs
+from proxy.core.matching.alignment import Alignment, MessageReader, Pairs
 from proxy.core.matching.prompts import quoted_in
-from proxy.core.matching.side_requests import Beside
+from proxy.core.matching.side_requests import SideRequestCheck
 from proxy.core.matching.speakers import begins_with
 from proxy.core.model import CLIENT, Message, Turn
 
@@ -22,9 +22,14 @@ class Start:
     """The beginning of one list, held against the line of the tip."""
 
     def __init__(
-        self, messages: Sequence[Message], history: History, marks: Content, beside: Beside, alignment: Alignment
+        self,
+        messages: Sequence[Message],
+        history: History,
+        dialect: MessageReader,
+        beside: SideRequestCheck,
+        alignment: Alignment,
     ) -> None:
-        self._list, self._history, self._marks, self._beside = messages, history, marks, beside
+        self._list, self._history, self._dialect, self._beside = messages, history, dialect, beside
         self._found = alignment
 
     @property
@@ -34,7 +39,7 @@ class Start:
 
     @cached_property
     def _lists(self) -> list[Turn]:
-        return [turn for turn in self._history.turns if turn.carries and not self._beside.is_of_another(turn)]
+        return [turn for turn in self._history.turns if turn.carries_history and not self._beside.is_of_another(turn)]
 
     def is_answered_anew(self, start: int) -> bool:
         """Whether a list that begins with the first message, and has another reply to it, begins there: its client
@@ -45,20 +50,20 @@ class Start:
         head = self._found.head()[:CLIENT]
         if any([turn.client[CLIENT:] == head for turn in self._lists]):
             return True
-        before = self._history.line[:start]
+        before = self._history.path[:start]
         turns = {entry.turn.id: entry.turn for entry in before if entry.message.role == "user"}
         others = [turn for turn in turns.values() if not self._found.begins(0, turn.asked)]
-        replies = [self._marks.text(entry.message.raw) for entry in before if entry.ours] if others else []
-        told = [[self._marks.text(message.raw) for message in turn.asked] for turn in others]
+        replies = [self._dialect.text(entry.message.raw) for entry in before if entry.ours] if others else []
+        told = [[self._dialect.text(message.raw) for message in turn.asked] for turn in others]
         return all([quoted_in(replies, texts) is not None for texts in told])
 
     def is_behind_sides(self, pairs: Pairs) -> bool:
         """Whether a list that shows itself from its own start was preceded by side requests alone: other prompts,
         of the same client, that carried nothing."""
-        line, start = self._history.line, self._begins(pairs)
+        path, start = self._history.path, self._begins(pairs)
         if start is None or self._beside.prompt == "" or not self._beside.is_under(self._history.system_of(start.id)):
             return False
-        before = {entry.turn.id: entry.turn for entry in line[: pairs[0][1]]}
+        before = {entry.turn.id: entry.turn for entry in path[: pairs[0][1]]}
         return all([self._was_beside(turn) for turn in before.values()])
 
     def is_begun_anew(self, pairs: Pairs) -> bool:
@@ -68,10 +73,10 @@ class Start:
         if start is None or self._beside.is_of_another(start):
             return False
         first = start.asked[0]
-        if self._marks.answered(first.role, first.raw) is not None:
+        if self._dialect.answered(first.role, first.raw) is not None:
             return False  # a result is no beginning
         earlier = {turn.id for turn in takewhile(lambda turn: turn.id != start.id, self._history.turns)}
-        lists = [turn for turn in self._lists if turn.id in earlier and not turn.is_side]
+        lists = [turn for turn in self._lists if turn.id in earlier and not turn.is_side_request]
         return any(self._is_whole(turn) for turn in lists)  # the first one tells, as a rule
 
     def _is_whole(self, turn: Turn) -> bool:
@@ -79,13 +84,13 @@ class Start:
         if turn.resends:
             return True
         own = [each for each in self._history.ancestors(turn.id) if not self._beside.is_of_another(each)]
-        return begins_with(own[-1], self._marks) == turn.client[CLIENT:]
+        return begins_with(own[-1], self._dialect) == turn.client[CLIENT:]
 
     def _begins(self, pairs: Pairs) -> Turn | None:
         """The turn that was asked with just what the list begins with, where the list goes on behind its reply."""
-        entry = self._history.line[pairs[0][1]]
+        entry = self._history.path[pairs[0][1]]
         turn = entry.turn
-        if turn.carries or not turn.asked or entry.message is not turn.asked[0] or not self._goes_on():
+        if turn.carries_history or not turn.asked or entry.message is not turn.asked[0] or not self._goes_on():
             return None
         return turn
 
@@ -96,4 +101,4 @@ class Start:
 
     def _was_beside(self, turn: Turn) -> bool:
         system = self._history.system_of(turn.id)
-        return not (turn.carries or self._beside.is_of_another(turn) or self._beside.is_under(system))
+        return not (turn.carries_history or self._beside.is_of_another(turn) or self._beside.is_under(system))

@@ -1,1 +1,1 @@
-"""What of a history fits into a context window. Pure."""
+"""Chooses the part of a history that fits into a context window. Pure."""

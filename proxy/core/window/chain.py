@@ -1,6 +1,6 @@
-"""What is to be summarized, and in which parts: a chain of requests, each with the summary so far in front.
+"""Splits what is to be summarized into parts: a chain of requests, each with the summary so far in front.
 
-Pure. Knows places, bytes and tokens; not how a summary is asked for, nor what a message says.
+Pure. Counts messages, bytes and tokens; does not send a request or read a message.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 from proxy.core.history import History
-from proxy.core.matching.alignment import Line
-from proxy.core.model import Cut, Turn
-from proxy.core.window.choose import Bound, Groups, begin, places
+from proxy.core.matching.alignment import Entries
+from proxy.core.model import TrimPoint, Turn
+from proxy.core.window.choose import Bound, Groups, begin, legal_starts
 from proxy.core.window.token_estimate import RATIOS, Size, Tokens, sizes_of, tokens
 
 FULL = 0.85  # of the limit: from there on the next turns are prepared for
@@ -38,27 +38,33 @@ class Leaving(NamedTuple):
 
 
 def due(
-    history: History, cut: Cut, base: Cut, limit: int | None, frame: int, same: Callable[[Turn], bool], groups: Groups
+    history: History,
+    trim_point: TrimPoint,
+    base: TrimPoint,
+    limit: int | None,
+    frame: int,
+    same: Callable[[Turn], bool],
+    groups: Groups,
 ) -> tuple[Leaving | None, float]:
-    """What is to be summarized of a session, and the tokens in a byte: what was cut and no summary tells of, and what
-    a turn over the limit would cut next. `cut`: the one in force; `base`: how far summaries have come; `frame`, `same`:
-    as `tokens` has them."""
-    line = history.line
-    whole = frame + len(cut.summary or b"")
-    found = tokens(line, sizes_of(history, line), (cut.at, 0), len(line), Size(), whole, same)
-    at = _next(found, limit, cut.at, line, groups) if limit else cut.at
-    waits = base.at == base.covered > cut.covered and base.at >= cut.at  # the next turn takes it along
+    """What is to be summarized of a session, and the tokens in a byte: what was cut and no summary tells of, and what a
+    turn over the limit would cut next. `trim_point`: the one in force; `base`: how far summaries have come; `frame`,
+    `same`: as `tokens` has them."""
+    path = history.path
+    whole = frame + len(trim_point.summary or b"")
+    found = tokens(path, sizes_of(history, path), (trim_point.at, 0), len(path), Size(), whole, same)
+    at = _next(found, limit, trim_point.at, path, groups) if limit else trim_point.at
+    waits = base.at == base.covered > trim_point.covered and base.at >= trim_point.at  # the next turn takes it along
     if at <= base.covered or waits:
         return None, found.ratio
     return Leaving(base.covered, at, base.summary), found.ratio
 
 
-def _next(found: Tokens, limit: int, start: int, line: Line, groups: Groups) -> int:
-    end = len(line)
-    return begin([Bound(FULL * limit, found.of)], start, end, lambda: places(line, (), start, end, groups))
+def _next(found: Tokens, limit: int, start: int, path: Entries, groups: Groups) -> int:
+    end = len(path)
+    return begin([Bound(FULL * limit, found.of)], start, end, lambda: legal_starts(path, (), start, end, groups))
 
 
-def taken(found: Cut, now: Cut, deepens: bool = True) -> Cut | None:
+def taken(found: TrimPoint, now: TrimPoint, deepens: bool = True) -> TrimPoint | None:
     """The cut that a turn takes along, of a summary that was `found` and the cut in force; None where it tells nothing
     more of what is left out. It may be late: then the window begins where it began; or early, where it may not deepen
     the cut: then what it tells of is partly in the window, too."""
@@ -66,18 +72,18 @@ def taken(found: Cut, now: Cut, deepens: bool = True) -> Cut | None:
     covered = min(found.covered, at)
     if covered <= now.covered:
         return None
-    return Cut(at, found.summary, None if covered == at else covered)
+    return TrimPoint(at, found.summary, None if covered == at else covered)
 
 
-def furthest(cuts: Iterable[Cut]) -> Cut:
+def furthest(trim_points: Iterable[TrimPoint]) -> TrimPoint:
     """The summary that tells of most, of several cuts; the first of equal ones."""
-    return max(cuts, key=lambda cut: cut.covered, default=Cut())
+    return max(trim_points, key=lambda trim_point: trim_point.covered, default=TrimPoint())
 
 
-def digest(line: Line, size: int) -> bytes:
+def digest(path: Entries, size: int) -> bytes:
     """By which the first messages of a line are recognised on any branch, and after whatever became of it."""
     hashed = blake2b(digest_size=16)
-    for entry in line[:size]:
+    for entry in path[:size]:
         hashed.update(b"%d:" % len(entry.message.raw))
         hashed.update(entry.message.raw)
     return hashed.digest()
@@ -113,7 +119,7 @@ def size_of(text: str) -> int:
 # Parts
 
 
-class Place(NamedTuple):
+class Position(NamedTuple):
     """Where a part begins: at a message, and so many of its characters behind its start."""
 
     message: int = 0
@@ -122,10 +128,10 @@ class Place(NamedTuple):
 
 class Part(NamedTuple):
     text: str
-    after: Place
+    after: Position
 
 
-def part(texts: Sequence[str], at: Place, room: int) -> Part:
+def part(texts: Sequence[str], at: Position, room: int) -> Part:
     """As much of the texts from a place on as `room` bytes hold: whole ones, but for one that no room holds. Always
     something, where there is something."""
     told: list[str] = []
@@ -137,12 +143,14 @@ def part(texts: Sequence[str], at: Place, room: int) -> Part:
             if told and size_of(text) <= room:
                 break
             piece = head(text, max(1, left)) if left > 0 or not told else ""
+            if told and size_of(piece) > left:  # one character that takes several bytes
+                piece = ""
             told += [piece] if piece else []
             offset += len(piece)
             break
         told += [text] if text else []
         message, offset = message + 1, 0
-    return Part(GAP.join(told), Place(message, offset))
+    return Part(GAP.join(told), Position(message, offset))
 
 
 def abridged(text: str, size: int) -> str:

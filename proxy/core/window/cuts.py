@@ -1,8 +1,7 @@
-"""The cuts of a branch: which of them holds for a request. Pure.
+"""Chooses which of a branch's trim points is in force for a request. Pure.
 
-A cut that a small model needed holds for no larger one, and none longer than the limit that it was made for: the
-window is chosen by what a request may have, of what is stored. Each model keeps its own beginning, and with it the
-prefix that its upstream has cached.
+A trim point that a small model needed does not hold for a larger one: the window is chosen by the limit of the model
+that is asked. Each model keeps its own trim point, and with it the prefix that its upstream has cached.
 """
 
 from __future__ import annotations
@@ -10,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from proxy.core.model import Cut
+from proxy.core.model import TrimPoint
 
 GROWN = 1.25  # a limit that is larger by less does not bring back what was left out: the prefix would change for little
 KEPT = 16  # cuts of a branch that are remembered
 
 
-class Made(NamedTuple):
-    """A cut, and what it was made for: the tokens that the prompt might have (0: told by no number), and the model at
-    its upstream (empty: whichever)."""
+class Trim(NamedTuple):
+    """A trim point, and what it was made for: the tokens that a prompt may have (0: not known), and the model with its
+    upstream (empty: any)."""
 
-    cut: Cut
+    trim_point: TrimPoint
     limit: int = 0
     model: str = ""
 
@@ -30,9 +29,9 @@ class Made(NamedTuple):
             return self.model in ("", model)
         return limit is not None and limit <= GROWN * self.limit
 
-    def covers(self, other: Made) -> bool:
+    def covers(self, other: Trim) -> bool:
         """Whether it holds wherever the other does, and leaves out as much."""
-        if bool(self.limit) is not bool(other.limit) or self.cut.at < other.cut.at:
+        if bool(self.limit) is not bool(other.limit) or self.trim_point.at < other.trim_point.at:
             return False
         return self.limit >= other.limit if self.limit else self.model in ("", other.model)
 
@@ -42,26 +41,26 @@ def purpose(limit: float, model: str) -> str:
     return f"{int(limit)} {model}"
 
 
-def made(cut: Cut, purpose: str) -> Made:
+def made(trim_point: TrimPoint, purpose: str) -> Trim:
     """A cut as its turn keeps it."""
     limit, _, model = purpose.partition(" ")
-    return Made(cut, int(limit or 0), model)
+    return Trim(trim_point, int(limit or 0), model)
 
 
-def joined(cuts: Sequence[Made], new: Made) -> tuple[Made, ...]:
+def joined(trim_points: Sequence[Trim], new: Trim) -> tuple[Trim, ...]:
     """With one more, without those that it makes superfluous."""
-    return (*[each for each in cuts if not new.covers(each)][1 - KEPT :], new)
+    return (*[each for each in trim_points if not new.covers(each)][1 - KEPT :], new)
 
 
-def newest(cuts: Sequence[Made], model: str) -> Cut:
+def newest(trim_points: Sequence[Trim], model: str) -> TrimPoint:
     """Where the window began that a model had last."""
-    return next((each.cut for each in reversed(cuts) if each.model in ("", model)), Cut())
+    return next((each.trim_point for each in reversed(trim_points) if each.model in ("", model)), TrimPoint())
 
 
-def holding(cuts: Sequence[Made], limit: float | None, model: str) -> Cut:
+def holding(trim_points: Sequence[Trim], limit: float | None, model: str) -> TrimPoint:
     """The deepest cut that holds, of equal ones the newest."""
-    best = Cut()
-    for each in cuts:
-        if each.cut.at >= best.at and each.holds(limit, model):
-            best = each.cut
+    best = TrimPoint()
+    for each in trim_points:
+        if each.trim_point.at >= best.at and each.holds(limit, model):
+            best = each.trim_point
     return best

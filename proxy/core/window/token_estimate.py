@@ -1,8 +1,8 @@
-"""How large a history is, in bytes and messages, and in tokens as far as they can be told.
+"""Measures a history in bytes and messages, and estimates its tokens.
 
-Pure. Tokens are what an upstream counted; what it has not seen yet is estimated by its bytes, calibrated by that
-count: no tokenizer, and nothing asked of an upstream that the client did not ask. All of it follows from the
-history and the request alone, so that it is the same after a restart.
+Pure. Tokens are those that an upstream counted; what it has not seen is estimated by bytes, at the rate of that count.
+There is no tokenizer, and no request of our own. The estimate follows from the history and the request alone, so it is
+the same after a restart.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from proxy.core.history import History
-from proxy.core.matching.alignment import Line
+from proxy.core.matching.alignment import Entries
 from proxy.core.model import Message, Turn
 from proxy.core.usage import counts
 
@@ -25,13 +25,12 @@ RATIOS = (0.125, 0.5)  # what calibration may make of it: a hidden prompt counts
 LOOK_BACK = 32  # messages in which a reply with a count is looked for
 SHORT = 1024  # bytes of a message in which an image need not be looked for
 
-SIZES = "sizes"  # among what is kept beside a history
 _BINARY = re.compile(rb';base64,|"data"\s*:\s*"')  # a data: URL, or the sound of an input_audio
 
 
 class Size(NamedTuple):
-    """How large messages are: bytes without images and sound, how many of those, bytes in all, and how many
-    messages."""
+    """The size of messages: `text` bytes without images and sound, the number of `images` and sounds, `whole` bytes in
+    all, and the number of `messages`."""
 
     text: int = 0
     images: int = 0
@@ -54,8 +53,8 @@ def size_of(raw: bytes) -> Size:
 
 @dataclass
 class Sizes:
-    """Running sums over the messages of a line: what stands at n is the size of the first n. They grow with the
-    line, so that a turn costs its own messages. `turns` has where each turn begins."""
+    """Running sums over a path: item n is the size of its first n messages. They grow with the path, so that a turn
+    costs only its own messages. `turns`: the position at which each turn begins."""
 
     text: list[int] = field(default_factory=lambda: [0])
     images: list[int] = field(default_factory=lambda: [0])
@@ -64,12 +63,12 @@ class Sizes:
     _last: Message | None = None
     _turn: str = ""
 
-    def follow(self, line: Line) -> Sizes:
+    def extended(self, path: Entries) -> Sizes:
         """These sums, with what the line has more; new ones where it went on otherwise."""
         done = len(self.text) - 1
-        if done > len(line) or (done and line[done - 1].message is not self._last):
-            return Sizes().follow(line)
-        for entry in line[done:]:
+        if done > len(path) or (done and path[done - 1].message is not self._last):
+            return Sizes().extended(path)
+        for entry in path[done:]:
             size = size_of(entry.message.raw)
             if entry.turn.id != self._turn:
                 self.turns.append(len(self.text) - 1)
@@ -100,13 +99,13 @@ class Sizes:
         return ratio * (self.text[stop] - self.text[start]) + IMAGE * images
 
 
-def sizes_of(history: History, line: Line) -> Sizes:
+def sizes_of(history: History, path: Entries) -> Sizes:
     """The sums over a line, kept beside the history where it is the tip's."""
-    if line is not history.line:
-        return Sizes().follow(line)
-    kept: Sizes = history.forms.get(SIZES, Sizes()).follow(line)
-    history.forms[SIZES] = kept
-    return kept
+    if path is not history.path:
+        return Sizes().extended(path)
+    cache = history.cache
+    cache.sizes = (cache.sizes or Sizes()).extended(path)
+    return cache.sizes
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,7 @@ class Tokens:
 
 
 def tokens(
-    line: Line, sizes: Sizes, at: tuple[int, int], end: int, own: Size, frame: int, same: Callable[[Turn], bool]
+    path: Entries, sizes: Sizes, at: tuple[int, int], end: int, own: Size, frame: int, same: Callable[[Turn], bool]
 ) -> Tokens:
     """The estimate for a request of `line[:end]` and its `own` messages. `at`: where the window in force begins, and
     where its images do; `frame`: the bytes of system block and tools.
@@ -142,27 +141,27 @@ def tokens(
     counts as this one's); what came after it is estimated by its bytes, calibrated by that count.
     """
     start, blank = at
-    counted = _counted(line, start, end, same)
+    counted = _counted(path, start, end, same)
     if counted is None:
         base = sizes.tokens(RATIO, start, end, blank) + RATIO * (own.text + frame) + IMAGE * own.images
         return Tokens(sizes, blank, start, base, RATIO)
-    place, begin, prompt, said = counted
-    images = sizes.tokens(0, begin, place, blank)
+    index, begin, prompt, said = counted
+    images = sizes.tokens(0, begin, index, blank)
     low, high = RATIOS
-    ratio = min(max((prompt - images) / max(1, frame + sizes.text[place] - sizes.text[begin]), low), high)
-    news = sizes.tokens(ratio, place + 1, end, blank) + ratio * own.text + IMAGE * own.images
+    ratio = min(max((prompt - images) / max(1, frame + sizes.text[index] - sizes.text[begin]), low), high)
+    news = sizes.tokens(ratio, index + 1, end, blank) + ratio * own.text + IMAGE * own.images
     return Tokens(sizes, blank, begin, prompt + said + news, ratio)
 
 
-def _counted(line: Line, start: int, end: int, same: Callable[[Turn], bool]) -> tuple[int, int, int, int] | None:
+def _counted(path: Entries, start: int, end: int, same: Callable[[Turn], bool]) -> tuple[int, int, int, int] | None:
     """The newest reply with a count: its place, where the window began that its turn was asked with, the tokens of
     that prompt, and those of the reply without its thoughts, which few upstreams take back into the prompt."""
-    for place in range(end - 1, max(start, end - LOOK_BACK) - 1, -1):
-        entry, turn = line[place], line[place].turn
-        if entry.ours and entry.message is turn.echo and turn.usage and same(turn):
+    for index in range(end - 1, max(start, end - LOOK_BACK) - 1, -1):
+        entry, turn = path[index], path[index].turn
+        if entry.ours and entry.message is turn.rendered and turn.usage and same(turn):
             prompt, said, thoughts = counts(turn.usage)[:3]
             if prompt:
-                return place, 0 if turn.resends else start, prompt, max(0, said - thoughts)
-        if turn.cut and (same(turn) or not turn.cut_for):  # before it the window was another
+                return index, 0 if turn.resends else start, prompt, max(0, said - thoughts)
+        if turn.trim_point and (same(turn) or not turn.trimmed_for):  # before it the window was another
             break
     return None

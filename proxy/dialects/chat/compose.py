@@ -1,6 +1,6 @@
-"""What goes upstream of a plan: the stored messages in the form that this upstream takes, then the client's own.
+"""Builds the request body from a plan: stored messages as this upstream takes them, then the client's own.
 
-Bytes that stay the same stay the same bytes: a history is joined once and then only grows. Pure; knows
+A history is joined once and then only grows, so that its bytes stay the same and upstreams can cache them. Pure; knows
 no session, and decides nothing about who sent what.
 """
 
@@ -18,14 +18,12 @@ from proxy.core.json_bytes import Malformed, dumps, elements, loads, members
 from proxy.core.model import Ask, Message, Turn, TurnState
 from proxy.core.plan import Decision, Plan
 from proxy.core.window.choose import Window
-from proxy.dialects.chat import profiles
-from proxy.dialects.chat import reply_form as forms
-from proxy.dialects.chat import torn_calls as tool_calls
-from proxy.dialects.chat.client_form import asked_form, with_marks
+from proxy.dialects.chat import profiles, reply_form, torn_calls
+from proxy.dialects.chat.client_form import asked_form, with_cache_control
 from proxy.dialects.chat.images import without_images
 from proxy.dialects.chat.profiles import Profile
 from proxy.dialects.chat.repair import Repair, Torn
-from proxy.dialects.chat.stream import surrogates as halves
+from proxy.dialects.chat.stream import surrogates
 from proxy.dialects.chat.tool_groups import RESULTS
 from proxy.errors import BadRequest
 
@@ -37,9 +35,9 @@ _SIGNED = frozenset(("name",))
 
 
 @dataclass(frozen=True)
-class Form:
-    """The habits under which messages are sent: the upstream's profile, where signatures hold (its host
-    and the model's family), and the members that it was found to refuse."""
+class Rendering:
+    """How replies are rendered: the upstream's profile, the `origin` within which signatures hold (its host and the
+    model's family), and the members that it refused."""
 
     profile: Profile
     origin: str
@@ -47,22 +45,22 @@ class Form:
 
     @cached_property
     def key(self) -> str:
-        """The name under which an echo is kept: equal names, equal bytes."""
+        """The key that is stored with a rendered reply: equal keys, equal bytes."""
         return " ".join([self.origin, self.profile.name, *sorted(self.refused)])
 
-    def binds(self, form: str) -> bool:
-        """Whether what was made under a form of that name comes from the same origin."""
-        return form == self.key or form.startswith(self.origin + " ")
+    def binds(self, rendering: str) -> bool:
+        """Whether a reply that was rendered under the key `rendering` comes from the same origin."""
+        return rendering == self.key or rendering.startswith(self.origin + " ")
 
 
 @lru_cache(1024)
-def form_of(setting: str, host: str, model: str | None, refused: frozenset[str] = frozenset()) -> Form:
-    """The form for an upstream's `profile` setting, its host, and the model that a request names."""
-    return Form(profiles.choose(setting, host), f"{host} {profiles.family(model)}", refused)
+def rendering_of(setting: str, host: str, model: str | None, refused: frozenset[str] = frozenset()) -> Rendering:
+    """The rendering for an upstream's `profile` setting, its host, and the model that a request names."""
+    return Rendering(profiles.choose(setting, host), f"{host} {profiles.family(model)}", refused)
 
 
 def compose(
-    ask: Ask, plan: Plan, history: History, form: Form, window: Window = WHOLE, now: int = 0
+    ask: Ask, plan: Plan, history: History, rendering: Rendering, window: Window = WHOLE, now: int = 0
 ) -> tuple[Sequence[bytes], int]:
     """The body to send, in pieces, and how many messages in it the client did not send. Of what is injected the
     `window` goes; of what goes back for a while only (an audio ID), what does so `now`, in ms since the epoch.
@@ -73,32 +71,36 @@ def compose(
     if plan.decision is Decision.ASIDE:
         return (ask.body,), 0
     tail = plan.tail
-    marked = plan.pairs and not ask.seen and b'"cache_control"' in ask.body
-    torn = partial(_torn, plan.line, form)
-    if plan.whole and not marked:
-        kept = plan.line is history.line
-        repair = _line(history, form, window, now).fork() if kept else _rendered(plan.line, form, window, now).repair
+    has_cache_control = plan.pairs and not ask.seen and b'"cache_control"' in ask.body
+    torn = partial(_torn, plan.path, rendering)
+    if plan.whole and not has_cache_control:
+        kept = plan.path is history.path
+        repair = (
+            _line(history, rendering, window, now).fork()
+            if kept
+            else _rendered(plan.path, rendering, window, now).repair
+        )
         if plan.decision is Decision.APPEND:  # a list that carries its history is the upstream's to judge
             _refuse_orphan(repair, tail, torn)
         for message in tail:
-            repair.add(message.role, _own(message, form), torn=torn)
+            repair.add(message.role, _own(message, rendering), torn=torn)
     else:
-        repair = _begun(form, window)
+        repair = _begun(rendering, window)
         for n, (entry, theirs) in enumerate(plan.sent):
             if n < window.start:
                 continue
             if entry:
-                raw = _stored(entry, form, n < window.blank, now)
-                raw = with_marks(raw, theirs.raw) if theirs else raw
+                raw = _stored(entry, rendering, n < window.blank, now)
+                raw = with_cache_control(raw, theirs.raw) if theirs else raw
                 repair.add(entry.message.role, raw, stored=True, torn=torn)
             else:
                 assert theirs is not None  # one of the two is there
-                repair.add(theirs.role, _own(theirs, form))
-    if form.profile.asked_last and tail and tail[-1].role in RESULTS and repair.ends_with_reply:
+                repair.add(theirs.role, _own(theirs, rendering))
+    if rendering.profile.asked_last and tail and tail[-1].role in RESULTS and repair.ends_with_reply:
         repair.add("user", GO_ON)
-    system = _system(ask, plan, form)
+    system = _system(ask, plan, rendering)
     pieces = [*([system] if system else []), *repair.pieces()]
-    if not plan.line and b",".join(pieces) == b",".join(elements(ask.body[ask.start : ask.end])):
+    if not plan.path and b",".join(pieces) == b",".join(elements(ask.body[ask.start : ask.end])):
         return (ask.body,), 0  # nothing in it is ours: as it was spaced
     blocks = _count(system) - _count(ask.system) if system != ask.system else 0
     injected = max(0, repair.count + blocks - ask.count)
@@ -126,20 +128,20 @@ def _refuse_orphan(repair: Repair, tail: Sequence[Message], torn: Torn) -> None:
         )
 
 
-def _line(history: History, form: Form, window: Window, now: int) -> Repair:
+def _line(history: History, rendering: Rendering, window: Window, now: int) -> Repair:
     """The history's messages in this form, from the window's beginning on: kept beside it, so that each turn adds its
     own and no more."""
-    line = history.line
-    known: _Known | None = history.forms.get(form.key)
-    if known is not None and not known.goes_on(line, window, now):
-        known = None
-    history.forms[form.key] = known = _rendered(line, form, window, now, known)
+    path = history.path
+    renderings = history.cache.renderings
+    found = renderings.get(rendering.key)
+    known = found if isinstance(found, _Known) and found.goes_on(path, window, now) else None
+    renderings[rendering.key] = known = _rendered(path, rendering, window, now, known)
     return known.repair
 
 
 class _Known(Struct, frozen=True, gc=False):
-    """What is kept beside a history in one form: how many of its messages are in it, and the last of them; `until`
-    when, in ms since the epoch, they go back so."""
+    """A path as it was rendered: how many of its messages are `done`, and the `last` of them. It holds `until` then,
+    in ms since the epoch."""
 
     done: int
     repair: Repair
@@ -147,106 +149,112 @@ class _Known(Struct, frozen=True, gc=False):
     window: Window
     until: float
 
-    def goes_on(self, line: Sequence[Entry], window: Window, now: int) -> bool:
+    def goes_on(self, path: Sequence[Entry], window: Window, now: int) -> bool:
         """Whether a line, seen through a window, is this and perhaps more."""
-        same = self.last is None or (self.done <= len(line) and line[self.done - 1].message is self.last)
+        same = self.last is None or (self.done <= len(path) and path[self.done - 1].message is self.last)
         return same and self.window == window and now < self.until
 
 
-def _rendered(line: Sequence[Entry], form: Form, window: Window, now: int, known: _Known | None = None) -> _Known:
+def _rendered(
+    path: Sequence[Entry], rendering: Rendering, window: Window, now: int, known: _Known | None = None
+) -> _Known:
     """A line in this form, to go on with from what is `known` of it."""
-    known = known or _Known(window.start, _begun(form, window), None, window, math.inf)
+    known = known or _Known(window.start, _begun(rendering, window), None, window, math.inf)
     repair, until = known.repair, known.until
     blank = window.blank
-    for n, entry in enumerate(line[known.done :], known.done):
-        raw, role = _stored(entry, form, n < blank, now), entry.message.role
-        torn = partial(_torn, line[:n], form) if role in RESULTS else None
+    for n, entry in enumerate(path[known.done :], known.done):
+        raw, role = _stored(entry, rendering, n < blank, now), entry.message.role
+        torn = partial(_torn, path[:n], rendering) if role in RESULTS else None
         repair.add(role, raw, stored=True, torn=torn)
         if entry.ours and b'"audio"' in raw:
-            until = min(until, forms.expiry(entry.turn.reply))
-    return _Known(len(line), repair, line[-1].message if line else None, window, until)
+            until = min(until, reply_form.expiry(entry.turn.reply))
+    return _Known(len(path), repair, path[-1].message if path else None, window, until)
 
 
-def _torn(line: Sequence[Entry], form: Form, role: str, id: str) -> bytes | None:
+def _torn(path: Sequence[Entry], rendering: Rendering, role: str, id: str) -> bytes | None:
     """A message that makes the call `id`, where a reply of the line began it and it was torn: it was left out of that
     reply, but a client that saw it begin may answer it. Of calls without an ID any will do."""
-    turns = {entry.turn.id: entry.turn for entry in line}
+    turns = {entry.turn.id: entry.turn for entry in path}
     for wanted in (id, ""):
         for turn in reversed(turns.values()):
-            call = tool_calls.torn(
-                turn.reply, role, wanted, id, finish_reason=turn.finish_reason, cut=_is_cut(turn.state)
+            call = torn_calls.torn(
+                turn.reply, role, wanted, id, finish_reason=turn.finish_reason, interrupted=_is_interrupted(turn.state)
             )
             if call is not None:
-                return echo_of(call, form, bound=form.binds(turn.form), state=TurnState.COMPLETE)
+                return render_reply(
+                    call, rendering, bound=rendering.binds(turn.rendering_key), state=TurnState.COMPLETE
+                )
     return None
 
 
-def _begun(form: Form, window: Window) -> Repair:
-    repair = Repair(form.profile)
+def _begun(rendering: Rendering, window: Window) -> Repair:
+    repair = Repair(rendering.profile)
     if window.summary is not None:
         repair.summarized(window.summary)
     return repair
 
 
-def _stored(entry: Entry, form: Form, blank: bool, now: int) -> bytes:
+def _stored(entry: Entry, rendering: Rendering, blank: bool, now: int) -> bytes:
     """A stored message as it goes upstream; where it is `blank`, without its images."""
     message = entry.message
-    if message.role != "assistant" or (not entry.ours and entry.turn.form == form.key):
+    if message.role != "assistant" or (not entry.ours and entry.turn.rendering_key == rendering.key):
         raw = asked_form(message.raw)
     else:
-        raw = _of_assistant(entry, form, now)
+        raw = _of_assistant(entry, rendering, now)
     raw = without_images(raw) if blank else raw
-    return _renamed(raw) if message.role == "developer" and not form.profile.developer else raw
+    return _renamed(raw) if message.role == "developer" and not rendering.profile.developer else raw
 
 
-def _of_assistant(entry: Entry, form: Form, now: int) -> bytes:
+def _of_assistant(entry: Entry, rendering: Rendering, now: int) -> bytes:
     message, turn = entry.message, entry.turn
-    if turn.form == form.key and (b'"audio"' not in message.raw or now < forms.expiry(turn.reply)):
-        return halves.whole(message.raw)
+    if turn.rendering_key == rendering.key and (b'"audio"' not in message.raw or now < reply_form.expiry(turn.reply)):
+        return surrogates.whole(message.raw)
     if entry.ours:
-        derived = echo(turn.reply, turn, form, now)
+        derived = render_reply_of(turn.reply, turn, rendering, now)
     else:
-        bound = form.binds(turn.form)
-        derived = forms.reply_form(asked_form(message.raw), form.profile, bound=bound, without=form.refused)
+        bound = rendering.binds(turn.rendering_key)
+        derived = reply_form.reply_form(
+            asked_form(message.raw), rendering.profile, bound=bound, without=rendering.refused
+        )
     return derived if derived is not None else b'{"role":"assistant","content":""}'
 
 
-def _own(message: Message, form: Form) -> bytes:
+def _own(message: Message, rendering: Rendering) -> bytes:
     """A client's own message, as sent; but a role that the upstream refuses by name has the name that it will have in
     every later turn."""
-    return message.raw if message.role != "developer" or form.profile.developer else _renamed(message.raw)
+    return message.raw if message.role != "developer" or rendering.profile.developer else _renamed(message.raw)
 
 
-def echo(reply: bytes, turn: Turn, form: Form, now: int = 0) -> bytes | None:
-    """A turn's reply as it goes back upstream in this form; None where it says nothing."""
-    bound = form.binds(turn.form)
-    return echo_of(reply, form, bound=bound, finish_reason=turn.finish_reason, state=turn.state, now=now)
+def render_reply_of(reply: bytes, turn: Turn, rendering: Rendering, now: int = 0) -> bytes | None:
+    """Render a turn's stored reply for an upstream; None where it says nothing."""
+    bound = rendering.binds(turn.rendering_key)
+    return render_reply(reply, rendering, bound=bound, finish_reason=turn.finish_reason, state=turn.state, now=now)
 
 
-def echo_of(
+def render_reply(
     reply: bytes,
-    form: Form,
+    rendering: Rendering,
     *,
     bound: bool = True,
     finish_reason: str | None = "stop",
     state: TurnState,
     now: int = 0,
 ) -> bytes | None:
-    """A reply as it goes back upstream in this form; None where it says nothing."""
-    said = forms.reply_form(
+    """Render a reply for an upstream; None where it says nothing. `bound`: it came from the same origin."""
+    said = reply_form.reply_form(
         reply,
-        form.profile,
+        rendering.profile,
         bound=bound,
-        without=form.refused | _SIGNED,
+        without=rendering.refused | _SIGNED,
         finish_reason=finish_reason,
-        cut=_is_cut(state),
+        interrupted=_is_interrupted(state),
         now=now,
     )
-    return None if said is None else halves.whole(said)
+    return None if said is None else surrogates.whole(said)
 
 
-def _is_cut(state: TurnState) -> bool:
-    return state is TurnState.CUT
+def _is_interrupted(state: TurnState) -> bool:
+    return state is TurnState.INTERRUPTED
 
 
 def _renamed(raw: bytes) -> bytes:
@@ -258,10 +266,10 @@ def _renamed(raw: bytes) -> bytes:
     return raw[: role.start] + b'"system"' + raw[role.end :]
 
 
-def _system(ask: Ask, plan: Plan, form: Form) -> bytes | None:
+def _system(ask: Ask, plan: Plan, rendering: Rendering) -> bytes | None:
     """The one leading block, under the same roles whether the request brings it or it is remembered: the request's own
     as sent, else the remembered one without its cache marks."""
-    profile, own = form.profile, ask.system
+    profile, own = rendering.profile, ask.system
     if own is not None and not profile.one_system and (profile.developer or b'"developer"' not in own):
         return own
     block = plan.system if own is None else own

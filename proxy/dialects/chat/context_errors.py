@@ -1,7 +1,7 @@
-"""How upstreams say that a request is more than they take, and the numbers they name.
+"""Recognises errors that say that a request is too long, and reads the limits they name.
 
-Pure, bytes to values. What follows of it is not known here. Every upstream has words of its own, and some have
-several; a rate limit counts tokens too, and is another thing.
+Pure, bytes to values; the caller acts on them. Upstreams have several wordings each. Rate limits count tokens, too, and
+are told apart.
 """
 
 from __future__ import annotations

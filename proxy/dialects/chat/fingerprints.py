@@ -1,9 +1,8 @@
-"""Marks: fingerprints by which the echo of a chat message is recognised, although it was rewritten on the way.
+"""Takes fingerprints of chat messages, by which a client's copy is recognised although its bytes differ.
 
-Clients write a list of one text as a string, parse and print arguments again, drop reasoning and
-signatures, add nulls, move cache_control. A mark is the hash of what is left when all that is taken
-away. Numbers are compared by value (JavaScript prints 1.0 as 1), integers beyond 64 bits as doubles.
-Knows no history: what a mark that is found again means is decided elsewhere.
+Clients write a list of one text as a string, parse and print arguments again, drop reasoning and signatures, add nulls,
+move cache_control. A fingerprint is a hash of what is left without all that. Numbers are compared by value (JavaScript
+prints 1.0 as 1), integers beyond 64 bits as doubles. Knows no history.
 """
 
 from __future__ import annotations
@@ -14,9 +13,10 @@ from typing import Any, TypedDict
 
 import msgspec
 
-from proxy.core.json_bytes import Malformed, dumps, loads
-from proxy.dialects.chat import tool_groups as groups
-from proxy.dialects.chat.stream import surrogates as halves
+from proxy.core.json_bytes import UNDECODED, Malformed, dumps, loads
+from proxy.dialects.chat import tool_groups
+from proxy.dialects.chat.stream import surrogates
+from proxy.dialects.json_values import as_dict, as_list
 
 _LOOSE = 1  # of the first byte
 # Deeper values are compared by their bytes: whether Python can walk them depends on who asks.
@@ -44,7 +44,7 @@ class _Plain(TypedDict, total=False):
 _PLAIN = msgspec.json.Decoder(_Plain)
 
 
-def mark(raw: bytes, ids: bool = True) -> bytes:
+def fingerprint(raw: bytes, ids: bool = True) -> bytes:
     """The mark of a message, 16 bytes; of any bytes, if need be. Never fails.
 
     Without `ids` the ids of tool calls are left out, as they always are where a call has none:
@@ -67,9 +67,9 @@ def bare(raw: bytes) -> bytes:
         return b""
 
 
-def is_loose(mark: bytes) -> bool:
+def is_loose(fingerprint: bytes) -> bool:
     """Whether the ids of tool calls were left out; only a mark taken without ids can equal it then."""
-    return bool(mark[0] & _LOOSE)
+    return bool(fingerprint[0] & _LOOSE)
 
 
 def text(raw: bytes) -> str:
@@ -93,12 +93,12 @@ def says_nothing(raw: bytes) -> bool:
 
 def made(role: str, raw: bytes) -> list[str]:
     """The IDs of the calls in a message, empty where one has none."""
-    return groups.made(role, raw)
+    return tool_groups.made(role, raw)
 
 
 def answered(role: str, raw: bytes) -> str | None:
     """The ID of the call that a message is the result of, empty where it names none; None: it is no result."""
-    return groups.answered(role, raw)
+    return tool_groups.answered(role, raw)
 
 
 def joined(first: bytes, second: bytes) -> bytes:
@@ -107,11 +107,11 @@ def joined(first: bytes, second: bytes) -> bytes:
     try:
         prefill, reply = loads(first), loads(second)
         if not isinstance(prefill, dict) or not isinstance(reply, dict):
-            return mark(second)
+            return fingerprint(second)
         content = _parts(prefill.get("content")) + _parts(reply.get("content"))
-        return mark(dumps({**reply, "role": "assistant", "content": content}))
+        return fingerprint(dumps({**reply, "role": "assistant", "content": content}))
     except Malformed:
-        return mark(second)
+        return fingerprint(second)
 
 
 def _hash(canonical: bytes, loose: bool) -> bytes:
@@ -122,8 +122,8 @@ def _hash(canonical: bytes, loose: bool) -> bytes:
 def _read(raw: bytes) -> Any:
     try:
         return _PLAIN.decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return loads(halves.whole(raw))  # of which a stored reply has none
+    except UNDECODED:
+        return loads(surrogates.whole(raw))  # of which a stored reply has none
 
 
 def _form(message: Any, ids: bool) -> tuple[Any, bool]:
@@ -136,13 +136,13 @@ def _form(message: Any, ids: bool) -> tuple[Any, bool]:
         form.append(name)
     if not (message.get("tool_calls") or message.get("function_call") or message.get("audio")):
         return form, False
-    calls = [call for call in _list(message.get("tool_calls")) if isinstance(call, dict)]
+    calls = [call for call in as_list(message.get("tool_calls")) if isinstance(call, dict)]
     loose = bool(calls) and not (ids and all(call.get("id") for call in calls))
     if calls:
         form.append({"calls": [_call(call, loose) for call in calls]})
     if function := _function(message.get("function_call")):
         form.append({"function": function})
-    if audio := _dict(message.get("audio")).get("id"):
+    if audio := as_dict(message.get("audio")).get("id"):
         form.append({"audio": _canonical(audio)})
     return form, loose
 
@@ -184,7 +184,7 @@ def _runs(content: Any, role: Any) -> list[Any]:
     runs: list[Any] = []
     texts: list[str] = []
     for part in _parts(content):
-        text = _text(part)
+        text = _part_text(part)
         if text is not None:
             texts.append(text)
         elif role != "assistant" or part.get("type") not in _THOUGHTS:
@@ -199,7 +199,7 @@ def _parts(content: Any) -> list[Any]:
     return [part if isinstance(part, dict | str) else {"": part} for part in parts if part is not None]
 
 
-def _text(part: Json | str) -> str | None:
+def _part_text(part: Json | str) -> str | None:
     if isinstance(part, str):
         return part
     text = part.get("text", "") or ""
@@ -223,7 +223,7 @@ def _without_thoughts(text: str) -> str:
 
 def _call(call: Json, loose: bool) -> list[Any]:
     form = [_canonical(call.get("type") or "function"), _function(call.get("function"))]
-    custom = _dict(call.get("custom"))
+    custom = as_dict(call.get("custom"))
     if name := custom.get("name"):
         form.append({"custom": _canonical([name, custom.get("input")])})
     return form if loose else [*form, _canonical(call["id"])]
@@ -231,7 +231,7 @@ def _call(call: Json, loose: bool) -> list[Any]:
 
 def _function(function: Any) -> list[Any] | None:
     """Name and arguments. Snowflake sends a function_call without a name on every reply."""
-    name = _dict(function).get("name")
+    name = as_dict(function).get("name")
     return [_canonical(name), _arguments(function.get("arguments"))] if name else None
 
 
@@ -271,11 +271,3 @@ def _number(value: float) -> float | int | str:
     if not math.isfinite(value):
         return repr(value)
     return int(value) if value.is_integer() else value
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _dict(value: Any) -> Json:
-    return value if isinstance(value, dict) else {}

@@ -1,6 +1,6 @@
-"""Images, sound and files that a message carries in itself, and what stands for them in an old one.
+"""Replaces the images, sound and files in an old message by a word.
 
-Pure, bytes to bytes. What is old is not known here.
+Pure, bytes to bytes. The caller decides which messages are old.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Profiles: what each upstream wants back of its own messages, and what it refuses, as data.
+"""Lists, for each upstream, which members of earlier replies it takes back and what it refuses.
 
-A profile is looked up by name or by the host of an upstream. The functions here read names, hosts and
-error bodies; no message is made or changed here (`reply_form.py`, `client_form.py` and `repair.py` do that).
+A profile is found by its name or by the upstream's host. The functions read names, hosts and error bodies; messages are
+changed in `reply_form`, `client_form` and `repair`.
 """
 
 from __future__ import annotations

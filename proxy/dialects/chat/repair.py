@@ -1,8 +1,7 @@
-"""A list of messages that the upstream accepts, whatever was recorded, interrupted or cut.
+"""Repairs a list of messages so that the upstream accepts it, whatever was recorded, interrupted or left out.
 
-Every call is followed by its results, every result has its call, and where an upstream insists
-the roles alternate. Nothing that is stored changes; this is the list as it is sent. Knows no
-store, no request and no upstream, only the rules of one.
+Every tool call gets its result, every result its call, and where the upstream insists, the roles alternate. Stored
+messages do not change, only the list that is sent. Knows no store and no request, only an upstream's rules.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from proxy.core.json_bytes import Malformed, dumps, loads
+from proxy.core.json_bytes import UNDECODED, Malformed, dumps, loads
 from proxy.dialects.chat.tool_groups import RESULTS, Group, calls, named, renamed
 
 # Mistral refuses `user` after `tool`, and an assistant message that says nothing.
@@ -27,8 +26,8 @@ LOOSE: Final = 128  # parts that a list may have before they are joined
 Torn = Callable[[str, str], bytes | None]
 
 
-class Rules(Protocol):
-    """What an upstream insists on beside calls and results."""
+class ListRules(Protocol):
+    """What an upstream insists on beside the pairing of calls and results."""
 
     @property
     def alternate(self) -> bool:
@@ -51,7 +50,7 @@ class Rules(Protocol):
 class _Gap:
     """Where a stand-in was sent: the number of its part and its id; `older` under the same name."""
 
-    place: int
+    index: int
     id: str
     older: _Gap | None
 
@@ -64,7 +63,7 @@ class Repair:
     that say nothing. A result that comes late replaces what stood in for it.
     """
 
-    def __init__(self, rules: Rules) -> None:
+    def __init__(self, rules: ListRules) -> None:
         self._rules = rules
         # Runs of messages, joined by commas. A stand-in is a part of its own: it may be replaced.
         self._parts: list[bytes] = []
@@ -76,7 +75,7 @@ class Repair:
         self._gaps: dict[tuple[str, str], _Gap] = {}
         self._nameless: list[tuple[str, str]] = []  # gaps of calls that came without an id
         self._made: set[tuple[str, str]] = set()  # every call: role of its result, id
-        self._told = False  # what was added last is a summary
+        self._ends_with_summary = False  # what was added last is a summary
 
     @property
     def ends_with_reply(self) -> bool:
@@ -95,7 +94,7 @@ class Repair:
             self._join()
         twin = Repair(self._rules)
         twin._parts, twin._run, twin._count = self._parts[:], self._run, self._count
-        twin._tail, twin._role, twin._told = self._tail[:], self._role, self._told
+        twin._tail, twin._role, twin._ends_with_summary = self._tail[:], self._role, self._ends_with_summary
         twin._open = self._open.copy() if self._open else None
         twin._gaps, twin._made, twin._nameless = self._gaps.copy(), self._made.copy(), self._nameless[:]
         return twin
@@ -116,7 +115,7 @@ class Repair:
         """A summary, in the place of what precedes the list: a user's message, for no list may begin with another's,
         but one that is never followed by a user's nor joined with it. Whether an upstream minds is not always known."""
         self._say("user", raw)
-        self._told = True
+        self._ends_with_summary = True
 
     def orphan(self, messages: Iterable[tuple[str, bytes]], torn: Torn | None = None) -> str | None:
         """The id that the first result of no call names, were these (role, raw) added; else None."""
@@ -143,15 +142,15 @@ class Repair:
     def _answers(self, role: str, raw: bytes, torn: Torn | None) -> bool:
         """Puts a result behind its call, if there is one or one can be made good."""
         id = named(role, raw)
-        if self._place(role, id, raw):
+        if self._put_result(role, id, raw):
             return True
         call = torn(role, id) if torn else None
         if call is None:
             return False
         self.add("assistant", call)
-        return self._place(role, id, raw)
+        return self._put_result(role, id, raw)
 
-    def _place(self, role: str, id: str, raw: bytes) -> bool:
+    def _put_result(self, role: str, id: str, raw: bytes) -> bool:
         """Puts a result where it belongs, if a call of this list asked for it: to the open group,
         else to the newest closed one that lacks it, else to an open call without an id."""
         if self._open and self._open.answer(role, id, raw):
@@ -179,7 +178,7 @@ class Repair:
             self._gaps[key] = gap.older
         if key in self._nameless:
             self._nameless.remove(key)
-        self._parts[gap.place] = renamed(key[0], raw, gap.id)
+        self._parts[gap.index] = renamed(key[0], raw, gap.id)
         return True
 
     def _pass_on(self, raw: bytes) -> None:
@@ -193,10 +192,10 @@ class Repair:
     def _say(self, role: str, raw: bytes) -> None:
         if not self._tail and self._count and role == "user" and self._rules.bridge:  # a result is last
             self._emit([BRIDGE])
-        if self._told and role == "user":
+        if self._ends_with_summary and role == "user":
             self._emit([*self._tail, BRIDGE])
             self._tail = []
-        self._told = False
+        self._ends_with_summary = False
         if self._tail and not (role == self._role and self._joins(role)):
             self._emit(self._joined_tail())
             self._tail = []
@@ -257,10 +256,10 @@ def _silent(raw: bytes) -> bool:
     """Whether an assistant message says nothing; one that cannot be read says something."""
     try:
         said = _SAID.decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except UNDECODED:
         try:
             said = msgspec.convert(loads(raw), _Said)
-        except (Malformed, msgspec.MsgspecError, RecursionError):
+        except (Malformed, *UNDECODED):
             return False
     return not (said.content or said.tool_calls or said.function_call or said.refusal or said.audio or said.images)
 

@@ -1,8 +1,8 @@
-"""The form in which one stored reply goes back upstream.
+"""Renders one stored reply for the upstream that it goes back to.
 
-A reply is kept as it came; what of it goes back depends on the upstream's profile and on whether it came from
-there. Pure, bytes to bytes, message by message: the order of messages is not known here, and what a client asked
-stands in `client_form`. What cannot be read (no JSON object, nested too deep) goes as it is, for the upstream to judge.
+A reply is stored as it came; what goes back depends on the upstream's profile and on whether the reply came from there.
+Pure, bytes to bytes, message by message (`client_form` does it for clients' messages). A reply that cannot be read goes
+unchanged, for the upstream to judge.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from typing import Any, Literal
 
 import msgspec
 
-from proxy.core.json_bytes import Malformed, dumps, joined, loads, members
+from proxy.core.json_bytes import UNDECODED, Malformed, dumps, joined, loads, members
 from proxy.dialects.chat.images import word
 from proxy.dialects.chat.profiles import EMPTY, NULL, Profile
-from proxy.dialects.chat.stream import call_deltas as pieces
+from proxy.dialects.chat.stream import call_deltas
 from proxy.dialects.chat.torn_calls import is_whole, sent_calls, unstamped
+from proxy.dialects.json_values import as_dict, as_list, is_text
 
 Json = dict[str, Any]
 
@@ -47,15 +48,15 @@ def reply_form(
     bound: bool = True,
     without: frozenset[str] = frozenset(),
     finish_reason: str | None = "stop",
-    cut: bool = False,
+    interrupted: bool = False,
     now: int = 0,
 ) -> bytes | None:
     """A reply's message as it goes back upstream: `raw` itself where nothing has to change, None where nothing
     is left to say.
 
-    `bound`: the reply came from this upstream and model family; else all that holds only there is left out.
-    `without`: members that the upstream was seen to refuse. `cut`: the reply was broken off. `now`: in ms since the
-    epoch, for what goes back for a while only (see `expiry`).
+    `bound`: the reply came from this upstream and model family; else all that holds only there is left out. `without`:
+    members that the upstream was seen to refuse. `interrupted`: the reply was broken off. `now`: in ms since the epoch,
+    for what goes back for a while only (see `expiry`).
     """
     if (plain := _plain(raw)) is not None:
         return plain
@@ -68,9 +69,9 @@ def reply_form(
             form.pop("audio", None)
         if profile.signed:
             _leave_out_unsigned(form)
-        if "function_call" in form and not is_whole(form["function_call"], finish_reason, cut):
+        if "function_call" in form and not is_whole(form["function_call"], finish_reason, interrupted):
             del form["function_call"]
-        if calls := sent_calls(message.get("tool_calls"), profile, bound, without, finish_reason, cut):
+        if calls := sent_calls(message.get("tool_calls"), profile, bound, without, finish_reason, interrupted):
             form["tool_calls"] = calls
         content = _content(message, form, profile.content_parts and bound, _beside(profile, without))
         form |= {"role": "assistant"} | content
@@ -85,13 +86,13 @@ def expiry(raw: bytes) -> float:
     if b'"audio"' not in raw:
         return math.inf
     try:
-        return _expires(_dict(loads(raw)))
+        return _expires(as_dict(loads(raw)))
     except Malformed:
         return math.inf
 
 
 def _expires(message: Json) -> float:
-    expires = _dict(message.get("audio")).get("expires_at")
+    expires = as_dict(message.get("audio")).get("expires_at")
     return expires * 1000 if isinstance(expires, int | float) and expires > 0 else math.inf
 
 
@@ -101,7 +102,7 @@ def _plain(raw: bytes) -> bytes | None:
         return None
     try:
         content = bytes(_PLAIN.decode(raw).content)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except UNDECODED:
         return None
     if content == b'""':
         return None
@@ -116,13 +117,13 @@ def _kept(message: Json, names: frozenset[str]) -> Json:
         kept["audio"] = {"id": kept["audio"]["id"]}
     if "images" in kept:
         kept["images"] = [unstamped(each) for each in kept["images"]]
-    if blocks := pieces.as_list(kept.pop("thinking_blocks", None)):
+    if blocks := as_list(kept.pop("thinking_blocks", None)):
         signed = [each for each in blocks if not _is(each, "type", "thinking") or each.get("signature", True)]
         kept |= {"thinking_blocks": signed} if signed else {}  # Claude refuses a thought whose signature did not come
     if "annotations" in kept:
         kept["annotations"] = [each for each in kept["annotations"] if _is(each, "type", "file")]
     if "function_call" in kept:
-        kept["function_call"] = pieces.whole([{"function": kept["function_call"]}])[0]["function"]
+        kept["function_call"] = call_deltas.whole([{"function": kept["function_call"]}])[0]["function"]
     return kept
 
 
@@ -133,15 +134,15 @@ def _goes_back(name: str, value: Any) -> bool:
         case "reasoning_content" | "reasoning_details":  # DeepSeek wants the empty one back too
             return isinstance(value, str if name == "reasoning_content" else list)
         case "images":
-            return bool(pieces.as_list(value))
+            return bool(as_list(value))
         case "function_call":
-            return _is_text(_dict(value).get("name"))
+            return is_text(as_dict(value).get("name"))
         case "audio":
-            return _is_text(_dict(value).get("id"))
+            return is_text(as_dict(value).get("id"))
         case "annotations":  # OpenRouter wants its parsed files back, and nothing else
-            return any(_is(each, "type", "file") for each in pieces.as_list(value))
+            return any(_is(each, "type", "file") for each in as_list(value))
         case "refusal" | "reasoning" | "name":
-            return _is_text(value)
+            return is_text(value)
     return value not in (None, [], {}, "")
 
 
@@ -175,7 +176,7 @@ def _content(message: Json, form: Json, parts: bool, beside: str) -> Json:
     says nothing is what the upstream takes; alone it is never null."""
     content = message.get("content")
     if isinstance(content, list) and not _is_value(content):
-        content = [unstamped(part) for part in content] if parts else "".join([_text(part) for part in content])
+        content = [unstamped(part) for part in content] if parts else "".join([_part_text(part) for part in content])
     elif not isinstance(content, str | None) and content != []:
         content = dumps(content).decode()
     if not _has_words(content):
@@ -201,18 +202,18 @@ def _has_any(value: Any, *names: str) -> bool:
 
 def _in_words(message: Json, form: Json) -> str:
     """What a reply without text says; empty where it says nothing, or where that goes back as it is."""
-    audio = _dict(message.get("audio"))
+    audio = as_dict(message.get("audio"))
     said = [("refusal", message.get("refusal")), ("audio", audio.get("transcript"))]
-    if text := next((text for name, text in said if name not in form and _is_text(text)), ""):
+    if text := next((text for name, text in said if name not in form and is_text(text)), ""):
         return text
-    words = [] if "images" in form else [word(part) for part in pieces.as_list(message.get("images"))]
-    words += [word(part) for part in pieces.as_list(message.get("content"))]
-    if "audio" not in form and any([_is_text(audio.get(name)) for name in ("id", "data")]):
+    words = [] if "images" in form else [word(part) for part in as_list(message.get("images"))]
+    words += [word(part) for part in as_list(message.get("content"))]
+    if "audio" not in form and any([is_text(audio.get(name)) for name in ("id", "data")]):
         words.append(word({"type": "input_audio"}))
     return " ".join([each for each in words if each])
 
 
-def _text(part: Any) -> str:
+def _part_text(part: Any) -> str:
     """The text of a content part; empty for thoughts, images and what else is no text."""
     if isinstance(part, dict):
         part = None if part.get("type") in _THOUGHTS else part.get("text") or part.get("refusal")
@@ -221,7 +222,7 @@ def _text(part: Any) -> str:
 
 def _says(message: Json) -> bool:
     others = any(_goes_back(name, message.get(name)) for name in ("function_call", "refusal", "audio", "images"))
-    return others or bool(pieces.as_list(message.get("tool_calls"))) or _has_words(message.get("content"))
+    return others or bool(as_list(message.get("tool_calls"))) or _has_words(message.get("content"))
 
 
 def _has_words(content: Any) -> bool:
@@ -249,11 +250,3 @@ def _written(raw: bytes, message: Json, form: Json) -> bytes:
 
 def _is(value: Any, name: str, wanted: str) -> bool:
     return isinstance(value, dict) and value.get(name) == wanted
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
-
-
-def _dict(value: Any) -> Json:
-    return value if isinstance(value, dict) else {}

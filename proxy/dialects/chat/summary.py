@@ -1,6 +1,6 @@
-"""A summary of messages: how an upstream is asked for one, and what its answer becomes.
+"""Writes the request for a summary, and reads the summary from its answer.
 
-Pure. Which messages, and when, is not known here.
+Pure. The caller decides which messages are summarized, and when.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from proxy.core.json_bytes import Malformed, dumps, loads
 from proxy.core.model import Message, Reply
 from proxy.core.usage import counts
 from proxy.core.window.chain import GAP, LEAST, SHORT, bytes_of, shortened, size_of
-from proxy.dialects.chat import wire as chat
+from proxy.dialects.chat import wire
 from proxy.dialects.chat.images import PLACEHOLDERS
 from proxy.dialects.chat.profiles import Profile
-from proxy.dialects.chat.stream import surrogates as halves
+from proxy.dialects.chat.stream import surrogates
 
 _COMPLETION_TOKENS = ("openai", "azure")  # their newer models refuse `max_tokens`
 _EVENTS = (b"data:", b"event:", b":")  # of a stream, which some send unasked
@@ -36,10 +36,10 @@ _TOOLS = frozenset(("tool_calls", "function_call"))
 
 
 class Summary(NamedTuple):
-    """What an upstream wrote. `cut`: it did not come to its end, or says more than was asked for."""
+    """What an upstream wrote. `truncated`: it did not come to its end, or says more than was asked for."""
 
     text: str
-    cut: bool
+    truncated: bool
     usage: bytes | None
 
 
@@ -57,13 +57,13 @@ def request(
     name = "max_completion_tokens" if profile.name in _COMPLETION_TOKENS else "max_tokens"
     words = GAP.join([*([text(before)] if before else []), told])
     asked = [{"role": "system", "content": prompt}, {"role": "user", "content": words}]
-    return halves.whole(dumps({**({"model": model} if model else {}), "messages": asked, name: most}))
+    return surrogates.whole(dumps({**({"model": model} if model else {}), "messages": asked, name: most}))
 
 
 def message(heading: str | None, summary: str) -> bytes:
     """The message that goes upstream in the place of what was summarized; its first line says what it is."""
     words = summary if heading is None else f"{heading}{GAP}{summary}"
-    return halves.whole(dumps({"role": "user", "content": words}))
+    return surrogates.whole(dumps({"role": "user", "content": words}))
 
 
 def within(summary: bytes, limit: int) -> bytes:
@@ -71,13 +71,13 @@ def within(summary: bytes, limit: int) -> bytes:
     size = max(LEAST, limit)  # a quarter, at four bytes a token
     if len(summary) <= size:
         return summary
-    return halves.whole(dumps({"role": "user", "content": shortened(text(summary), size)}))
+    return surrogates.whole(dumps({"role": "user", "content": shortened(text(summary), size)}))
 
 
 def written(body: bytes, most: int, heading: str | None = None) -> Summary | str:
     """The summary in an answer, of at most `most` tokens; else why there is none."""
     try:
-        reply = chat.fold_stream(body) if body.lstrip().startswith(_EVENTS) else chat.fold_body(body)
+        reply = wire.fold_stream(body) if body.lstrip().startswith(_EVENTS) else wire.fold_body(body)
         said = loads(reply.message) if reply.message and not reply.error else None
     except Malformed:
         return "it is no answer of a chat"
@@ -85,7 +85,7 @@ def written(body: bytes, most: int, heading: str | None = None) -> Summary | str
         return "it has no message"
     if said.get("tool_calls") or said.get("function_call") or reply.finish_reason in _TOOLS:
         return "it is a tool call"
-    words = _without_thoughts(_text(said.get("content"))).strip()
+    words = _without_thoughts(_reply_text(said.get("content"))).strip()
     if heading and words.startswith(heading):  # copied from the one before
         words = words[len(heading) :].strip()
     refused = reply.finish_reason == "content_filter" or said.get("refusal")
@@ -100,15 +100,15 @@ def written(body: bytes, most: int, heading: str | None = None) -> Summary | str
 def _bounded(words: str, reply: Reply, most: int) -> Summary:
     told = counts(reply.usage) if reply.usage else None
     kept = shortened(words, bytes_of(most, size_of(words), told.reply - told.thoughts if told else 0))
-    cut = kept != words or reply.finish_reason == "length" or not reply.finished
-    return Summary(kept if kept.endswith(SHORT) or not cut else kept + SHORT, cut, reply.usage)
+    truncated = kept != words or reply.finish_reason == "length" or not reply.finished
+    return Summary(kept if kept.endswith(SHORT) or not truncated else kept + SHORT, truncated, reply.usage)
 
 
 def _without_thoughts(words: str) -> str:
     return _BEGUN.sub("", _ENDED.sub("", _CLOSED.sub("", words)))
 
 
-def _text(content: Any) -> str:
+def _reply_text(content: Any) -> str:
     """The text of a reply: of parts those that are text, not its thoughts."""
     if isinstance(content, str):
         return content

@@ -1,8 +1,8 @@
-"""A group: an assistant message with calls, and the results that must follow it directly.
+"""Pairs an assistant message's tool calls with the results that must follow it directly.
 
-Which result answers which call, and the id under which both go upstream. Ids come empty
-(Gemini), twice in one message (adapters that use the function's name as id), or in a form that
-another upstream refuses. Knows nothing of the list that the group stands in.
+Decides which result answers which call, and the ID under which both go upstream. IDs come empty (Gemini), twice in one
+message (adapters that use the function's name as ID), or in a form that another upstream refuses. Knows one group, not
+the list around it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any, Final
 
 import msgspec
 
-from proxy.core.json_bytes import Malformed, dumps, loads, members
+from proxy.core.json_bytes import UNDECODED, Malformed, dumps, loads, members
+from proxy.dialects.json_values import as_text
 
 # Role of a result: the member that names its call.
 RESULTS: Final = {"tool": "tool_call_id", "function": "name"}
@@ -32,9 +33,9 @@ _NAMES = msgspec.json.Decoder(_Names)
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
-    """`said` is the id in the message (empty: none of use), `id` the one that goes upstream, empty
-    until there is one; `index` its place in `tool_calls`. A legacy function_call has its name as id."""
+class ToolCall:
+    """A tool call. `said`: the ID in the message (empty: none of use). `id`: the one that goes upstream, empty until it
+    is chosen. `index`: its position in `tool_calls`. A legacy function_call has its name as ID."""
 
     role: str
     said: str
@@ -44,8 +45,8 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class StandIn:
-    """What is sent in place of a result that is not there; `name` is how a late one calls itself, where the
-    call is not `nameless`."""
+    """A result that is sent in place of a missing one. `name`: the ID that a late result will name, unless the call
+    came `nameless`."""
 
     role: str
     name: str
@@ -54,7 +55,7 @@ class StandIn:
     nameless: bool
 
 
-def calls(raw: bytes) -> list[Call]:
+def calls(raw: bytes) -> list[ToolCall]:
     """The calls of an assistant message; none where it cannot be read."""
     if b"_call" not in raw and b"\\u00" not in raw:  # neither key, nor one with escaped letters
         return []
@@ -66,23 +67,23 @@ def calls(raw: bytes) -> list[Call]:
         return []
     listed = message.get("tool_calls")
     pairs = enumerate(listed if isinstance(listed, list) else [])
-    found = [Call("tool", _text(call.get("id")), index) for index, call in pairs if isinstance(call, dict)]
+    found = [ToolCall("tool", as_text(call.get("id")), index) for index, call in pairs if isinstance(call, dict)]
     function = message.get("function_call")
-    name = _text(function.get("name")) if isinstance(function, dict) else ""
-    return found + [Call("function", name, id=name)] if name else found
+    name = as_text(function.get("name")) if isinstance(function, dict) else ""
+    return found + [ToolCall("function", name, id=name)] if name else found
 
 
 def named(role: str, raw: bytes) -> str:
     """The id (or legacy name) of the call that a result says it answers; empty where it names none."""
     try:
-        return _text(getattr(_NAMES.decode(raw), RESULTS[role]))
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return as_text(getattr(_NAMES.decode(raw), RESULTS[role]))
+    except UNDECODED:
         pass
     try:
         result = loads(raw)
     except Malformed:
         return ""
-    return _text(result.get(RESULTS[role])) if isinstance(result, dict) else ""
+    return as_text(result.get(RESULTS[role])) if isinstance(result, dict) else ""
 
 
 def made(role: str, raw: bytes) -> list[str]:
@@ -106,13 +107,13 @@ def renamed(role: str, raw: bytes, id: str) -> bytes:
 
 
 class Group:
-    """An open group: `answer`, `adopt` and `pass_on` take the results as they come, `close` ends it.
+    """Collects the results of one message's calls: `answer`, `adopt` and `pass_on` take them, `close` ends it.
 
     `position` (messages before it) makes ids of its own unique in a list; ids that do not
     fullmatch `pattern` are replaced.
     """
 
-    def __init__(self, raw: bytes, calls: list[Call], position: int, pattern: str | None) -> None:
+    def __init__(self, raw: bytes, calls: list[ToolCall], position: int, pattern: str | None) -> None:
         self._raw = raw
         self._position = position
         self._pattern = pattern
@@ -185,7 +186,7 @@ class Group:
         self._lacking.discard(number)
         self._results.append(renamed(self._calls[number].role, raw, self._identify(number, id).id))
 
-    def _identify(self, number: int, wanted: str) -> Call:
+    def _identify(self, number: int, wanted: str) -> ToolCall:
         """The call under an id that no other call of the group has."""
         call = self._calls[number]
         if not call.id:
@@ -227,7 +228,3 @@ def _put(raw: bytes, name: str, value: bytes) -> bytes:
         return raw[: found[name].start] + value + raw[found[name].end :]
     start = raw.index(b"{") + 1
     return raw[:start] + dumps(name) + b":" + value + (b"," if found else b"") + raw[start:]
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else ""

@@ -1,7 +1,7 @@
-"""The tool calls of a reply as they go back upstream: which of them are whole, and what each keeps.
+"""Decides which tool calls of a reply are whole and go back upstream, and what each keeps.
 
-A call may be torn (the reply was cut, or ended for another reason than its end) and then stays behind, until somebody
-answers it (decision 0053). Pure; knows nothing of the rest of a reply.
+A call is torn where the reply was interrupted, or ended for another reason than its end. It stays behind until somebody
+answers it (decision 0053). Pure; reads tool calls only.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import Any
 
 from proxy.core.json_bytes import Malformed, dumps, loads
 from proxy.dialects.chat.profiles import Profile
-from proxy.dialects.chat.stream import call_deltas as pieces
-from proxy.dialects.chat.stream.call_deltas import as_dict
+from proxy.dialects.chat.stream import call_deltas
+from proxy.dialects.json_values import as_dict, is_text
 
 Json = dict[str, Any]
 
@@ -29,27 +29,31 @@ def unstamped(value: Any) -> Any:
 
 
 def sent_calls(
-    calls: Any, profile: Profile, bound: bool, without: frozenset[str], finish_reason: str | None, cut: bool
+    calls: Any, profile: Profile, bound: bool, without: frozenset[str], finish_reason: str | None, interrupted: bool
 ) -> list[Json]:
     """The whole calls of a reply, as they go back."""
-    named = [call for call in pieces.whole(calls) if _kind(call)]
-    return [_sent(call, profile, bound, without) for call in named if is_whole(call[_kind(call)], finish_reason, cut)]
+    named = [call for call in call_deltas.whole(calls) if _kind(call)]
+    return [
+        _sent(call, profile, bound, without)
+        for call in named
+        if is_whole(call[_kind(call)], finish_reason, interrupted)
+    ]
 
 
 def _kind(call: Json) -> str:
     """Where a call has its name; empty where it has none, and nobody can have carried it out."""
-    return next((kind for kind in ("function", "custom") if _is_text(as_dict(call.get(kind)).get("name"))), "")
+    return next((kind for kind in ("function", "custom") if is_text(as_dict(call.get(kind)).get("name"))), "")
 
 
-def is_whole(function: Json, finish_reason: str | None, cut: bool) -> bool:
+def is_whole(function: Json, finish_reason: str | None, interrupted: bool) -> bool:
     """Whether a call came to its end. Arguments that do not parse are the model's mistake in a whole reply, and
     the end of them is missing in any other. The input of a custom tool is free text and tells nothing."""
-    if cut and not finish_reason:
+    if interrupted and not finish_reason:
         return False
     torn = (finish_reason or "").lower() in _TORN
     if "arguments" not in function:
         return not torn
-    return not (torn or cut) or _parses(function["arguments"])
+    return not (torn or interrupted) or _parses(function["arguments"])
 
 
 def _parses(arguments: str) -> bool:
@@ -78,7 +82,7 @@ def _sent(call: Json, profile: Profile, bound: bool, without: frozenset[str]) ->
 
 
 def torn(
-    raw: bytes, role: str, wanted: str, id: str, *, finish_reason: str | None = None, cut: bool = False
+    raw: bytes, role: str, wanted: str, id: str, *, finish_reason: str | None = None, interrupted: bool = False
 ) -> bytes | None:
     """A message that makes the call `wanted` under an `id`, where the reply began it and does not go back with it: it
     was torn, or has no name. Arguments that are not whole are none. None where there is no such call."""
@@ -86,10 +90,10 @@ def torn(
         return None
     try:
         message = as_dict(loads(raw))
-        for call in pieces.whole(message.get("tool_calls")) if role == "tool" else []:
+        for call in call_deltas.whole(message.get("tool_calls")) if role == "tool" else []:
             kind = _kind(call)
             said = as_dict(call.get(kind or "function"))
-            if (call["id"] or "") == wanted and not (kind and is_whole(said, finish_reason, cut)):
+            if (call["id"] or "") == wanted and not (kind and is_whole(said, finish_reason, interrupted)):
                 mended = call | {"id": id, kind or "function": _mended(said)}
                 return dumps({"role": "assistant", "content": "", "tool_calls": [mended]})
         function = as_dict(message.get("function_call")) if role == "function" else {}
@@ -108,15 +112,11 @@ def begins(raw: bytes) -> bool:
         message = as_dict(loads(raw))
     except Malformed:
         return False
-    begun = [_kind(call) or call["id"] for call in pieces.whole(message.get("tool_calls"))]
-    return any(begun) or _is_text(as_dict(message.get("function_call")).get("name"))
+    begun = [_kind(call) or call["id"] for call in call_deltas.whole(message.get("tool_calls"))]
+    return any(begun) or is_text(as_dict(message.get("function_call")).get("name"))
 
 
 def _mended(said: Json) -> Json:
     arguments = said.get("arguments")
     whole = "input" in said or (isinstance(arguments, str) and _parses(arguments))
     return said | {"name": said.get("name") or "unknown"} | ({} if whole else {"arguments": "{}"})
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)

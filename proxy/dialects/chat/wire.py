@@ -1,7 +1,7 @@
-"""Chat completions: reading a request, reading a reply.
+"""Reads requests and replies of `/chat/completions`.
 
-The one place that knows the members of `/chat/completions`. How deltas add up stands in `deltas.py`,
-what goes back upstream in `compose.py`. Pure; knows no session, no upstream and no limits.
+The one module that knows the members of both. `stream.deltas` adds up deltas, `compose` builds what goes upstream.
+Pure; knows no session, no upstream and no limits.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any
 import msgspec
 
 from proxy.core import sse
-from proxy.core.json_bytes import Malformed, dumps, elements, is_utf8, lenient, loads, members
-from proxy.core.model import Ask, Message, Reply, Seen
-from proxy.dialects.chat.stream import deltas
+from proxy.core.json_bytes import UNDECODED, Malformed, dumps, elements, is_utf8, lenient, loads, members
+from proxy.core.model import Ask, Message, Reply, SeenPrefix
+from proxy.dialects.chat.stream import deltas, text_stream
 from proxy.dialects.chat.stream import lenient as odd
-from proxy.dialects.chat.stream import text_stream as plain
+from proxy.dialects.json_values import as_list
 from proxy.errors import BadRequest
 
-CACHE_MARK = b'"cache_control"'
+CACHE_CONTROL = b'"cache_control"'
 SYSTEM_ROLES = frozenset(("system", "developer"))
 
 
@@ -30,7 +30,7 @@ class _Role(msgspec.Struct):
 _ROLE = msgspec.json.Decoder(_Role)
 
 
-def read(body: bytes, seen: Seen | None = None) -> Ask:
+def read(body: bytes, seen: SeenPrefix | None = None) -> Ask:
     """A request. `seen`: the list of an earlier one, whose messages need not be read again where this one's list
     begins with the same bytes. Raises BadRequest."""
     try:
@@ -60,35 +60,35 @@ def _messages(array: bytes) -> tuple[bytes | None, tuple[Message, ...]]:
     return b",".join([message.raw for message in messages[:head]]) or None, messages[head:]
 
 
-def _read_on(body: bytes, seen: Seen) -> Ask | None:
+def _read_on(body: bytes, seen: SeenPrefix) -> Ask | None:
     """A request that begins with the same bytes as one that was seen, up to the end of its messages, and goes on with
     others: read without those. None of any other, and where a message that it adds has cache marks."""
-    begun = len(seen.begun)
-    if not body.startswith(seen.begun) or body[begun : begun + 1] != b",":
+    prefix_size = len(seen.prefix)
+    if not body.startswith(seen.prefix) or body[prefix_size : prefix_size + 1] != b",":
         return None
-    cut = begun - seen.start  # the messages, and the comma behind them
+    skipped = prefix_size - seen.start  # the messages, and the comma behind them
     try:
-        ask = _read(body[: seen.start + 1] + body[begun + 1 :])
+        ask = _read(body[: seen.start + 1] + body[prefix_size + 1 :])
     except Malformed:
         return None
     system = [Message(_role(raw), raw) for raw in elements(b"[" + ask.system + b"]")] if ask.system else []
     tail = (*system, *ask.messages)
-    end = ask.end + cut
-    if not tail or body.find(CACHE_MARK, begun, end) >= 0:
+    end = ask.end + skipped
+    if not tail or body.find(CACHE_CONTROL, prefix_size, end) >= 0:
         return None
     again = lambda: _messages(body[ask.start : end])[1]  # noqa: E731
     return Ask(body, ask.start, end, seen.system, tail, ask.model, ask.stream, ask.tools, seen, again)
 
 
-def seen_in(ask: Ask, covered: int, client: bytes = b"") -> Seen | None:
+def seen_in(ask: Ask, covered: int, client: bytes = b"") -> SeenPrefix | None:
     """What to keep of a list that carries its history, so that the next one is read faster; nothing of one with cache
     marks, which move about in what is the same otherwise. `covered`: how many messages of the history's line it is;
     `client`: who sent it."""
-    known = len(ask.seen.begun) if ask.seen else ask.start  # to look there again would cost as much as all the rest
-    if ask.body.find(CACHE_MARK, known, ask.end) >= 0:
+    known = len(ask.seen.prefix) if ask.seen else ask.start  # to look there again would cost as much as all the rest
+    if ask.body.find(CACHE_CONTROL, known, ask.end) >= 0:
         return None
-    begun = ask.body[: ask.end - 1].rstrip()
-    return Seen(begun, ask.start, ask.system, ask.count, covered, _hashed(begun, ask.seen), client)
+    prefix_size = ask.body[: ask.end - 1].rstrip()
+    return SeenPrefix(prefix_size, ask.start, ask.system, ask.count, covered, _hashed(prefix_size, ask.seen), client)
 
 
 def digest_of(ask: Ask) -> bytes:
@@ -96,20 +96,20 @@ def digest_of(ask: Ask) -> bytes:
     return bytes(_hashed(ask.body, ask.seen).digest()[:16])
 
 
-def _hashed(body: bytes, seen: Seen | None) -> Any:
+def _hashed(body: bytes, seen: SeenPrefix | None) -> Any:
     """The SHA-256 of bytes, of which those that were seen are hashed already: for a long list that took a fifth of the
     turn, although processors help with it and BLAKE2 would take twice the time."""
     if not seen:
         return sha256(body)
     hashed = seen.hashed.copy()
-    hashed.update(body[len(seen.begun) :])
+    hashed.update(body[len(seen.prefix) :])
     return hashed
 
 
 def fold_stream(body: bytes) -> Reply:
     """A finished stream. An event that is no JSON to any official client is passed over; an error anywhere makes the
     reply an error."""
-    return plain.folded(body) or _fold(body)
+    return text_stream.folded(body) or _fold(body)
 
 
 def _fold(body: bytes) -> Reply:
@@ -167,7 +167,7 @@ def fold_body(body: bytes) -> Reply:
     """A finished JSON body. The message is kept as the bytes it came in."""
     try:
         document = _COMPLETION.decode(body) if is_utf8(body) else None  # msgspec does not look into what it leaves out
-    except (msgspec.MsgspecError, RecursionError):
+    except UNDECODED:
         document = None
     if document is None:
         return _slow_fold(body)  # no completion; or one that only the standard library reads
@@ -190,7 +190,7 @@ def _slow_fold(body: bytes) -> Reply:
     document = odd.document(body)
     if not isinstance(document, dict) or document.get("error"):
         return Reply(error=True)
-    choices = deltas.as_list(document.get("choices"))
+    choices = as_list(document.get("choices"))
     recorded = _first(choices)
     if recorded is None:
         return Reply()
@@ -237,7 +237,7 @@ def _role(raw: bytes) -> str:
         return ""
     try:
         return _string(_ROLE.decode(raw).role) or ""
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except UNDECODED:
         return _string(loads(raw).get("role")) or ""
 
 

@@ -1,8 +1,7 @@
-"""A copy of a database with its secret, made while it is written to, and the way back.
+"""Copies a database and its secret while it is written to, and restores such a copy.
 
-A backup is a folder that its owner alone can read: the database as one file, as it was at one
-moment, and the secret without which none of its sessions can be found. No clock: names of folders
-are arguments.
+A backup is a folder that only its owner can read: the database as one file, as it was at one moment, and its secret. No
+clock: names of folders are arguments.
 """
 
 from __future__ import annotations

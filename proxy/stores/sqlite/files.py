@@ -1,4 +1,4 @@
-"""Files and folders beside a database: durable, and of the right owner. Knows nothing of what is in them."""
+"""Syncs files and folders to disk, and gives them the right owner. Knows nothing of their content."""
 
 from __future__ import annotations
 

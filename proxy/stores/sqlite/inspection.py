@@ -1,4 +1,4 @@
-"""What a look into a database tells: whether it is whole, and how much is in it.
+"""Checks a database and counts what is in it.
 
 Works on the connection of a snapshot, also while another process writes.
 """
@@ -75,7 +75,7 @@ def problems(connection: sqlite3.Connection, progress: Callable[[int, int], None
 
 def _is_readable(connection: sqlite3.Connection, id: int, tip: int | None) -> bool:
     try:
-        _ = history_of(tip, connection.execute(sql.TURNS, (id,))).line
+        _ = history_of(tip, connection.execute(sql.TURNS, (id,))).path
         for (body,) in connection.execute("SELECT body FROM answers WHERE session = ?", (id,)):
             unpacked(body)
     except sqlite3.Error:

@@ -1,7 +1,7 @@
-"""The lock beside a database that lets one process write, and names the one that does.
+"""Locks a database for one writing process, and names the process that holds the lock.
 
-SQLite before 3.51.3 can corrupt a WAL when two connections write or checkpoint at once;
-with one writer in the world it cannot. The kernel drops the lock with the process.
+SQLite before 3.51.3 can corrupt a WAL when two connections write or checkpoint at once; with a single writer it cannot.
+The kernel drops the lock with the process.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The road from one schema of the database to the next: numbered SQL files, applied in order, never edited."""
+"""Migrates a database to the newest schema: numbered SQL files, applied in order, never edited."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an operator does about a database that cannot be used. Knows the faults of files and of SQLite only."""
+"""Tells an operator what to do about a database that cannot be used. Knows errors of files and of SQLite only."""
 
 from __future__ import annotations
 

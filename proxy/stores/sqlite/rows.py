@@ -1,4 +1,4 @@
-"""Turns, answers and refusals as rows of the database, and back. Pure; the statements stand in `sql.py`."""
+"""Converts turns, answers and refusals to rows of the database, and back. Pure; `sql.py` has the statements."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 from proxy.core.history import History
 from proxy.core.json_bytes import dumps, elements, loads
-from proxy.core.model import Answer, Cut, Layout, Message, SessionKey, Turn, TurnState
+from proxy.core.model import Answer, Layout, Message, SessionKey, TrimPoint, Turn, TurnState
 
-MARK = 16  # bytes of a message's mark
+FINGERPRINT = 16  # bytes of a message's mark
 SMALL = 2048  # bytes of an answer that compressing would gain nothing
 
 
@@ -31,22 +31,22 @@ def row_of(id: int, key: SessionKey, turn: Turn, now: int, answer: Answer | None
         b"[" + b",".join([message.raw for message in turn.asked]) + b"]",
         _USER if len(turn.asked) == 1 and turn.asked[0].role == "user" else _roles(turn.asked),
         turn.reply,
-        turn.echo.raw if turn.echo else None,
+        turn.rendered.raw if turn.rendered else None,
         text(turn.model),
         text(turn.finish_reason),
         turn.usage,
         turn.started,
         turn.ended,
         None if turn.layout is None else dumps(turn.layout).decode(),
-        _marks(turn),
-        turn.form,
+        _fingerprints(turn),
+        turn.rendering_key,
         turn.request,
         turn.resends,
         text(turn.idempotency_key),
-        *(turn.cut or (None, None, None)),
+        *(turn.trim_point or (None, None, None)),
         turn.client,
         turn.traits,
-        text(turn.cut_for),
+        text(turn.trimmed_for),
         *((answer.status, text(answer.content_type), answer.body) if answer else (None, None, None)),
     )
 
@@ -65,33 +65,50 @@ def history_of(tip: int | None, rows: Iterable[Any]) -> History:
 
 
 def _turn(parent: str | None, row: Any) -> Turn:
-    name, state, system, asked, roles, reply, echo, model, finish_reason, usage, started, ended, *tree = row
-    layout, marks, form, request, resends, idempotency_key, cut, summary, told, client, traits, cut_for = tree
+    name, state, system, asked, roles, reply, rendered, model, finish_reason, usage, started, ended, *tree = row
+    (
+        layout,
+        fingerprints,
+        rendering_key,
+        request,
+        resends,
+        idempotency_key,
+        trim_point,
+        summary,
+        told,
+        client,
+        traits,
+        trimmed_for,
+    ) = tree
     raws = [bytes(raw) for raw in elements(asked)]
-    each = [marks[at : at + MARK] for at in range(0, len(marks), MARK)] if marks else [b""] * (len(raws) + 1)
+    each = (
+        [fingerprints[at : at + FINGERPRINT] for at in range(0, len(fingerprints), FINGERPRINT)]
+        if fingerprints
+        else [b""] * (len(raws) + 1)
+    )
     named = zip(loads(roles.encode()), raws, each, strict=False)
     return Turn(
         id=name,
         system=system,
-        asked=tuple([Message(role, raw, mark) for role, raw, mark in named]),
+        asked=tuple([Message(role, raw, fingerprint) for role, raw, fingerprint in named]),
         reply=reply,
-        echo=Message("assistant", echo, each[-1]) if echo is not None else None,
+        rendered=Message("assistant", rendered, each[-1]) if rendered is not None else None,
         parent=parent,
         layout=None if layout is None else _layout(loads(layout.encode())),
         state=TurnState(state),
-        form=form,
+        rendering_key=rendering_key,
         request=request,
         resends=bool(resends),
         idempotency_key=idempotency_key,
         model=model,
         finish_reason=finish_reason,
         usage=usage,
-        cut=None if cut is None else Cut(cut, summary, told),
+        trim_point=None if trim_point is None else TrimPoint(trim_point, summary, told),
         started=started,
         ended=ended,
         client=client,
         traits=traits,
-        cut_for=cut_for,
+        trimmed_for=trimmed_for,
     )
 
 
@@ -99,12 +116,12 @@ def _layout(parts: list[Any]) -> Layout:
     return tuple([part if isinstance(part, int) else (part[0], part[1]) for part in parts])
 
 
-def _marks(turn: Turn) -> bytes | None:
+def _fingerprints(turn: Turn) -> bytes | None:
     """The marks of a turn's messages, one after another; None where one has none."""
-    if turn.echo and not turn.echo.mark:
+    if turn.rendered and not turn.rendered.fingerprint:
         return None
-    marks = [message.mark for message in (*turn.asked, *([turn.echo] if turn.echo else []))]
-    return b"".join(marks) if all([len(mark) == MARK for mark in marks]) else None
+    fingerprints = [message.fingerprint for message in (*turn.asked, *([turn.rendered] if turn.rendered else []))]
+    return b"".join(fingerprints) if all([len(fingerprint) == FINGERPRINT for fingerprint in fingerprints]) else None
 
 
 def text(value: str | None) -> str | None:

@@ -1,6 +1,6 @@
-"""A look into a database that another process may be writing to: one moment of it, read-only.
+"""Opens a database read-only, as it is at one moment, while another process may be writing to it.
 
-Such a connection neither writes nor checkpoints, whatever is asked of it (see `lock.py`).
+The connection never writes or checkpoints, whatever is asked of it (see `lock.py`).
 """
 
 from __future__ import annotations

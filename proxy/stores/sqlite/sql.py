@@ -1,4 +1,4 @@
-"""What is said to the database, by name. Who says it, and when, stands in `sqlite.py`."""
+"""Names the SQL statements that the store sends; `store.py` sends them."""
 
 from proxy.core.model import SIDE, TurnState
 
@@ -8,14 +8,14 @@ SELECT id, parent, name, state, system, asked, roles, reply, echo, model, finish
        layout, marks, form, request, resends, idempotency_key, cut, summary, told, client, traits, cut_for
 FROM turns WHERE session = ? ORDER BY id
 """
-# A turn as it arrives: all that is to be done for it in one statement, and for many turns in one step. Each step of a
-# statement gives up Python's lock, and gets it back when it can.
+# One statement does all for a turn, and for many turns in one step: each step of sqlite3 releases and re-acquires the
+# GIL.
 COLUMNS = (
     "turn, tenant, session, touched, parent, name, state, system, asked, roles, reply, echo, model, finish_reason, "
     "usage, started, ended, layout, marks, form, request, resends, idempotency_key, cut, summary, told, client, "
     "traits, cut_for, status, content_type, body"
 )
-ARRIVE = f"INSERT INTO arriving ({COLUMNS}) VALUES "  # noqa: S608
+INSERT_TURN = f"INSERT INTO arriving ({COLUMNS}) VALUES "  # noqa: S608
 _BESIDE = f"(NEW.traits & {SIDE})"  # a side request: neither the tip nor the last answer
 _IS_LAST = f"NEW.state <> '{TurnState.ADOPTED.value}'"  # of its transaction: what a list brings along precedes its turn
 _SESSION = "(SELECT id FROM sessions WHERE tenant = NEW.tenant AND session = NEW.session)"
@@ -24,7 +24,7 @@ _ANSWER = """
     SELECT id, {slot}, NEW.turn, NEW.status, NEW.content_type, NEW.body FROM sessions
     WHERE tenant = NEW.tenant AND session = NEW.session AND {wanted};
 """
-ARRIVALS = (
+INSERT_TURN_SETUP = (
     f"CREATE TEMP VIEW arriving ({COLUMNS}) AS SELECT {', '.join(['NULL'] * len(COLUMNS.split(',')))}",
     f"""
 CREATE TEMP TRIGGER arrival INSTEAD OF INSERT ON arriving BEGIN
@@ -64,7 +64,7 @@ LEARN = "INSERT OR IGNORE INTO refusals (upstream, member) VALUES (?, ?)"
 REFUSALS = "SELECT upstream, member FROM refusals"
 LIMITS = "SELECT tenant, upstream, model, tokens, learned FROM limits"
 LIMIT = "INSERT OR REPLACE INTO limits (tenant, upstream, model, tokens, learned) VALUES (?, ?, ?, ?, ?)"
-UNLIMIT = "DELETE FROM limits WHERE learned < ?"
+EXPIRE_LIMITS = "DELETE FROM limits WHERE learned < ?"
 TOUCH = "UPDATE sessions SET touched = max(touched, ?) WHERE tenant = ? AND session = ? AND emptied = 0"
 # What was read before a write is waited for may have changed since: only the session that was seen goes.
 EMPTY = "UPDATE sessions SET tip = NULL, emptied = 1 WHERE id = ? AND touched = ?"
@@ -75,5 +75,5 @@ FORGET = "DELETE FROM sessions WHERE emptied = 1 AND touched < ?"
 SEAL = "SELECT seal FROM seal"
 SEALED = "INSERT OR IGNORE INTO seal (id, seal) VALUES (1, ?)"
 RESEAL = "INSERT OR REPLACE INTO seal (id, seal) VALUES (1, ?)"
-BEAT = "UPDATE pulse SET beat = beat + 1"
-ALIVE = "SELECT count(*) FROM sessions WHERE touched >= ?"  # the index on `touched` answers it alone
+HEARTBEAT = "UPDATE pulse SET beat = beat + 1"
+COUNT_SESSIONS = "SELECT count(*) FROM sessions WHERE touched >= ?"  # the index on `touched` answers it alone

@@ -1,9 +1,8 @@
-"""Sessions and turns in one SQLite file.
+"""Stores sessions and turns in one SQLite file.
 
-One connection in the world writes and checkpoints (see `lock.py`): a writer task takes what
-waits and commits it in one transaction, WAL and `synchronous=FULL`, so a power
-cut takes nothing that was acknowledged, and a group costs one fsync. Everybody else reads
-through a connection that cannot write. Knows nothing of lines, dialects or HTTP.
+One connection writes and checkpoints (see `lock.py`). A writer task takes all that waits and commits it in one
+transaction with WAL and `synchronous=FULL`: a power cut takes nothing that was acknowledged, and a group of turns costs
+one fsync. All reads use a connection that cannot write. Knows no queue, dialect or HTTP.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ from typing import Any, NamedTuple
 import aiosqlite
 
 from proxy.core.history import Session, fresh
-from proxy.core.learned import LIMIT_KEPT, Learned
+from proxy.core.learned import LIMIT_KEPT, LearnedLimits
 from proxy.core.model import Answer, ModelKey, SessionKey, SessionState, Turn
 from proxy.errors import StoreUnavailable
-from proxy.stores.base import Standing
+from proxy.stores.base import StoreStats
 from proxy.stores.rules import EXPIRED_KEPT, state_at
 from proxy.stores.sqlite import sql
 from proxy.stores.sqlite.files import no_space
@@ -32,7 +31,7 @@ from proxy.stores.sqlite.migration import migrate
 from proxy.stores.sqlite.remedy import remedy
 from proxy.stores.sqlite.rows import history_of, row_of, unpacked
 from proxy.stores.sqlite.snapshot import uri
-from proxy.stores.sqlite.write_queue import GROUP, Grouping, Statement, Waiting, Write, merged
+from proxy.stores.sqlite.write_queue import GROUP, GroupCommitConnection, Statement, Write, WriteQueue, merged
 
 _PRAGMAS = (
     "PRAGMA journal_mode=WAL",
@@ -44,8 +43,8 @@ BUSY = 5000  # ms a commit waits for a stranger who locks the database
 
 
 class Pace(NamedTuple):
-    """How long what is to be written waits for more, in seconds, so that it shares a transaction; and how long a
-    deletion waits for readers who keep its content in the log."""
+    """How long, in seconds, a write waits for others to share its transaction, and a deletion for readers that keep its
+    content in the log."""
 
     gathering: float = 0.002  # turns behind a group, at most: about what a commit takes
     share: float = 0.03  # of the time that a turn took itself
@@ -67,7 +66,7 @@ class SQLiteStore:
         ttl: int,
         pace: Pace,
         turn_id: int,
-        learned: Learned,
+        learned: LearnedLimits,
     ) -> None:
         self._opened = opened
         self._writer = writer
@@ -75,7 +74,7 @@ class SQLiteStore:
         self._path, self._ttl, self._pace = path, ttl, pace
         self._turn_id = turn_id  # the newest; the one writer counts
         self.learned = learned
-        self._waiting = Waiting()
+        self._queue = WriteQueue()
         self._touches: dict[SessionKey, int] = {}  # not written yet
         self._touched = 0.0  # when some were
         self._loop = asyncio.get_running_loop()
@@ -91,19 +90,19 @@ class SQLiteStore:
                 path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 opening.callback(Lock(path).release)
                 os.close(os.open(path, os.O_CREAT | os.O_CLOEXEC, 0o600))
-                writing = aiosqlite.connect(path, isolation_level=None, factory=Grouping)
+                writing = aiosqlite.connect(path, isolation_level=None, factory=GroupCommitConnection)
                 writer = await opening.enter_async_context(writing)
                 for pragma in _PRAGMAS:
                     await writer.execute(pragma)
                 await migrate(writer)
-                for statement in sql.ARRIVALS:
+                for statement in sql.INSERT_TURN_SETUP:
                     await writer.execute(statement)
                 (newest,) = await _one(writer, "SELECT max(id) FROM turns")
-                reading = aiosqlite.connect(uri(path), uri=True, isolation_level=None)
-                reader = await opening.enter_async_context(reading)
+                opening_reader = aiosqlite.connect(uri(path), uri=True, isolation_level=None)
+                reader = await opening.enter_async_context(opening_reader)
                 await reader.execute("PRAGMA query_only=ON")
                 refusals, limits = [await reader.execute_fetchall(each) for each in (sql.REFUSALS, sql.LIMITS)]
-                learned = Learned(refusals, limits)
+                learned = LearnedLimits(refusals, limits)
                 return cls(opening.pop_all(), writer, reader, path, ttl, pace, newest or 0, learned)
         except OSError as error:
             raise StoreUnavailable(f"Cannot use {path}: {error.strerror}. {remedy(error)}") from error
@@ -116,11 +115,11 @@ class SQLiteStore:
         return self._turn_id > 0
 
     async def seal(self, seal: bytes) -> bytes:
-        """The seal of this database: this one, where it has none, or nothing that would be lost under it."""
+        """The stored seal of this database. `seal` is stored first where there is none, or no turn yet."""
         await self._write([(sql.SEALED if self.holds_turns else sql.RESEAL, [(seal,)])])
         return bytes((await self._read(sql.SEAL, ()))[0][0])
 
-    def warm(self, key: SessionKey) -> Session | None:
+    def cached(self, key: SessionKey) -> Session | None:
         return None
 
     async def load(self, key: SessionKey, now: int, in_use: bool = False) -> Session:
@@ -151,7 +150,7 @@ class SQLiteStore:
         ]
         self._turn_id += last
         self._touches.pop(key, None)
-        statements: list[Statement] = [(sql.ARRIVE, rows)]
+        statements: list[Statement] = [(sql.INSERT_TURN, rows)]
         if drop:
             gone = [(name, key.tenant, key.id) for name in drop]
             statements += [(sql.DROP_ANSWERS, gone), (sql.DROP, gone)]
@@ -182,7 +181,7 @@ class SQLiteStore:
 
     async def learn_limit(self, of: ModelKey, tokens: int, now: int) -> None:
         self.learned.limited(of, tokens, now)
-        noted: list[Statement] = [(sql.UNLIMIT, [(now - LIMIT_KEPT,)]), (sql.LIMIT, [(*of, tokens, now)])]
+        noted: list[Statement] = [(sql.EXPIRE_LIMITS, [(now - LIMIT_KEPT,)]), (sql.LIMIT, [(*of, tokens, now)])]
         self._enqueue(noted).done.add_done_callback(_retrieved)
 
     async def touch(self, key: SessionKey, now: int) -> None:
@@ -200,19 +199,19 @@ class SQLiteStore:
         return len(gone)
 
     async def ping(self) -> None:
-        await self._write([(sql.BEAT, [()])])
+        await self._write([(sql.HEARTBEAT, [()])])
 
-    async def standing(self, now: int) -> Standing:
-        [(sessions,)] = await self._read(sql.ALIVE, (now - self._ttl,))
+    async def stats(self, now: int) -> StoreStats:
+        [(sessions,)] = await self._read(sql.COUNT_SESSIONS, (now - self._ttl,))
         files = [self._path, self._path.with_name(self._path.name + "-wal")]
-        return Standing(sessions, sum([file.stat().st_size for file in files if file.exists()]))
+        return StoreStats(sessions, sum([file.stat().st_size for file in files if file.exists()]))
 
     async def close(self) -> None:
         """Commit what waits, then close."""
         if self._touches:
             self._enqueue([]).done.add_done_callback(_retrieved)
         self._closed = True
-        self._waiting.call()
+        self._queue.call()
         await self._task
         await self._opened.aclose()
 
@@ -223,17 +222,17 @@ class SQLiteStore:
         except sqlite3.Error as error:
             raise _unavailable(error) from error
 
-    def _enqueue(self, statements: list[Statement], patience: float = 0.0, **more: Any) -> Write:
+    def _enqueue(self, statements: list[Statement], wait: float = 0.0, **more: Any) -> Write:
         if self._closed:
             raise StoreUnavailable("The store is closed.")
         write = Write(statements, self._loop.create_future(), **more)
-        self._waiting.add(write, patience)
+        self._queue.add(write, wait)
         return write
 
-    async def _write(self, statements: list[Statement], patience: float = 0.0, **more: Any) -> bool:
-        """Whether it is written is settled on return, also where the caller is cancelled. `patience`: the seconds that
-        it may wait for others."""
-        write = self._enqueue(statements, patience, **more)
+    async def _write(self, statements: list[Statement], wait: float = 0.0, **more: Any) -> bool:
+        """Write, and return only once that has succeeded or failed, also where the caller is cancelled. `wait`: the
+        seconds that it may wait for others."""
+        write = self._enqueue(statements, wait, **more)
         try:
             return await write.done
         except asyncio.CancelledError:
@@ -244,9 +243,9 @@ class SQLiteStore:
             raise
 
     async def _run(self) -> None:
-        """At once what comes alone. Behind a group it is waited for as long as that one took: more come, and share."""
-        while self._waiting or not self._closed:
-            group = await self._waiting.take()
+        """Commit a single write at once. After a group, wait as long as it took, so that the next is a group, too."""
+        while self._queue or not self._closed:
+            group = await self._queue.take_all()
             begun = self._loop.time()
             if group:
                 await self._commit(group)
@@ -255,7 +254,7 @@ class SQLiteStore:
 
     async def _commit(self, group: list[Write]) -> None:
         statements = merged(group)
-        touches = self._due_touches(bool(statements) and statements.keys() == {sql.ARRIVE})
+        touches = self._due_touches(bool(statements) and statements.keys() == {sql.INSERT_TURN})
         if touches:
             rows = [(now, key.tenant, key.id) for key, now in touches.items()]
             statements = {sql.TOUCH: rows, **statements}

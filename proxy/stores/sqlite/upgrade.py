@@ -1,6 +1,6 @@
-"""The copy that `serve` makes of a database before a migration, so that the older version can have it back.
+"""Copies a database before a migration, so that the older version of the proxy can have it back.
 
-A copy is a backup: `restore` takes it. It holds what was said, so it is removed after a week.
+The copy is a backup that `restore` takes. It holds what was said, so it is removed after a week.
 """
 
 from __future__ import annotations

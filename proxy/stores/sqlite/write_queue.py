@@ -1,7 +1,13 @@
-"""What waits to be written, and what is written together: the statements of several callers as one transaction, given
-to the database in one call.
+"""Queues writes and commits them in groups: the statements of several callers as one transaction, in one call.
 
-Knows SQL by name only, and neither sessions nor how long a caller may wait.
+How a whole transaction goes through aiosqlite in one call: aiosqlite runs each method of a connection on the thread of
+that connection. It has none that runs a function of ours there, so `BEGIN`, each statement and `COMMIT` would each be a
+way to the thread and back. `executemany` hands on its two arguments without a look at them. So the store calls it with
+the sentinel GROUP in place of SQL, and with the statements of a transaction in place of rows. On the thread our
+subclass of the connection, `GroupCommitConnection`, knows the sentinel and runs the transaction. Any other SQL goes the
+usual way. A thread and a connection of our own in place of aiosqlite gained nothing (decision 67).
+
+Knows SQL by name only, no session, and not how long a caller may wait.
 """
 
 from __future__ import annotations
@@ -19,7 +25,7 @@ from proxy.errors import StoreUnavailable
 from proxy.stores.sqlite import sql
 from proxy.stores.sqlite.rows import packed
 
-GROUP = "a transaction of ours"  # no SQL: see Grouping
+GROUP = "a transaction of ours"  # the sentinel; no SQL
 TOGETHER = 32  # turns in a statement
 _PLACES = f"({', '.join('?' * len(sql.COLUMNS.split(',')))})"
 
@@ -28,7 +34,7 @@ Statement = tuple[str, Sequence[Any]]
 
 @dataclass(slots=True)
 class Write:
-    """Statements that stand or fall together, and who waits for them."""
+    """Statements that are committed together or not at all, and the future of their caller."""
 
     statements: list[Statement]
     done: asyncio.Future[bool]
@@ -47,8 +53,8 @@ class Write:
             self.done.set_exception(outcome)
 
 
-class Waiting:
-    """Writes that wait for the writer: called at once, or later where all of them may wait for others."""
+class WriteQueue:
+    """The writes that wait for the writer task. `add` wakes it at once, or after the seconds that a write may wait."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -69,11 +75,11 @@ class Waiting:
             self._put_off(due)
 
     def call(self) -> None:
-        """Let the writer look, whatever waits."""
+        """Wake the writer task."""
         self._called.set()
 
-    async def take(self) -> list[Write]:
-        """For the writer: all that waits, once it is called."""
+    async def take_all(self) -> list[Write]:
+        """For the writer task: wait to be woken, and take all writes."""
         await self._called.wait()
         self._called.clear()
         self._put_off(math.inf)
@@ -87,14 +93,15 @@ class Waiting:
         self._alarm = self._loop.call_at(due, self.call) if due < math.inf else None
 
 
-class Grouping(sqlite3.Connection):
-    """A connection that takes a whole transaction in one call: each hop to its thread costs as much as a row."""
+class GroupCommitConnection(sqlite3.Connection):
+    """A connection that runs a whole transaction in one call of executemany: each hop to its thread costs as much as a
+    row."""
 
     def executemany(self, statement: str, parameters: Any, /) -> sqlite3.Cursor:
         if statement != GROUP:
             return super().executemany(statement, parameters)
-        if parameters.keys() == {sql.ARRIVE} and len(rows := parameters[sql.ARRIVE]) <= TOGETHER:
-            return self._each(sql.ARRIVE, rows)  # a statement is a transaction
+        if parameters.keys() == {sql.INSERT_TURN} and len(rows := parameters[sql.INSERT_TURN]) <= TOGETHER:
+            return self._each(sql.INSERT_TURN, rows)  # a statement is a transaction
         try:
             self.execute("BEGIN IMMEDIATE")
             for each, rows in parameters.items():
@@ -106,7 +113,7 @@ class Grouping(sqlite3.Connection):
             raise
 
     def _each(self, statement: str, rows: Sequence[Any]) -> sqlite3.Cursor:
-        if statement != sql.ARRIVE:
+        if statement != sql.INSERT_TURN:
             return super().executemany(statement, rows)
         for at in range(0, len(rows), TOGETHER):
             some = rows[at : at + TOGETHER]
@@ -116,7 +123,7 @@ class Grouping(sqlite3.Connection):
 
 @lru_cache(TOGETHER)
 def _arrivals(rows: int) -> str:
-    return sql.ARRIVE + ", ".join([_PLACES] * rows)
+    return sql.INSERT_TURN + ", ".join([_PLACES] * rows)
 
 
 def merged(group: Iterable[Write]) -> dict[str, list[Any]]:

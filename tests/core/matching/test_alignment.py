@@ -18,11 +18,11 @@ NAMES = st.sampled_from(["u1", "U1", "u2", "a1", "A1", "a2", "p1", "p1+a1", "c1#
 TURN = Turn("1", None, (), b"", None)
 
 
-class Marks:
+class Fingerprinter:
     """Letter case is what clients change; `c1#7` is a call with an ID, `c1#` one without; in `c1+hi#7` words stand
     beside it."""
 
-    def mark(self, raw: bytes, ids: bool = True) -> bytes:
+    def fingerprint(self, raw: bytes, ids: bool = True) -> bytes:
         name, sharp, id = raw.lower().partition(b"#")
         return name + b"#" + id if id and ids else name + b"#?" if sharp else name
 
@@ -31,15 +31,15 @@ class Marks:
 
     def bare(self, raw: bytes) -> bytes:
         call, plus, rest = raw.partition(b"+")
-        return self.mark(call + rest[rest.index(b"#") :]) if plus and b"#" in rest else b""
+        return self.fingerprint(call + rest[rest.index(b"#") :]) if plus and b"#" in rest else b""
 
     def joined(self, first: bytes, second: bytes) -> bytes:
-        return self.mark(first + b"+" + second)
+        return self.fingerprint(first + b"+" + second)
 
 
 def message(text: str, *, marked: bool = False) -> Message:
     raw = text.encode()
-    return Message(ROLES[text[0].lower()], raw, Marks().mark(raw) if marked else b"")
+    return Message(ROLES[text[0].lower()], raw, Fingerprinter().fingerprint(raw) if marked else b"")
 
 
 def line_of(text: str, *, marked: bool = True) -> list[Entry]:
@@ -48,7 +48,7 @@ def line_of(text: str, *, marked: bool = True) -> list[Entry]:
 
 
 def aligned(text: str) -> Alignment:
-    return Alignment([message(name) for name in text.split()], Marks())
+    return Alignment([message(name) for name in text.split()], Fingerprinter())
 
 
 # One message ----------------------------------------------------------------------------------
@@ -74,7 +74,9 @@ def aligned(text: str) -> Alignment:
     ],
 )
 @pytest.mark.parametrize("marked", [False, True])
-def test_a_message_is_the_same_by_its_bytes_or_by_its_mark(mine: str, stored: str, same: bool, marked: bool) -> None:
+def test_a_message_is_the_same_by_its_bytes_or_by_its_fingerprint(
+    mine: str, stored: str, same: bool, marked: bool
+) -> None:
     [entry] = line_of(stored, marked=marked)
     assert aligned(mine).same(0, entry) is same
 
@@ -85,10 +87,10 @@ def test_a_message_is_the_same_by_its_bytes_or_by_its_mark(mine: str, stored: st
 )
 def test_a_reply_is_never_taken_for_what_somebody_else_said(mine: str, stored: str, same: bool) -> None:
     entry = Entry(Message(stored, b"X", b"x"), TURN, False)
-    assert Alignment([Message(mine, b"x")], Marks()).same(0, entry) is same
+    assert Alignment([Message(mine, b"x")], Fingerprinter()).same(0, entry) is same
 
 
-def test_equal_bytes_need_no_mark() -> None:
+def test_equal_bytes_are_the_same_without_a_fingerprint() -> None:
     entry = Entry(Message("user", b"u1", b"another mark"), TURN, False)
     assert aligned("u1").same(0, entry)
 
@@ -278,7 +280,7 @@ def test_the_longest_run_that_rises_is_found(places: list[int], size: int) -> No
     assert len(run) == longest
 
 
-def test_a_run_of_nothing_is_nothing() -> None:
+def test_an_empty_list_of_anchors_has_no_rising_run() -> None:
     assert rising([]) == []
 
 
@@ -360,7 +362,7 @@ def test_an_edited_copy_of_a_line_is_kept_by_what_it_repeats(stored: list[str], 
         assert [entry.message.raw for entry in made] == [entry.message.raw for entry in line]
 
 
-def test_the_mark_that_a_list_begins_with() -> None:
+def test_the_fingerprint_of_a_lists_first_message() -> None:
     assert (aligned("u1 a1").head(), aligned("").head()) == (b"u1", b"")
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from proxy.core.matching import prompts as quotes
+from proxy.core.matching import prompts
 from proxy.core.matching.prompts import QUOTE, is_alike, is_framed, is_quoted, is_told, parts, quoted_in
 
 PLAIN = st.characters(codec="utf-8", max_codepoint=0xFFFF)
@@ -81,16 +81,16 @@ def test_a_quote_is_found_however_its_client_escapes_it(text: str, before: str, 
 
 
 def test_of_a_long_text_a_part_is_a_quote() -> None:
-    text = "".join(map(str, range(quotes.LONG)))[: 4 * quotes.PART]
-    assert is_quoted(text, f"Sum up: {text[: quotes.PART]} ...")
-    assert is_quoted(text, f"Sum up: ... {text[-quotes.PART :]}")
-    assert not is_quoted(text, f"Sum up: ... {text[quotes.PART : 2 * quotes.PART]} ...")
-    short = text[: quotes.LONG - 1]
-    assert not is_quoted(short, f"Sum up: {short[: quotes.PART]}")
+    text = "".join(map(str, range(prompts.LONG)))[: 4 * prompts.PART]
+    assert is_quoted(text, f"Sum up: {text[: prompts.PART]} ...")
+    assert is_quoted(text, f"Sum up: ... {text[-prompts.PART :]}")
+    assert not is_quoted(text, f"Sum up: ... {text[prompts.PART : 2 * prompts.PART]} ...")
+    short = text[: prompts.LONG - 1]
+    assert not is_quoted(short, f"Sum up: {short[: prompts.PART]}")
 
 
 @pytest.mark.parametrize("frame", ["<about>{}</about>\n<summary>{}</summary>", '{{"about": "{}", "summary": "{}"}}'])
-@pytest.mark.parametrize("size", [2 * quotes.PART, 300 * quotes.PART])
+@pytest.mark.parametrize("size", [2 * prompts.PART, 300 * prompts.PART])
 def test_a_text_is_told_also_without_its_frame(frame: str, size: int) -> None:
     summary = " ".join(map(str, range(size)))[:size]
     reply = frame.format("What was asked for, step by step. " * 4, summary)

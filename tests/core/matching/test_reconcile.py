@@ -18,9 +18,7 @@ from proxy.core.matching.reconcile import decide
 from proxy.core.matching.retries import retried
 from proxy.core.model import CLIENT
 from proxy.core.plan import Decision, Mode, Plan
-from proxy.dialects.chat import compose as sending
-from proxy.dialects.chat import fingerprints as marks
-from proxy.dialects.chat import wire as chat
+from proxy.dialects.chat import compose, fingerprints, wire
 from tests.core.notation import (
     ask,
     held,
@@ -72,7 +70,7 @@ MAY = "the chat's list under another prompt: it may be said beside the chat"
 EXAMPLES = "behind the examples that each request brings"
 ALL = "all of the history, and then what is new"
 END = "the end of the history, and then what is new"
-CUT = "the end of the history, and then what is new; what precedes it was cut on purpose"
+INTERRUPTED = "the end of the history, and then what is new; what precedes it was cut on purpose"
 DEPARTS = "it departs from the history"
 SHORT = "it ends before the tip"
 INSIDE = "it departs from the history within a window"
@@ -150,9 +148,17 @@ RESENDS = [
     ),
     Case("a window", ONE, "u2 a2 u3 a3 u4", RESEND, "u1 a1 | [u2 a2 u3 a3] u4", END, "3"),
     Case("a window takes the prompt", "s1 u1 > a1; u2 > a2", "u2 a2 u3", RESEND, "u1 a1 | [u2 a2] u3", END, "2", "s1"),
-    Case("a window of a resending client", FULL, "u2 a2 u3 a3 u4", RESEND, "[u2 a2 u3 a3] u4", CUT, "3"),
-    Case("a window slides on", "u1 > a1; u1 a1 u2 > a2; u2 a2 u3 > a3", "u3 a3 u4", RESEND, "[u3 a3] u4", CUT, "3"),
-    Case("a summary in the system prompt", CHAT, "s9 u2 a2 u3", RESEND, "[u2 a2] u3", CUT, "2", "s9"),
+    Case("a window of a resending client", FULL, "u2 a2 u3 a3 u4", RESEND, "[u2 a2 u3 a3] u4", INTERRUPTED, "3"),
+    Case(
+        "a window slides on",
+        "u1 > a1; u1 a1 u2 > a2; u2 a2 u3 > a3",
+        "u3 a3 u4",
+        RESEND,
+        "[u3 a3] u4",
+        INTERRUPTED,
+        "3",
+    ),
+    Case("a summary in the system prompt", CHAT, "s9 u2 a2 u3", RESEND, "[u2 a2] u3", INTERRUPTED, "2", "s9"),
     Case(
         "a window with a prefill joined", "u1 > a1; u2 p2 > a2", "u2 p2a2 u3", RESEND, "u1 a1 | [u2 p2 a2] u3", END, "2"
     ),
@@ -178,7 +184,16 @@ RESENDS = [
         "3",
     ),
     Case("a call and its result", "u1 > a1; u2 > c1", "c1 r1", RESEND, "u1 a1 u2 | [c1] r1", END, "2"),
-    Case("mode resend cuts what precedes a window", ONE, "u3 a3 u4", RESEND, "[u3 a3] u4", CUT, "3", mode=Mode.RESEND),
+    Case(
+        "mode resend cuts what precedes a window",
+        ONE,
+        "u3 a3 u4",
+        RESEND,
+        "[u3 a3] u4",
+        INTERRUPTED,
+        "3",
+        mode=Mode.RESEND,
+    ),
 ]
 
 # Replies of ours stand at their place; then something differs, or the list ends.
@@ -724,6 +739,16 @@ EITHER = [
         parent="3",
     ),
     Case(
+        "a quote by one that spoke under another prompt",
+        "s7 ^b u0 > a0; u1 > a1-first-reply; u1 a1-first-reply u2 > a2-second-reply",
+        "u9:a2-second-reply ^b",
+        APPEND,
+        "u0 a0 u1 a1-first-reply u2 a2-second-reply | u9:a2-second-reply",
+        NONE,
+        parent="3",
+        system="s7",
+    ),
+    Case(
         "a summary kept as a user's message",
         "s1 u1 > a1; s1 u1 a1 u2 > a2-second-reply; s9 u9:a2-second-reply > t1-the-summary",
         "s1 u9:t1-the-summary u3",
@@ -1125,6 +1150,15 @@ EITHER = [
         "the end of the history, and then what is new; what precedes it was another list",
         parent="3",
     ),
+    Case(
+        "back to a chat of one question",
+        "u1 > a1; u1 a1 u2 > a2; v1 > b1; e1 > x1; e1 x1 e2 > x2; e3 > x3",
+        "v1 b1 v2",
+        REWRITE,
+        "[v1 b1] v2",
+        "replies of another branch, at their place among other messages",
+        parent="3",
+    ),
 ]
 
 CASES = [*ASKED_BESIDE, *WITHIN, *APPENDS, *ADOPTIONS, *RESENDS, *REWRITES, *PREAMBLES, *ASIDES, *FLIGHTS, *EITHER]
@@ -1138,7 +1172,7 @@ def block_of(system: bytes | None) -> str:
 def read(case: Case, spelt: Any = message) -> Plan:
     history = played(case.before)
     flights = in_flight(history, case.flight)
-    return decide(ask(case.list, spelt), history, marks, case.mode, flights, software(case.list))
+    return decide(ask(case.list, spelt), history, fingerprints, case.mode, flights, software(case.list))
 
 
 @each_case
@@ -1153,7 +1187,7 @@ def test_a_copy_that_was_rewritten_on_the_way_is_read_the_same_and_ours_is_sent(
     plan = read(case, rewritten)
     assert (plan.decision, upstream(plan), plan.parent) == (case.decision, case.upstream, case.parent)
     sent = [each.entry for each in plan.sent if each.entry]
-    assert all([entry.message is plan.line[at].message for entry, at in zip(sent, held(plan), strict=True)])
+    assert all([entry.message is plan.path[at].message for entry, at in zip(sent, held(plan), strict=True)])
 
 
 def with_bare_calls(word: str) -> Any:
@@ -1172,17 +1206,17 @@ def with_bare_calls(word: str) -> Any:
     ],
 )
 def test_a_call_sent_back_without_the_words_beside_it_is_ours(before: str, list_: str, sent: str) -> None:
-    assert upstream(decide(ask(list_, with_bare_calls), played(before), marks)) == sent
+    assert upstream(decide(ask(list_, with_bare_calls), played(before), fingerprints)) == sent
 
 
 @each_case
 def test_who_resends_and_who_goes_on_beside_a_turn_in_flight(case: Case) -> None:
     plan = read(case)
-    carries = case.decision in (RESEND, REWRITE) and "|" not in case.upstream and not case.silent
+    carries_history = case.decision in (RESEND, REWRITE) and "|" not in case.upstream and not case.silent
     told = bool(case.before)  # the reply of what came before its chat
-    carries = carries or (case.decision is ADOPT and (case.mode is Mode.RESEND or told))
-    assert plan.resends is (carries or (plan.side and bool(plan.pairs)))
-    assert plan.alone is ((carries and not case.waits) or case.decision is ASIDE)
+    carries_history = carries_history or (case.decision is ADOPT and (case.mode is Mode.RESEND or told))
+    assert plan.resends is (carries_history or (plan.side and bool(plan.pairs)))
+    assert plan.alone is ((carries_history and not case.waits) or case.decision is ASIDE)
 
 
 @each_case
@@ -1193,13 +1227,13 @@ def test_what_was_sent_and_its_reply_are_the_history(case: Case) -> None:
     kept = case.decision is not ASIDE
     if plan.spliced:
         mine = [each for each in sent if each[0] != "="]
-        assert is_within([*mine, "a99"], line_of(after.line)) and line_of(after.line)[-1] == "a99"
+        assert is_within([*mine, "a99"], line_of(after.path)) and line_of(after.path)[-1] == "a99"
     else:
-        assert line_of(after.line) == ([*sent, "a99"] if kept else line_of(history.line))
+        assert line_of(after.path) == ([*sent, "a99"] if kept else line_of(history.path))
     assert after.system == (plan.system if kept else history.system)
     new = [message for turn in after.turns[len(history.turns) :] for message in words_of(turn.asked)]
     new += [word(turn.reply) for turn in after.turns[len(history.turns) : -1] if turn.id != "99"]
-    told = line_of(history.line) if plan.spliced else []
+    told = line_of(history.path) if plan.spliced else []
     assert sorted(new) == sorted([word for word in outside(case.upstream) if word[1:] not in told])
 
 
@@ -1223,9 +1257,9 @@ def test_what_was_sent_and_its_reply_are_the_history(case: Case) -> None:
 )
 def test_what_one_client_said_another_does_not_take_back(before: str, list_: str, line: str) -> None:
     history = played(before)
-    plan = decide(ask(list_), history, marks, client=software(list_))
+    plan = decide(ask(list_), history, fingerprints, client=software(list_))
     after = recorded(history, plan, ask(list_), "a99", "99")
-    assert line_of(after.line) == [*line.split(), "a99"]
+    assert line_of(after.path) == [*line.split(), "a99"]
     own = words_of(ask(list_).messages)
     assert [sent_word(each) for each in plan.sent][-len(own) :] == own
 
@@ -1239,7 +1273,7 @@ def outside(upstream: str) -> list[str]:
 def test_a_whole_line_is_sent_as_it_is_and_then_the_tail(case: Case) -> None:
     plan = read(case)
     if plan.whole:
-        line = [*line_of(plan.line), *words_of(plan.tail)]
+        line = [*line_of(plan.path), *words_of(plan.tail)]
         assert line == [sent_word(sent) for sent in plan.sent]
 
 
@@ -1284,13 +1318,13 @@ def test_the_page_says_how_a_list_is_read(case: Case) -> None:
     assert codes(list_) == [case.list]
     assert codes(reading) == [case.decision, case.upstream]
     assert why
-    plan = decide(ask(case.list), played(case.before), marks, Mode.RESEND, client=software(case.list))
+    plan = decide(ask(case.list), played(case.before), fingerprints, Mode.RESEND, client=software(case.list))
     assert codes(resend) == [plan.decision, upstream(plan)]
 
 
 @pytest.mark.parametrize("case", EITHER, ids=[case.name for case in EITHER])
 def test_with_mode_append_every_such_list_is_new(case: Case) -> None:
-    plan = decide(ask(case.list), played(case.before), marks, Mode.APPEND)
+    plan = decide(ask(case.list), played(case.before), fingerprints, Mode.APPEND)
     assert (plan.decision, plan.asked) == (APPEND, ask(case.list).messages)
 
 
@@ -1298,19 +1332,19 @@ def test_with_mode_append_every_such_list_is_new(case: Case) -> None:
 def test_a_turn_tried_again_is_read_as_the_first_try_was(case: Case) -> None:
     """Whatever stands in the session now: the same list goes upstream, and the turn will stand beside the first."""
     asked, history = ask(case.list), played(case.before, case.mode)
-    plan = decide(asked, history, marks, case.mode, in_flight(history, case.flight), software(case.list))
+    plan = decide(asked, history, fingerprints, case.mode, in_flight(history, case.flight), software(case.list))
     if plan.decision is ASIDE:
         return
     history = recorded(history, plan, asked, "a99", "99")
     first = history.last
-    history = recorded(history, decide(ask("u98"), history, marks, Mode.APPEND), ask("u98"), "a98", "98")
+    history = recorded(history, decide(ask("u98"), history, fingerprints, Mode.APPEND), ask("u98"), "a98", "98")
     assert first
     again = retried(history, first, asked)
     assert again.decision is Decision.RETRY
     assert [sent_word(sent) for sent in again.sent] == [sent_word(sent) for sent in plan.sent]
     assert (again.system or b"", again.resends) == (plan.system or b"", plan.resends)
     grown = recorded(history, again, asked, "a97", "97")
-    assert line_of(grown.line)[:-1] == line_of(grown.line_of(first.id))[:-1]
+    assert line_of(grown.path)[:-1] == line_of(grown.path_of(first.id))[:-1]
 
 
 @pytest.mark.parametrize(
@@ -1331,10 +1365,10 @@ def test_a_list_that_begins_as_the_latest_did_is_read_as_any_other(
     then: str, quick: bool, mode: Mode, flight: str
 ) -> None:
     history = played("u1 > a1; u1 a1 u2 > a2")
-    known = chat.seen_in(ask("u1 a1 u2"), 3, bytes(CLIENT))
-    again = chat.read(ask(then).body, known)
+    known = wire.seen_in(ask("u1 a1 u2"), 3, bytes(CLIENT))
+    again = wire.read(ask(then).body, known)
     flights = in_flight(history, flight)
-    plan, plain = [decide(each, history, marks, mode, flights) for each in (again, ask(then))]
+    plan, plain = [decide(each, history, fingerprints, mode, flights) for each in (again, ask(then))]
     assert (plan.decision, plan.reason, plan.parent) == (plain.decision, plain.reason, plain.parent)
     assert (plan.asked, plan.layout, plan.resends, plan.alone) == (
         plain.asked,
@@ -1343,8 +1377,8 @@ def test_a_list_that_begins_as_the_latest_did_is_read_as_any_other(
         plain.alone,
     )
     assert (len(plan.messages) < again.count) is (quick and mode is not Mode.APPEND and not flight)
-    form = sending.form_of("echo", "h", "m")
+    form = compose.rendering_of("echo", "h", "m")
     (ours, injected), (theirs, plainly) = [
-        sending.compose(one, read, history, form) for one, read in ((again, plan), (ask(then), plain))
+        compose.compose(one, read, history, form) for one, read in ((again, plan), (ask(then), plain))
     ]
     assert (b"".join(ours), injected) == (b"".join(theirs), plainly)

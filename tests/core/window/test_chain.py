@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core.history import History
-from proxy.core.model import Cut, Message, Turn
+from proxy.core.model import Message, TrimPoint, Turn
 from proxy.core.window.chain import (
     BYTES,
     GAP,
@@ -18,7 +18,7 @@ from proxy.core.window.chain import (
     SHORT,
     SIZE,
     Leaving,
-    Place,
+    Position,
     abridged,
     bytes_of,
     digest,
@@ -33,25 +33,27 @@ from proxy.core.window.chain import (
     taken,
 )
 from proxy.core.window.token_estimate import RATIO
-from proxy.dialects.chat import tool_groups as groups
+from proxy.dialects.chat import tool_groups
 
 SUMMARY = b'{"role":"user","content":"in short"}'
 words = st.text(st.sampled_from("ab é🙂.\n\ud800"), max_size=60)
 
 
-def history(turns: int, *, size: int = 100, at: dict[int, Cut] | None = None) -> History:
+def history(turns: int, *, size: int = 100, at: dict[int, TrimPoint] | None = None) -> History:
     """Turns of a question and an answer of so many bytes each."""
     told = History()
     for n in range(turns):
         asked = Message("user", json.dumps({"role": "user", "content": f"{n}".ljust(size)}).encode())
         echo = Message("assistant", json.dumps({"role": "assistant", "content": "a" * size}).encode())
-        cut = (at or {}).get(n)
-        told = told.plus(Turn(f"t{n}", None, (asked,), echo.raw, echo, f"t{n - 1}" if n else None, cut=cut))
+        trim_point = (at or {}).get(n)
+        told = told.plus(
+            Turn(f"t{n}", None, (asked,), echo.raw, echo, f"t{n - 1}" if n else None, trim_point=trim_point)
+        )
     return told
 
 
-def leaving(told: History, base: Cut | None = None, limit: int | None = None) -> Leaving | None:
-    return due(told, told.cut, base or told.cut, limit, 0, lambda turn: True, groups)[0]
+def leaving(told: History, base: TrimPoint | None = None, limit: int | None = None) -> Leaving | None:
+    return due(told, told.trim_point, base or told.trim_point, limit, 0, lambda turn: True, tool_groups)[0]
 
 
 # What is due
@@ -61,7 +63,7 @@ def test_nothing_is_due_of_what_fits_or_where_no_limit_is_known() -> None:
     told = history(10)
     assert leaving(told) is None
     assert leaving(told, limit=10_000) is None
-    assert due(told, told.cut, told.cut, None, 0, lambda turn: True, groups)[1] == RATIO
+    assert due(told, told.trim_point, told.trim_point, None, 0, lambda turn: True, tool_groups)[1] == RATIO
 
 
 def test_what_a_turn_over_the_limit_would_cut_is_due_before() -> None:
@@ -72,25 +74,25 @@ def test_what_a_turn_over_the_limit_would_cut_is_due_before() -> None:
 
 
 def test_what_was_cut_and_is_told_by_none_is_due_however_many_cuts_ago() -> None:
-    told = history(30, at={5: Cut(4, SUMMARY), 10: Cut(12, SUMMARY, 4), 20: Cut(24, SUMMARY, 4)})
+    told = history(30, at={5: TrimPoint(4, SUMMARY), 10: TrimPoint(12, SUMMARY, 4), 20: TrimPoint(24, SUMMARY, 4)})
     assert leaving(told) == Leaving(4, 24, SUMMARY)
-    assert leaving(history(30, at={5: Cut(4), 20: Cut(24)})) == Leaving(0, 24, None)
-    assert leaving(history(30, at={5: Cut(4, SUMMARY)})) is None
+    assert leaving(history(30, at={5: TrimPoint(4), 20: TrimPoint(24)})) == Leaving(0, 24, None)
+    assert leaving(history(30, at={5: TrimPoint(4, SUMMARY)})) is None
 
 
 def test_the_next_one_begins_where_the_last_one_ended() -> None:
-    told = history(30, at={5: Cut(4, SUMMARY), 20: Cut(24, SUMMARY, 4)})
+    told = history(30, at={5: TrimPoint(4, SUMMARY), 20: TrimPoint(24, SUMMARY, 4)})
     newer = b'{"role":"user","content":"shorter"}'
-    assert leaving(told, Cut(0, newer, 10)) == Leaving(10, 24, newer)
-    assert leaving(told, Cut(16, newer)) == Leaving(16, 24, newer)
+    assert leaving(told, TrimPoint(0, newer, 10)) == Leaving(10, 24, newer)
+    assert leaving(told, TrimPoint(16, newer)) == Leaving(16, 24, newer)
 
 
-def test_one_that_waits_to_be_taken_along_is_enough() -> None:
-    told = history(30, at={5: Cut(4, SUMMARY)})
-    assert leaving(told, Cut(20, SUMMARY), limit=700) is None
-    assert leaving(told, Cut(0, SUMMARY, 20), limit=700) is not None  # it does not tell of all that leaves
-    gap = history(30, at={5: Cut(4, SUMMARY), 20: Cut(24, SUMMARY, 4)})
-    assert leaving(gap, Cut(24, SUMMARY)) is None
+def test_nothing_is_due_while_a_ready_summary_waits_for_the_next_turn() -> None:
+    told = history(30, at={5: TrimPoint(4, SUMMARY)})
+    assert leaving(told, TrimPoint(20, SUMMARY), limit=700) is None
+    assert leaving(told, TrimPoint(0, SUMMARY, 20), limit=700) is not None  # it does not tell of all that leaves
+    gap = history(30, at={5: TrimPoint(4, SUMMARY), 20: TrimPoint(24, SUMMARY, 4)})
+    assert leaving(gap, TrimPoint(24, SUMMARY)) is None
 
 
 # What is taken
@@ -99,45 +101,47 @@ def test_one_that_waits_to_be_taken_along_is_enough() -> None:
 @pytest.mark.parametrize(
     ("found", "now", "deepens", "wanted"),
     [
-        (Cut(8, b"new"), Cut(), True, Cut(8, b"new")),
-        (Cut(8, b"new"), Cut(4, b"old"), True, Cut(8, b"new")),
-        (Cut(8, b"new"), Cut(16), True, Cut(16, b"new", 8)),  # late
-        (Cut(8, b"new"), Cut(16, b"old", 4), True, Cut(16, b"new", 8)),
-        (Cut(8, b"new"), Cut(16, b"old", 8), True, None),
-        (Cut(8, b"new"), Cut(8, b"old"), True, None),
-        (Cut(0, b"new", 8), Cut(16, b"old", 4), True, Cut(16, b"new", 8)),  # a part of a chain
-        (Cut(0, b"new", 8), Cut(4), True, Cut(4, b"new")),
-        (Cut(0, b"new", 8), Cut(), True, None),
-        (Cut(8, b"new"), Cut(), False, None),  # for another model, whose window holds more
-        (Cut(8, b"new"), Cut(4), False, Cut(4, b"new")),
-        (Cut(8, b"new"), Cut(16), False, Cut(16, b"new", 8)),
+        (TrimPoint(8, b"new"), TrimPoint(), True, TrimPoint(8, b"new")),
+        (TrimPoint(8, b"new"), TrimPoint(4, b"old"), True, TrimPoint(8, b"new")),
+        (TrimPoint(8, b"new"), TrimPoint(16), True, TrimPoint(16, b"new", 8)),  # late
+        (TrimPoint(8, b"new"), TrimPoint(16, b"old", 4), True, TrimPoint(16, b"new", 8)),
+        (TrimPoint(8, b"new"), TrimPoint(16, b"old", 8), True, None),
+        (TrimPoint(8, b"new"), TrimPoint(8, b"old"), True, None),
+        (TrimPoint(0, b"new", 8), TrimPoint(16, b"old", 4), True, TrimPoint(16, b"new", 8)),  # a part of a chain
+        (TrimPoint(0, b"new", 8), TrimPoint(4), True, TrimPoint(4, b"new")),
+        (TrimPoint(0, b"new", 8), TrimPoint(), True, None),
+        (TrimPoint(8, b"new"), TrimPoint(), False, None),  # for another model, whose window holds more
+        (TrimPoint(8, b"new"), TrimPoint(4), False, TrimPoint(4, b"new")),
+        (TrimPoint(8, b"new"), TrimPoint(16), False, TrimPoint(16, b"new", 8)),
     ],
 )
-def test_what_a_turn_takes_along(found: Cut, now: Cut, deepens: bool, wanted: Cut | None) -> None:
+def test_what_a_turn_takes_along(found: TrimPoint, now: TrimPoint, deepens: bool, wanted: TrimPoint | None) -> None:
     assert taken(found, now, deepens) == wanted
 
 
 @given(
-    st.builds(lambda at, told: Cut(at, b"n", min(at, told)), st.integers(0, 20), st.integers(0, 20)),
-    st.builds(lambda at, told: Cut(at, b"o", min(at, told)), st.integers(0, 20), st.integers(0, 20)),
+    st.builds(lambda at, told: TrimPoint(at, b"n", min(at, told)), st.integers(0, 20), st.integers(0, 20)),
+    st.builds(lambda at, told: TrimPoint(at, b"o", min(at, told)), st.integers(0, 20), st.integers(0, 20)),
 )
-def test_what_is_taken_never_brings_back_nor_tells_less(found: Cut, now: Cut) -> None:
+def test_what_is_taken_never_brings_back_nor_tells_less(found: TrimPoint, now: TrimPoint) -> None:
     for deepens in (True, False):
-        if (cut := taken(found, now, deepens)) is not None:
-            assert cut.at >= now.at and cut.covered > now.covered
-            assert cut.covered <= min(cut.at, max(found.covered, found.at))
-            assert deepens or cut.at == now.at
+        if (trim_point := taken(found, now, deepens)) is not None:
+            assert trim_point.at >= now.at and trim_point.covered > now.covered
+            assert trim_point.covered <= min(trim_point.at, max(found.covered, found.at))
+            assert deepens or trim_point.at == now.at
 
 
 def test_the_furthest_summary_is_the_one_to_go_on_from() -> None:
-    assert furthest([]) == Cut()
-    assert furthest([Cut(9), Cut(8, b"a", 3), Cut(4, b"b"), Cut(6, b"c", 4)]) == Cut(4, b"b")
+    assert furthest([]) == TrimPoint()
+    assert furthest([TrimPoint(9), TrimPoint(8, b"a", 3), TrimPoint(4, b"b"), TrimPoint(6, b"c", 4)]) == TrimPoint(
+        4, b"b"
+    )
 
 
 def test_a_beginning_is_recognised_wherever_it_is_a_beginning() -> None:
     one, other = history(4), history(6)
-    assert digest(one.line, 6) == digest(other.line, 6) != digest(one.line, 4)
-    assert digest(history(4, size=101).line, 6) != digest(one.line, 6)
+    assert digest(one.path, 6) == digest(other.path, 6) != digest(one.path, 4)
+    assert digest(history(4, size=101).path, 6) != digest(one.path, 6)
 
 
 # Sizes
@@ -180,25 +184,26 @@ def test_how_many_bytes_of_it_are_taken(size: int, counted: int, wanted: int) ->
 
 @given(st.lists(words, max_size=8), st.integers(1, 80))
 def test_the_parts_are_all_of_it_in_order(texts: list[str], size: int) -> None:
-    place, parts = Place(), []
-    while place.message < len(texts):
-        found = part(texts, place, size)
-        assert found.after > place
+    position, parts = Position(), []
+    while position.message < len(texts):
+        found = part(texts, position, size)
+        assert found.after > position
         parts.append(found.text)
         assert size_of(found.text) <= max(size, 4)
-        place = found.after
+        position = found.after
     assert "".join(parts).replace(GAP, "") == "".join(texts).replace(GAP, "")
-    assert part(texts, place, size) == ("", place)
+    assert part(texts, position, size) == ("", position)
 
 
 def test_a_message_is_whole_in_a_part_where_one_can_hold_it() -> None:
     texts = ["a" * 6, "b" * 6, "", "c" * 25]
-    assert part(texts, Place(), 14) == ("aaaaaa\n\nbbbbbb", Place(3, 0))
-    assert part(texts, Place(), 13) == ("aaaaaa", Place(1, 0))
-    assert part(texts, Place(3), 10) == ("c" * 10, Place(3, 10))
-    assert part(texts, Place(1), 11) == ("bbbbbb\n\nccc", Place(3, 3))
-    assert part(texts, Place(1), 6) == ("bbbbbb", Place(3, 0))
-    assert part(texts, Place(3, 20), 10) == ("c" * 5, Place(4, 0))
+    assert part(texts, Position(), 14) == ("aaaaaa\n\nbbbbbb", Position(3, 0))
+    assert part(texts, Position(), 13) == ("aaaaaa", Position(1, 0))
+    assert part(texts, Position(3), 10) == ("c" * 10, Position(3, 10))
+    assert part(["a", "é\ud800"], Position(), 4) == ("a", Position(1, 0))  # a byte is left, and é has two
+    assert part(texts, Position(1), 11) == ("bbbbbb\n\nccc", Position(3, 3))
+    assert part(texts, Position(1), 6) == ("bbbbbb", Position(3, 0))
+    assert part(texts, Position(3, 20), 10) == ("c" * 5, Position(4, 0))
 
 
 def test_of_a_very_long_message_the_middle_is_left_out() -> None:

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from proxy.core.history import History
-from proxy.core.model import Cut, Layout, Message, Turn
+from proxy.core.model import Layout, Message, TrimPoint, Turn
 from proxy.core.plan import Decision, Plan
-from proxy.core.window.choose import DEPTH, Bound, begin, in_force, is_trimmed, last, places, reaching, settled
+from proxy.core.window.choose import DEPTH, Bound, begin, in_force, is_trimmed, last, legal_starts, reaching, settled
 from proxy.core.window.token_estimate import GRID
 
 ROLES = {"u": "user", "a": "assistant", "c": "assistant", "r": "tool", "s": "system"}
@@ -51,8 +51,8 @@ def history(*said: str, **more: Any) -> History:
 
 def append(told: History, asked: str = "u", **more: Any) -> Plan:
     messages = tuple([message(name) for name in asked.split()])
-    line = told.line
-    members: dict[str, Any] = {"line": line, "injected": len(line), "parent": told.tip, **more}
+    line = told.path
+    members: dict[str, Any] = {"path": line, "injected": len(line), "parent": told.tip, **more}
     return Plan(Decision.APPEND, "", messages=messages, asked=messages, system=None, **members)
 
 
@@ -80,13 +80,13 @@ def append(told: History, asked: str = "u", **more: Any) -> Plan:
 def test_a_window_begins_before_a_user_message_that_no_call_spans(line: str, asked: str, wanted: list[int]) -> None:
     told = history(line)
     new = [message(name) for name in asked.split()]
-    assert places(told.line, new, 0, len(told.line), IDS) == wanted
+    assert legal_starts(told.path, new, 0, len(told.path), IDS) == wanted
 
 
 def test_places_lie_behind_where_the_window_begins_so_far() -> None:
     told = history("u a u a u a")
-    assert places(told.line, [message("u")], 2, 6, IDS) == [4, 6]
-    assert places(told.line, [message("u")], 6, 6, IDS) == []
+    assert legal_starts(told.path, [message("u")], 2, 6, IDS) == [4, 6]
+    assert legal_starts(told.path, [message("u")], 6, 6, IDS) == []
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_places_lie_behind_where_the_window_begins_so_far() -> None:
 )
 def test_a_window_holds_the_call_of_a_late_result(line: str, asked: str, start: int, wanted: int) -> None:
     told = history(line)
-    assert reaching(told.line, [message(name) for name in asked.split()], start, len(told.line), IDS) == wanted
+    assert reaching(told.path, [message(name) for name in asked.split()], start, len(told.path), IDS) == wanted
 
 
 def test_only_what_is_injected_is_trimmed() -> None:
@@ -148,7 +148,9 @@ def test_what_fits_is_left_alone_and_costs_no_look_at_it() -> None:
         (100, 39, 0, 60, 80),
     ],
 )
-def test_a_cut_is_deep_and_on_the_grid(size: int, limit: float, own: float, start: int, wanted: int) -> None:
+def test_a_new_window_begins_well_below_the_limit_and_on_the_grid(
+    size: int, limit: float, own: float, start: int, wanted: int
+) -> None:
     legal = range(start + 2, size + 1, 2)
     assert begin([line_of(size, limit, own)], start, size, lambda: legal) == wanted
 
@@ -170,70 +172,76 @@ def test_a_window_moves_rarely() -> None:
     start, moves = 0, 0
     for size in range(2, 2000, 2):
         legal = range(start + 2, size + 1, 2)
-        cut = begin([line_of(size, 80)], start, size, lambda legal=legal: legal)  # type: ignore[misc]
-        moves, start = moves + (cut != start), cut
+        trim_point = begin([line_of(size, 80)], start, size, lambda legal=legal: legal)  # type: ignore[misc]
+        moves, start = moves + (trim_point != start), trim_point
     assert moves <= 999 * 2 / (80 * (1 - DEPTH) - GRID)
 
 
 # What is in force
 
 
-def test_a_cut_holds_until_the_next_one() -> None:
-    told = history("u a", "u a", "u a", cut=Cut(2))
-    assert in_force(told, append(told)) == Cut(2)
+def test_a_trim_point_holds_until_the_next_one() -> None:
+    told = history("u a", "u a", "u a", trim_point=TrimPoint(2))
+    assert in_force(told, append(told)) == TrimPoint(2)
     more = told.plus(turn("n", "u a", told.tip))
-    assert in_force(more, append(more)) == Cut(2)
-    last = more.plus(turn("m", "u a", more.tip, cut=Cut(4, b"s")))
-    assert in_force(last, append(last)) == Cut(4, b"s")
+    assert in_force(more, append(more)) == TrimPoint(2)
+    last = more.plus(turn("m", "u a", more.tip, trim_point=TrimPoint(4, b"s")))
+    assert in_force(last, append(last)) == TrimPoint(4, b"s")
 
 
-def test_a_cut_holds_for_what_it_was_made_for_and_tells_what_was_counted() -> None:
-    told = history("u a", "u a", "u a", cut=Cut(4)).plus(turn("n", "u a", "t2", cut=Cut(2), cut_for="3000 h large"))
-    small = told.plus(turn("m", "u a", "n", cut=Cut(6), cut_for="700 h small"))
+def test_a_trim_point_holds_for_the_limit_and_model_it_was_made_for() -> None:
+    told = history("u a", "u a", "u a", trim_point=TrimPoint(4)).plus(
+        turn("n", "u a", "t2", trim_point=TrimPoint(2), trimmed_for="3000 h large")
+    )
+    small = told.plus(turn("m", "u a", "n", trim_point=TrimPoint(6), trimmed_for="700 h small"))
     plan = append(small)
-    assert [in_force(small, plan, limit, "h large") for limit in (3000, 700)] == [Cut(4), Cut(6)]
-    assert [last(small, plan, model) for model in ("h large", "h small", "h third")] == [Cut(2), Cut(6), Cut(4)]
+    assert [in_force(small, plan, limit, "h large") for limit in (3000, 700)] == [TrimPoint(4), TrimPoint(6)]
+    assert [last(small, plan, model) for model in ("h large", "h small", "h third")] == [
+        TrimPoint(2),
+        TrimPoint(6),
+        TrimPoint(4),
+    ]
 
 
-def test_a_cut_holds_on_the_branches_that_contain_it_and_no_others() -> None:
-    told = history("u a", "u a", "u a", cut=Cut(2)).plus(turn("n", "u a", "t2"), turn("b", "u a", "t1"))
-    assert told.cut == Cut()
-    assert in_force(told, append(told)) == Cut()
-    other = told.line_of("n")
-    assert in_force(told, append(told, line=other, injected=8, parent="n")) == Cut(2)
+def test_a_trim_point_holds_on_the_branches_that_contain_it_and_no_others() -> None:
+    told = history("u a", "u a", "u a", trim_point=TrimPoint(2)).plus(turn("n", "u a", "t2"), turn("b", "u a", "t1"))
+    assert told.trim_point == TrimPoint()
+    assert in_force(told, append(told)) == TrimPoint()
+    other = told.path_of("n")
+    assert in_force(told, append(told, path=other, injected=8, parent="n")) == TrimPoint(2)
 
 
 def test_a_client_that_carries_the_end_itself_moves_the_cut_before_it() -> None:
-    told = history("u a", "u a", "u a", cut=Cut(4))
-    assert in_force(told, append(told, injected=3)) == Cut(3)
-    assert in_force(told, append(told, injected=0)) == Cut(0)
-    told = history("u a", "u a", "u a", cut=Cut(4, b"s", 2))
-    assert in_force(told, append(told, injected=4)) == Cut(4, b"s", 2)
-    assert in_force(told, append(told, injected=2)) == Cut(2, b"s")
+    told = history("u a", "u a", "u a", trim_point=TrimPoint(4))
+    assert in_force(told, append(told, injected=3)) == TrimPoint(3)
+    assert in_force(told, append(told, injected=0)) == TrimPoint(0)
+    told = history("u a", "u a", "u a", trim_point=TrimPoint(4, b"s", 2))
+    assert in_force(told, append(told, injected=4)) == TrimPoint(4, b"s", 2)
+    assert in_force(told, append(told, injected=2)) == TrimPoint(2, b"s")
 
 
 def test_what_a_branch_has_lost_behind_a_cut_no_summary_tells_of() -> None:
     told = history("u a", "u a", "u a")
-    assert settled(Cut(2, b"s"), append(told)) == Cut(2, b"s")
-    assert settled(Cut(3, b"s"), append(told)) == Cut(4, b"s", 3)
-    assert settled(Cut(3), append(told)) == Cut(4)
+    assert settled(TrimPoint(2, b"s"), append(told)) == TrimPoint(2, b"s")
+    assert settled(TrimPoint(3, b"s"), append(told)) == TrimPoint(4, b"s", 3)
+    assert settled(TrimPoint(3), append(told)) == TrimPoint(4)
 
 
 @pytest.mark.parametrize(
     ("layout", "wanted"),
     [
-        (((0, 8),), Cut(4)),
-        ((1, (2, 8)), Cut(3)),
-        ((1, (5, 8), 1), Cut(2)),
-        (((5, 8), 1), Cut(0)),
-        (((0, 3), 1), Cut(0)),
+        (((0, 8),), TrimPoint(4)),
+        ((1, (2, 8)), TrimPoint(3)),
+        ((1, (5, 8), 1), TrimPoint(2)),
+        (((5, 8), 1), TrimPoint(0)),
+        (((0, 3), 1), TrimPoint(0)),
     ],
 )
-def test_a_turn_tried_again_lays_its_line_out_once_more(layout: Layout, wanted: Cut) -> None:
-    told = history("u a", "u a", "u a", "u a", cut=Cut(4))
+def test_a_turn_tried_again_lays_its_line_out_once_more(layout: Layout, wanted: TrimPoint) -> None:
+    told = history("u a", "u a", "u a", "u a", trim_point=TrimPoint(4))
     told = told.plus(turn("e", "u a", told.tip, layout=layout))
-    line = told.line_of("e")[:-1]
-    plan = Plan(Decision.RETRY, "", "t3", (), (), None, line=line, injected=len(line), layout=layout)
+    line = told.path_of("e")[:-1]
+    plan = Plan(Decision.RETRY, "", "t3", (), (), None, path=line, injected=len(line), layout=layout)
     assert in_force(told, plan) == wanted
 
 
@@ -251,13 +259,13 @@ NAMES = st.sampled_from(["u a", "u c1 r1 a", "u c12 r1 r2 a", "u c1 u a r1 a", "
 def test_every_window(said: list[tuple[str, int]], asked: str, limit: int, own: int) -> None:
     told = history(*[text for text, _ in said])
     weights = [weight for text, weight in said for _ in text.split()]
-    line, end = told.line, len(told.line)
+    line, end = told.path, len(told.path)
     new = [message(name) for name in asked.split()]
 
     def cost(start: int) -> int:
         return sum(weights[start:]) + own
 
-    legal = places(line, new, 0, end, IDS)
+    legal = legal_starts(line, new, 0, end, IDS)
     start = begin([Bound(limit, cost)], 0, end, lambda: legal)
     # A suffix, of what can stand at the front.
     assert start == 0 or (line[start].message if start < end else new[0]).role == "user"
@@ -269,7 +277,7 @@ def test_every_window(said: list[tuple[str, int]], asked: str, limit: int, own: 
     assert _orphans(whole[start:]) <= _orphans(whole)
     # The same after a restart.
     restarted = History(told.turns, told.tip)
-    again = begin([Bound(limit, cost)], 0, end, lambda: places(restarted.line, new, 0, end, IDS))
+    again = begin([Bound(limit, cost)], 0, end, lambda: legal_starts(restarted.path, new, 0, end, IDS))
     assert again == start
 
 
@@ -293,20 +301,20 @@ def test_a_session_sends_the_same_prefix_until_its_next_cut_on_every_branch_and_
     for n, (question, reply) in enumerate(sizes):
         plan = append(told)
         before = in_force(told, plan)
-        end = len(plan.line)
+        end = len(plan.path)
 
         def cost(start: int, held: list[int] = weights, own: int = question) -> int:
             return sum(held[start:]) + own
 
         def legal(start: int = before.at, plan: Plan = plan) -> list[int]:
-            return places(plan.line, plan.messages, start, len(plan.line), IDS)
+            return legal_starts(plan.path, plan.messages, start, len(plan.path), IDS)
 
         start = begin([Bound(limit, cost)], before.at, end, legal)
         assert cost(start) <= limit
         assert start >= before.at
-        told = told.plus(turn(f"t{n}", "u a", told.tip, cut=Cut(start) if start > before.at else None))
+        told = told.plus(turn(f"t{n}", "u a", told.tip, trim_point=TrimPoint(start) if start > before.at else None))
         weights += [question, reply]
         restarted = History(told.turns, told.tip)
-        assert restarted.cut == told.cut == Cut(start)
+        assert restarted.trim_point == told.trim_point == TrimPoint(start)
         branched = told.plus(turn("b", "u a", told.tip))
-        assert in_force(branched, append(branched)) == Cut(start)
+        assert in_force(branched, append(branched)) == TrimPoint(start)

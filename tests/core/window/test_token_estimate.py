@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from proxy.core.exchange import Exchange
 from proxy.core.history import History
-from proxy.core.model import Cut, Message, Turn, TurnState
+from proxy.core.model import Message, TrimPoint, Turn, TurnState
 from proxy.core.usage import counts
 from proxy.core.window.token_estimate import IMAGE, LOOK_BACK, RATIO, Size, Sizes, Tokens, size_of, sizes_of, tokens
-from proxy.dialects.chat import wire as chat
+from proxy.dialects.chat import wire
 from tests.support.fakes import Recording, recordings_or_skip
 
 IMAGE_URL = b'{"role":"user","content":[{"type":"image_url","image_url":{"url":"data:image/png;base64,%b"}}]}'
@@ -41,7 +41,7 @@ def history(*turns: Turn) -> History:
 
 
 def estimate(told: History, *, start: int = 0, end: int | None = None, own: int = 40, frame: int = 0) -> Tokens:
-    line = told.line
+    line = told.path
     end = len(line) if end is None else end
     return tokens(line, sizes_of(told, line), (start, 0), end, Size(own, 0, own, 1), frame, lambda turn: True)
 
@@ -62,31 +62,31 @@ def test_images_and_sound_are_counted_apart(raw: bytes, text: int, images: int) 
     assert size_of(raw) == Size(text, images, len(raw), 1)
 
 
-def test_sums_grow_with_the_line_and_cost_what_is_new() -> None:
+def test_sums_grow_with_the_path_and_cost_what_is_new() -> None:
     told = history(turn(0), turn(1))
-    kept = sizes_of(told, told.line)
+    kept = sizes_of(told, told.path)
     text = kept.text
     more = told.plus(turn(2, 50))
-    assert sizes_of(more, more.line) is kept
+    assert sizes_of(more, more.path) is kept
     assert text is kept.text == [0, 100, 200, 300, 400, 450, 500]
     assert kept.turns == [0, 2, 4]
 
 
-def test_sums_of_another_line_are_made_anew() -> None:
+def test_sums_of_another_path_are_made_anew() -> None:
     told = history(turn(0), turn(1), turn(2))
-    kept = sizes_of(told, told.line)
-    shorter = told.line_of("t0")
+    kept = sizes_of(told, told.path)
+    shorter = told.path_of("t0")
     assert sizes_of(told, shorter).text == [0, 100, 200]
-    assert kept.follow(shorter).text == [0, 100, 200]
+    assert kept.extended(shorter).text == [0, 100, 200]
     other = history(turn(0), turn(1, 7), turn(2, 7))
-    assert kept.follow(other.line).text == [0, 100, 200, 207, 214, 221, 228]
-    assert sizes_of(told, told.line) is kept
+    assert kept.extended(other.path).text == [0, 100, 200, 207, 214, 221, 228]
+    assert sizes_of(told, told.path) is kept
 
 
-def test_a_line_of_many_turns_is_the_sum_of_its_messages() -> None:
+def test_a_path_of_many_turns_is_the_sum_of_its_messages() -> None:
     told = history(*[turn(n, 10 * n + 1, IMAGE_URL % (b"A" * 2000) if n % 3 == 0 else None) for n in range(12)])
-    whole = Sizes().follow(told.line)
-    sized = [size_of(entry.message.raw) for entry in told.line]
+    whole = Sizes().extended(told.path)
+    sized = [size_of(entry.message.raw) for entry in told.path]
     assert whole.text[-1] == sum([size.text for size in sized])
     assert whole.images[-1] == 4
     assert whole.whole[-1] == sum([size.whole for size in sized])
@@ -96,7 +96,7 @@ def test_a_line_of_many_turns_is_the_sum_of_its_messages() -> None:
 def test_images_of_so_many_turns_stay_and_no_more(keep: int) -> None:
     told = history(*[turn(n, 10, IMAGE_URL % (b"A" * 2000)) for n in range(12)])
     for size in range(len(told.turns) + 1):
-        part = Sizes().follow(told.line[: 2 * size])
+        part = Sizes().extended(told.path[: 2 * size])
         assert part.images[-1] - part.images[part.blank(keep)] == min(size, keep)
 
 
@@ -113,18 +113,18 @@ def test_no_more_images_are_sent_than_are_taken(each: list[int], most: int, own:
         assert left >= most - 2 * max(1, most // 2)  # not many more leave than have to
 
 
-def test_what_is_spared_stays_the_same_for_a_while() -> None:
+def test_images_are_left_out_in_steps_so_that_the_prefix_stays() -> None:
     places = [Sizes(images=list(range(n + 1))).spared(10, n, 1) for n in range(40)]
     assert len(set(places)) == 1 + 6 and places == sorted(places)
 
 
 def test_what_has_no_images_never_moves() -> None:
-    assert Sizes().follow(history(*[turn(n) for n in range(40)]).line).blank(2) == 0
+    assert Sizes().extended(history(*[turn(n) for n in range(40)]).path).blank(2) == 0
 
 
 def test_images_that_are_left_out_weigh_nothing() -> None:
     told = history(*[turn(n, 10, IMAGE_URL % (b"A" * 2000)) for n in range(4)])
-    whole = Sizes().follow(told.line)
+    whole = Sizes().extended(told.path)
     text = whole.tokens(1, 0, 8, 8)
     assert whole.tokens(1, 0, 8, 0) - text == 4 * IMAGE
     assert whole.tokens(1, 0, 8, 3) - text == 2 * IMAGE
@@ -169,16 +169,16 @@ def test_a_prompt_is_never_less_than_nothing() -> None:
 
 
 def test_a_count_of_before_the_cut_tells_nothing_of_after_it() -> None:
-    before, cut = turn(0, usage=usage(50)), turn(1, cut=Cut(2))
-    assert estimate(history(before, cut), start=2).ratio == RATIO
+    before, trim_point = turn(0, usage=usage(50)), turn(1, trim_point=TrimPoint(2))
+    assert estimate(history(before, trim_point), start=2).ratio == RATIO
     within = turn(1, usage=usage(50))
-    assert estimate(history(turn(0), within, turn(2, cut=Cut(2))), start=2).ratio == RATIO
-    counted = turn(1, cut=Cut(2), usage=usage(30))
+    assert estimate(history(turn(0), within, turn(2, trim_point=TrimPoint(2))), start=2).ratio == RATIO
+    counted = turn(1, trim_point=TrimPoint(2), usage=usage(30))
     assert estimate(history(before, counted), start=2).of(2) == 30 + 0.3 * 40
 
 
 def test_a_list_that_carried_its_history_was_counted_as_a_whole() -> None:
-    told = history(turn(0), turn(1, cut=Cut(2)), turn(2, resends=True, usage=usage(100)))
+    told = history(turn(0), turn(1, trim_point=TrimPoint(2)), turn(2, resends=True, usage=usage(100)))
     found = estimate(told, start=2)
     assert (found.at, found.ratio) == (0, 0.2)
     assert found.of(2) == pytest.approx(100 + 0.2 * 40 - 0.2 * 200)
@@ -199,8 +199,8 @@ def test_what_counts_nothing_is_passed_over(told: Turn) -> None:
 
 
 def test_only_turns_whose_model_counts_alike_count() -> None:
-    told = history(turn(0, form="a"), turn(1, form="b", usage=usage(70)))
-    found = tokens(told.line, sizes_of(told, told.line), (0, 0), 4, Size(), 0, lambda turn: turn.form == "a")
+    told = history(turn(0, rendering_key="a"), turn(1, rendering_key="b", usage=usage(70)))
+    found = tokens(told.path, sizes_of(told, told.path), (0, 0), 4, Size(), 0, lambda turn: turn.rendering_key == "a")
     assert found.ratio == RATIO
 
 
@@ -229,10 +229,10 @@ def test_the_estimate_falls_as_the_window_begins_later_and_is_the_same_after_a_r
         grown = grown.plus(turn(n, size, usage=usage(prompt) if prompt else None))
         estimate(grown, own=own)
     found = estimate(grown, own=own)
-    costs = [found.of(start) for start in range(len(grown.line) + 1)]
+    costs = [found.of(start) for start in range(len(grown.path) + 1)]
     assert costs == sorted(costs, reverse=True)
     restarted = estimate(History(grown.turns, grown.tip), own=own)
-    assert costs == [restarted.of(start) for start in range(len(grown.line) + 1)]
+    assert costs == [restarted.of(start) for start in range(len(grown.path) + 1)]
 
 
 # Against what real upstreams counted
@@ -268,17 +268,17 @@ def test_the_error_against_recorded_counts(capsys: pytest.CaptureFixture[str]) -
 def _counted(recording: Recording) -> tuple[Any, Any] | None:
     if recording.request is None:
         return None
-    exchange = Exchange(chat, 1 << 30)
+    exchange = Exchange(wire, 1 << 30)
     exchange.begin(recording.meta["status"], recording.meta["response_content_type"], None)
     exchange.receive(recording.response)
-    return chat.read(recording.request), exchange.finish(clean=True).reply
+    return wire.read(recording.request), exchange.finish(clean=True).reply
 
 
 def _error(told: History, ask: Any, news: Any, prompt: int) -> float:
     own = [size_of(message.raw) for message in news]
     size = Size(sum([each.text for each in own]), sum([each.images for each in own]), 0, len(own))
     frame = len(ask.tools) + len(ask.system or b"")
-    line = told.line
+    line = told.path
     found = tokens(line, sizes_of(told, line), (0, 0), len(line), size, frame, lambda turn: True)
     return abs(found.of(0) - prompt) / prompt
 

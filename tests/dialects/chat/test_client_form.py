@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core.json_bytes import dumps, loads
-from proxy.dialects.chat.client_form import asked_form, with_marks
+from proxy.dialects.chat.client_form import asked_form, with_cache_control
 from tests.support.shapes import ACTED, MARK, SAID, THOUGHT, UNREADABLE, Json, anything, call, messages
 
 
-def text(words: str, mark: Any = None) -> Json:
-    return {"type": "text", "text": words} | ({"cache_control": mark} if mark is not None else {})
+def text(words: str, control: Any = None) -> Json:
+    return {"type": "text", "text": words} | ({"cache_control": control} if control is not None else {})
 
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:"}}
@@ -63,7 +63,7 @@ def test_a_stored_message_of_a_client_has_no_marks_and_no_fillers(message: Json,
     assert asked_form(asked_form(raw)) == asked_form(raw)
 
 
-def test_the_bytes_beside_a_mark_stay() -> None:
+def test_the_bytes_beside_cache_control_stay() -> None:
     part = b'{ "type":"text", "text":"\\u0061", "n":1e400 }'
     raw = b'{"role" : "user","n":1.0,"cache_control":{},"content":[ %b , {"cache_control":1,"a": 1.0} ]}' % part
     assert asked_form(raw) == b'{"role":"user","n":1.0,"content":[%b,{"a":1.0}]}' % part
@@ -73,7 +73,7 @@ def test_the_bytes_beside_a_mark_stay() -> None:
 @pytest.mark.parametrize("raw", UNREADABLE, ids=range(4))
 def test_what_cannot_be_read_goes_as_it_is(raw: bytes) -> None:
     assert asked_form(raw) == raw
-    assert with_marks(raw, raw) == raw
+    assert with_cache_control(raw, raw) == raw
 
 
 def user(content: Any, **more: Any) -> Json:
@@ -115,22 +115,22 @@ MARKED: list[tuple[str, Any, Any, Any]] = [
 
 
 @pytest.mark.parametrize(("ours", "theirs", "wanted"), [case[1:] for case in MARKED], ids=[case[0] for case in MARKED])
-def test_marks_go_where_the_client_has_them_now(ours: Any, theirs: Any, wanted: Any) -> None:
+def test_cache_control_goes_where_the_client_has_it_now(ours: Any, theirs: Any, wanted: Any) -> None:
     raw, present = json.dumps(ours).encode(), json.dumps(theirs).encode()
-    assert json.loads(with_marks(raw, present)) == wanted
-    assert (with_marks(raw, present) == raw) == (ours == wanted)
-    assert with_marks(with_marks(raw, present), present) == with_marks(raw, present)
+    assert json.loads(with_cache_control(raw, present)) == wanted
+    assert (with_cache_control(raw, present) == raw) == (ours == wanted)
+    assert with_cache_control(with_cache_control(raw, present), present) == with_cache_control(raw, present)
 
 
 @given(anything.map(dumps) | messages.map(dumps) | st.binary(max_size=30), anything.map(dumps) | messages.map(dumps))
-def test_nothing_is_too_odd(raw: bytes, other: bytes) -> None:
+def test_no_input_raises_another_error(raw: bytes, other: bytes) -> None:
     assert asked_form(asked_form(raw)) == asked_form(raw)
-    marked = with_marks(raw, other)
-    assert with_marks(marked, other) == marked
+    wanted = with_cache_control(raw, other)
+    assert with_cache_control(wanted, other) == wanted
 
 
 @given(messages)
-def test_no_mark_is_left_of_a_message_and_all_else_stays(message: Json) -> None:
+def test_a_stored_message_loses_its_cache_control_and_nothing_else(message: Json) -> None:
     raw = dumps({**message, "role": "user"})
     sent = loads(asked_form(raw))
     listed = [sent.get("content"), sent.get("tool_calls")]

@@ -15,10 +15,8 @@ from proxy.core.json_bytes import dumps, loads, members
 from proxy.core.matching.reconcile import decide
 from proxy.core.model import Message
 from proxy.core.plan import Decision, Mode, Plan
-from proxy.dialects.chat import fingerprints as marks
-from proxy.dialects.chat import profiles
-from proxy.dialects.chat import wire as chat
-from proxy.dialects.chat.compose import GO_ON, Form, echo, form_of, sent_members
+from proxy.dialects.chat import fingerprints, profiles, wire
+from proxy.dialects.chat.compose import GO_ON, Rendering, render_reply_of, rendering_of, sent_members
 from proxy.dialects.chat.tool_groups import NO_RESULT
 from proxy.errors import BadRequest
 from tests.support.composing import (
@@ -39,6 +37,7 @@ from tests.support.composing import (
     raws,
     request,
     sent,
+    stored,
     systems,
     turn,
 )
@@ -50,8 +49,8 @@ from tests.support.composing import (
 def test_without_a_history_the_body_goes_as_it_came(mode: Mode) -> None:
     past = History()
     for body in (request(SYSTEM, USER), b' { "messages" : [ ] } ', request(USER, REPLY, USER, model="m")):
-        ask = chat.read(body)
-        assert compose(ask, decide(ask, past, marks, mode), past, ECHO) == (body, 0)
+        ask = wire.read(body)
+        assert compose(ask, decide(ask, past, fingerprints, mode), past, ECHO) == (body, 0)
 
 
 @pytest.mark.parametrize(
@@ -88,8 +87,8 @@ def test_every_other_member_keeps_its_bytes_and_its_place(others: list[bytes], p
     past = systems(SYSTEM)
     for place in range(len(others) + 1):
         body = b"{ " + b" ,".join([*others[:place], b'"messages":[' + USER + b"]", *others[place:]]) + b" }"
-        ask = chat.read(body)
-        new, _ = compose(ask, decide(ask, past, marks), past, form(profile))
+        ask = wire.read(body)
+        new, _ = compose(ask, decide(ask, past, fingerprints), past, form(profile))
         assert new.startswith(body[: ask.start]) and new.endswith(body[ask.end :])
         assert [(name, member.raw) for name, member in members(new).items() if name != "messages"] == [
             (name, member.raw) for name, member in members(body).items() if name != "messages"
@@ -121,7 +120,7 @@ JUNK = st.recursive(
     st.sampled_from(Mode),
 )
 def test_no_message_makes_composing_fail(stored: list[Any], listed: list[Any], profile: str, mode: Mode) -> None:
-    ask = chat.read(request(*map(dumps, stored)))
+    ask = wire.read(request(*map(dumps, stored)))
     past = history(replace(turn("1", [], system=ask.system or b""), asked=ask.messages))
     body = request(*map(dumps, listed))
     try:
@@ -146,11 +145,11 @@ def test_odd_system_messages_are_the_upstreams_to_judge(content: Any, remembered
 def test_deep_system_messages_are_the_upstreams_to_judge(depth: int) -> None:
     deep = b'{"role":"system","content":' + b"[" * depth + b"]" * depth + b"}"
     try:
-        ask = chat.read(request(SYSTEM, deep, USER))
+        ask = wire.read(request(SYSTEM, deep, USER))
     except BadRequest:
         return
     past = systems(None)
-    assert compose(ask, decide(ask, past, marks), past, form("mistral"))[0].endswith(USER + b"]}")
+    assert compose(ask, decide(ask, past, fingerprints), past, form("mistral"))[0].endswith(USER + b"]}")
 
 
 # The prefix ----------------------------------------------------------------------------------
@@ -185,19 +184,19 @@ def json_with_spaces(value: Any) -> bytes:
 
 
 def played(
-    rounds: list[tuple[list[bytes], bytes]], under: Form, head: list[bytes], resends: bool
+    rounds: list[tuple[list[bytes], bytes]], under: Rendering, head: list[bytes], resends: bool
 ) -> list[tuple[bytes, list[bytes]]]:
     """The arrays that went upstream, brackets off, and what each request had that was new."""
     past, seen, made = History(), list[bytes](), list[tuple[bytes, list[bytes]]]()
     for n, (asked, reply) in enumerate(rounds):
-        ask = chat.read(request(*head, *(seen if resends else []), *asked))
-        body, _ = compose(ask, decide(ask, past, marks), past, under)
+        ask = wire.read(request(*head, *(seen if resends else []), *asked))
+        body, _ = compose(ask, decide(ask, past, fingerprints), past, under)
         made.append((members(body)["messages"].raw[1:-1], asked))
         block = b",".join(head) if not n and head else None
-        one = turn(str(n), asked, reply, parent=past.tip, form=under.key, system=block, resends=resends)
-        raw = echo(reply, one, under)
+        one = turn(str(n), asked, reply, parent=past.tip, rendering_key=under.key, system=block, resends=resends)
+        raw = render_reply_of(reply, one, under)
         assert raw is not None
-        past = past.plus(replace(one, echo=Message("assistant", raw)))
+        past = past.plus(replace(one, rendered=Message("assistant", raw)))
         seen += [*asked, dumps(loads(reply))]
     return made
 
@@ -210,20 +209,20 @@ def test_what_was_sent_is_sent_again_byte_for_byte(
     arrays = played(told, under, head, resends)
     for (before, _), (now, asked), (_, reply) in zip(arrays, arrays[1:], told, strict=False):
         assert now.startswith(before + b",")
-        one = turn("1", [], reply, form=under.key)
-        assert now[len(before) + 1 :].startswith(echo(reply, one, under) or b"")
+        one = turn("1", [], reply, rendering_key=under.key)
+        assert now[len(before) + 1 :].startswith(render_reply_of(reply, one, under) or b"")
         assert now.endswith(b",".join(asked))
 
 
 def test_a_history_is_rendered_once_and_then_only_grows() -> None:
     past = history(turn("1", [OLD]))
     first = sent(request(USER), past)
-    kept = past.forms[ECHO.key]
+    kept = stored(past)
     assert sent(request(USER), past) == first
-    assert past.forms[ECHO.key].repair is kept.repair
+    assert stored(past).repair is kept.repair
     longer = past.plus(turn("2", [USER], parent="1"))
     assert sent(request(OLD), longer) == (loaded(OLD, REPLY, USER, REPLY, OLD), 4)
-    assert longer.forms[ECHO.key].repair is kept.repair
+    assert stored(longer).repair is kept.repair
     assert sent(request(USER), past) == first  # which knows nothing of what came after it
     assert sent(request(OLD), longer)[1] == 4
 
@@ -235,7 +234,7 @@ def test_histories_that_grew_from_one_do_not_see_each_other() -> None:
         assert [each["content"] for each in sent(request(USER), grown)[0]] == ["before", "ho", id, "ho", "hi"]
 
 
-def test_each_form_has_its_own_rendering() -> None:
+def test_each_rendering_key_has_its_own_cache_entry() -> None:
     reasoned = b'{"role":"assistant","content":"ho","reasoning_content":"r"}'
     past = history(turn("1", [OLD], reasoned))
     for _ in range(2):
@@ -279,20 +278,20 @@ def test_another_branch_is_composed_of_its_own_messages() -> None:
     assert raws(request(OLD), past) == [OLD, REPLY, SYSTEM, new, right.reply, OLD]
 
 
-def test_cache_marks_go_where_the_clients_present_list_has_them() -> None:
-    marked = [
+def test_cache_control_goes_where_the_clients_present_list_has_it() -> None:
+    fingerprinted = [
         dumps({"role": "user", "content": [{"type": "text", "text": "before", **MARK}]}),
         dumps({"role": "assistant", "content": [{"type": "text", "text": "ho"}], **MARK}),
         USER,
     ]
-    assert sent(request(*marked), history(TURNS[0]), mode=Mode.AUTO)[0] == [
+    assert sent(request(*fingerprinted), history(TURNS[0]), mode=Mode.AUTO)[0] == [
         {"role": "user", "content": [{"type": "text", "text": "before", **MARK}]},
         {**json.loads(REASONED), **MARK},
         json.loads(USER),
     ]
 
 
-def test_cache_marks_that_are_new_leave_the_history_alone() -> None:
+def test_new_cache_control_leaves_the_history_alone() -> None:
     own = dumps({"role": "user", "content": "x", **MARK})
     assert raws(request(own), history(TURNS[0])) == [OLD, REASONED, own]
 
@@ -347,8 +346,8 @@ def test_a_list_that_carries_its_history_is_the_upstreams_to_judge() -> None:
 
 def test_an_aside_goes_as_it_was_sent() -> None:
     past = history(turn("1", [OLD], system=SYSTEM, resends=True))
-    ask = chat.read(body := request(DEVELOPER, RESULT))
-    plan = decide(ask, past, marks)
+    ask = wire.read(body := request(DEVELOPER, RESULT))
+    plan = decide(ask, past, fingerprints)
     assert plan.decision is Decision.ASIDE
     assert compose(ask, plan, past, form("mistral")) == (body, 0)
 
@@ -372,8 +371,8 @@ def test_what_a_client_put_in_a_replys_place_is_sent_in_the_form_of_this_upstrea
 
 def test_a_plan_may_send_part_of_a_line_and_then_a_list() -> None:
     """By hand: `injected` stored messages, a copy with ours in its place, and what is new."""
-    line = tuple([Entry(message, one, False) for one in TURNS[:1] for message in (*one.asked, one.echo) if message])
-    ask = chat.read(request(COPY, USER))
+    line = tuple([Entry(message, one, False) for one in TURNS[:1] for message in (*one.asked, one.rendered) if message])
+    ask = wire.read(request(COPY, USER))
     plan = Plan(Decision.REWRITE, "", None, ask.messages, (), None, line, [(0, 1)], 1, layout=((0, 2), 1))
     body, injected = compose(ask, plan, History(), ECHO)
     assert (members(body)["messages"].raw, injected) == (b"[" + b",".join([OLD, REASONED, USER]) + b"]", 1)
@@ -382,7 +381,7 @@ def test_a_plan_may_send_part_of_a_line_and_then_a_list() -> None:
 # The name of a form ---------------------------------------------------------------------------
 
 
-def test_forms_with_equal_names_send_equal_bytes() -> None:
+def test_renderings_with_equal_keys_send_equal_bytes() -> None:
     names = [
         form("echo"),
         form("openai"),
@@ -394,8 +393,8 @@ def test_forms_with_equal_names_send_equal_bytes() -> None:
     assert len({one.key for one in names}) == len(names)
     assert form("echo", "a", "b").key == form("echo", "b", "a").key
     assert form("echo", model="gpt-4o").key == form("echo", model="openai/gpt-5").key
-    assert form_of("auto", "api.openai.com", None).profile.name == "openai"
-    assert form_of("auto", "api.openai.com", None).origin == "api.openai.com "
+    assert rendering_of("auto", "api.openai.com", None).profile.name == "openai"
+    assert rendering_of("auto", "api.openai.com", None).origin == "api.openai.com "
 
 
 @pytest.mark.parametrize(

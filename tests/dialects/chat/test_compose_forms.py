@@ -15,9 +15,8 @@ from proxy.core.matching.reconcile import decide
 from proxy.core.model import Message, TurnState
 from proxy.core.plan import Decision, Mode, Plan
 from proxy.core.window.choose import Window
-from proxy.dialects.chat import fingerprints as marks
-from proxy.dialects.chat import wire as chat
-from proxy.dialects.chat.compose import Form
+from proxy.dialects.chat import fingerprints, wire
+from proxy.dialects.chat.compose import Rendering
 from tests.support.composing import (
     ACTED,
     DEVELOPER,
@@ -38,6 +37,7 @@ from tests.support.composing import (
     raws,
     request,
     sent,
+    stored,
     systems,
     turn,
     windowed,
@@ -60,21 +60,21 @@ from tests.support.composing import (
         (SIGNED, form("gemini"), SIGNED),
     ],
 )
-def test_a_reply_goes_back_in_the_form_that_this_upstream_takes(reply: bytes, under: Form, wanted: bytes) -> None:
+def test_a_reply_goes_back_in_the_form_that_this_upstream_takes(reply: bytes, under: Rendering, wanted: bytes) -> None:
     past = history(turn("1", [OLD], reply), turn("2", [RESULT if b"call_1" in reply else OLD], finish_reason="stop"))
     assert sent(request(USER), past, under)[0][1] == json.loads(wanted)
 
 
 def test_a_form_that_was_kept_is_sent_as_it_is_and_derived_anew_for_others() -> None:
-    one = replace(turn("1", [OLD], REASONED), echo=Message("assistant", b'{"role":"assistant","content":"kept"}'))
+    one = replace(turn("1", [OLD], REASONED), rendered=Message("assistant", b'{"role":"assistant","content":"kept"}'))
     assert raws(request(USER), history(one))[1] == b'{"role":"assistant","content":"kept"}'
     assert raws(request(USER), history(one), form("openai"))[1] == REPLY
 
 
 @pytest.mark.parametrize("under", [ECHO, form("openai")])
-def test_a_torn_call_is_not_sent_on(under: Form) -> None:
+def test_a_torn_call_is_not_sent_on(under: Rendering) -> None:
     torn = ACTED.replace(b'"{}"', b'"{"').replace(b'"content":null', b'"content":"so"')
-    past = history(turn("1", [OLD], torn, finish_reason=None, state=TurnState.CUT))
+    past = history(turn("1", [OLD], torn, finish_reason=None, state=TurnState.INTERRUPTED))
     assert sent(request(USER), past, under)[0][1] == {"role": "assistant", "content": "so"}
 
 
@@ -86,9 +86,9 @@ def test_a_torn_call_is_made_good_where_it_is_answered_and_stays_so() -> None:
     later = past.plus(turn("2", [RESULT, USER], parent="1"))
     wanted = loaded(OLD, said, good, RESULT, USER, REPLY, OLD)
     assert sent(request(OLD), later)[0] == wanted
-    kept = decide(chat.read(request(OLD)), later, marks, Mode.APPEND)
+    kept = decide(wire.read(request(OLD)), later, fingerprints, Mode.APPEND)
     assert windowed(later, Window(2), OLD)[0] == wanted[2:]
-    pieces, _ = compose(chat.read(request(OLD)), replace(kept, line=tuple(later.line)), later, ECHO)
+    pieces, _ = compose(wire.read(request(OLD)), replace(kept, path=tuple(later.path)), later, ECHO)
     assert json.loads(pieces)["messages"] == wanted
 
 
@@ -109,12 +109,12 @@ def test_the_newest_torn_call_is_the_one_that_is_answered_and_one_without_an_id_
 @pytest.mark.parametrize("profile", ["echo", "openai", "mistral", "vllm", "deepseek-r1", "perplexity"])
 def test_what_was_asked_and_not_answered_goes_on_and_keeps_its_bytes(profile: str) -> None:
     """Replies that said nothing: a question, and a result, behind which the next question comes."""
-    under, one = form(profile), turn("1", [], form="")
+    under, one = form(profile), turn("1", [], rendering_key="")
     line: tuple[Entry, ...] = ()
     bodies: list[list[Any]] = []
     for asked, reply in ((OLD, None), (USER, ACTED), (RESULT, None), (USER, None), (OLD, REPLY), (USER, None)):
         plan = Plan(Decision.APPEND, "", "1", (message(asked),), (), None, line, injected=len(line))
-        bodies.append(json.loads(compose(chat.read(request(asked)), plan, History(), under)[0])["messages"])
+        bodies.append(json.loads(compose(wire.read(request(asked)), plan, History(), under)[0])["messages"])
         line += tuple([Entry(message(raw), one, False) for raw in (asked, reply) if raw])
     for before, after in pairwise(bodies):
         assert after[: len(before) - 1] == before[:-1]  # but for a last question, with which the next may be joined
@@ -128,15 +128,15 @@ def test_what_was_asked_and_not_answered_goes_on_and_keeps_its_bytes(profile: st
 def test_an_audio_id_goes_back_until_it_expires_and_then_its_words() -> None:
     voice = {"id": "a", "data": "QQ==", "transcript": "hi", "expires_at": 100}
     past = history(turn("1", [OLD], dumps({"role": "assistant", "content": None, "audio": voice})), turn("2", [USER]))
-    ask = chat.read(request(USER))
+    ask = wire.read(request(USER))
     said: list[Any] = []
     for now in (0, 99_999, 99_999, 100_000, 100_000):
-        body, _ = compose(ask, decide(ask, past, marks, Mode.APPEND), past, ECHO, Window(), now)
+        body, _ = compose(ask, decide(ask, past, fingerprints, Mode.APPEND), past, ECHO, Window(), now)
         said.append(json.loads(body)["messages"][1])
-        kept = past.forms[ECHO.key].repair
+        kept = stored(past).repair
     assert said[:3] == [{"role": "assistant", "audio": {"id": "a"}}] * 3
     assert said[3:] == [{"role": "assistant", "content": "hi"}] * 2
-    assert past.forms[ECHO.key].repair is kept
+    assert stored(past).repair is kept
 
 
 def test_a_name_that_an_upstream_gave_its_reply_does_not_go_back_and_a_clients_does() -> None:
@@ -173,15 +173,15 @@ def test_a_reply_of_images_goes_back_where_it_came_from_and_as_words_elsewhere(i
 
 @pytest.mark.parametrize("under", [ECHO, form("echo", host="other"), form("openai"), form("openrouter")])
 @pytest.mark.parametrize("state", [TurnState.COMPLETE, TurnState.ADOPTED])
-def test_stored_copies_go_without_cache_marks(under: Form, state: TurnState) -> None:
-    marked = [{"type": "text", "text": "say", **MARK}]
+def test_stored_copies_go_without_cache_control(under: Rendering, state: TurnState) -> None:
+    fingerprinted = [{"type": "text", "text": "say", **MARK}]
     asked = [
-        dumps({"role": "user", "content": marked}),
-        dumps({"role": "assistant", "content": marked, **MARK, "refusal": None}),
+        dumps({"role": "user", "content": fingerprinted}),
+        dumps({"role": "assistant", "content": fingerprinted, **MARK, "refusal": None}),
         dumps({"role": "user", "content": "u", **MARK}),
     ]
-    reply = dumps({"role": "assistant", "content": marked, **MARK}) if state is TurnState.ADOPTED else REPLY
-    system = dumps({"role": "system", "content": marked, **MARK})
+    reply = dumps({"role": "assistant", "content": fingerprinted, **MARK}) if state is TurnState.ADOPTED else REPLY
+    system = dumps({"role": "system", "content": fingerprinted, **MARK})
     past = history(turn("1", asked, reply, system=system, state=state))
     body = b",".join(raws(request(USER), past, under, Mode.APPEND))
     assert b"cache_control" not in body

@@ -13,8 +13,7 @@ from proxy.core.matching.reconcile import decide
 from proxy.core.model import Message
 from proxy.core.plan import Mode
 from proxy.core.window.choose import Window
-from proxy.dialects.chat import fingerprints as marks
-from proxy.dialects.chat import wire as chat
+from proxy.dialects.chat import fingerprints, wire
 from proxy.dialects.chat.repair import BRIDGE
 from tests.support.composing import (
     DEVELOPER,
@@ -30,6 +29,7 @@ from tests.support.composing import (
     loaded,
     raws,
     request,
+    stored,
     turn,
     windowed,
 )
@@ -66,12 +66,12 @@ def test_a_summary_stands_for_what_is_left_out() -> None:
 def test_a_window_is_rendered_once_and_then_only_grows_until_it_moves() -> None:
     past = numbered([OLD], [OLD], [OLD])
     windowed(past, Window(2), USER)
-    kept = past.forms[ECHO.key].repair
+    kept = stored(past).repair
     longer = past.plus(turn("3", [USER], parent="2"))
     assert windowed(longer, Window(2), OLD)[0] == loaded(OLD, reply(1), OLD, reply(2), USER, REPLY, OLD)
-    assert longer.forms[ECHO.key].repair is kept
+    assert stored(longer).repair is kept
     assert windowed(longer, Window(4), OLD)[0] == loaded(OLD, reply(2), USER, REPLY, OLD)
-    assert longer.forms[ECHO.key].repair is not kept
+    assert stored(longer).repair is not kept
     assert len(windowed(longer, Window(), OLD)[0]) == 9
 
 
@@ -84,8 +84,8 @@ def test_images_of_old_messages_are_left_out_and_only_theirs() -> None:
 
 def test_a_line_beside_the_tip_has_its_window_too() -> None:
     past = numbered([OLD], [PICTURE], [OLD])
-    ask = chat.read(request(USER))
-    plan = replace(decide(ask, past, marks, Mode.APPEND), line=past.line_of("1"), injected=4)
+    ask = wire.read(request(USER))
+    plan = replace(decide(ask, past, fingerprints, Mode.APPEND), path=past.path_of("1"), injected=4)
     body, _ = compose(ask, plan, past, ECHO, Window(2, 3, SUMMARY))
     assert json.loads(body)["messages"] == loaded(SUMMARY, BRIDGE, NO_PICTURE, reply(1), USER)
 
@@ -94,8 +94,8 @@ def test_the_end_that_a_client_carries_itself_stays_whole() -> None:
     past = numbered([OLD], [PICTURE], [USER], [OLD])
     own = [USER, reply(2), OLD, reply(3), USER]
     assert windowed(past, Window(2, 3), *own, mode=Mode.AUTO) == (loaded(NO_PICTURE, reply(1), *own), 2)
-    marked = json.dumps({"role": "user", "content": "hi", "x": 1.0, **MARK}).encode()
-    told, injected = windowed(past, Window(2, 3), marked, *own[1:], mode=Mode.AUTO)
+    fingerprinted = json.dumps({"role": "user", "content": "hi", "x": 1.0, **MARK}).encode()
+    told, injected = windowed(past, Window(2, 3), fingerprinted, *own[1:], mode=Mode.AUTO)
     assert (told[:2], injected) == (loaded(NO_PICTURE, reply(1)), 2)
     assert told[2:] == [json.loads(USER) | MARK, *loaded(*own[1:])]
 
@@ -105,13 +105,13 @@ def test_every_window_is_what_the_whole_ends_with(asked: list[bytes], turns: int
     past = numbered(*[[each] for each in asked])
     start = 2 * min(turns, len(asked))
     whole, _ = windowed(past, Window(0, blank), USER)
-    assert windowed(past, Window(start, blank), USER) == (whole[start:], len(past.line) - start)
+    assert windowed(past, Window(start, blank), USER) == (whole[start:], len(past.path) - start)
 
 
 def test_a_reply_that_was_kept_with_half_a_character_goes_back_without() -> None:
     """As older versions kept it: in the form that was sent."""
     half, mended = b'{"role":"assistant","content":"ho \\ud83d"}', b'{"role":"assistant","content":"ho \\ufffd"}'
-    old = replace(turn("1", [OLD], half), echo=Message("assistant", half))
+    old = replace(turn("1", [OLD], half), rendered=Message("assistant", half))
     assert raws(request(USER), history(old)) == [OLD, mended, USER]
     assert raws(request(USER), history(turn("1", [OLD], half)), form("openai")) == [OLD, mended, USER]
-    assert turn("1", [OLD], half).echo == Message("assistant", mended, marks.mark(half))
+    assert turn("1", [OLD], half).rendered == Message("assistant", mended, fingerprints.fingerprint(half))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.dialects.chat import wire as chat
+from proxy.dialects.chat import wire
 from proxy.dialects.chat.context_errors import STATUSES, Kind, Overflow, begins, goes_on, is_own, overflow, room, within
 from tests.support.fakes import recordings
 
@@ -408,7 +408,7 @@ def test_messages_images_and_bytes_may_be_too_many(status: int, said: Any, kind:
 
 
 @pytest.mark.parametrize(("said", "limit", "tokens"), SAYS)
-def test_every_way_to_say_it(said: Any, limit: int | None, tokens: int | None) -> None:
+def test_every_wording_of_a_context_error_is_recognised(said: Any, limit: int | None, tokens: int | None) -> None:
     for status in STATUSES:
         if status != 200 or b'"error"' in json.dumps(said).encode():
             found = overflow(status, json.dumps(said).encode())
@@ -469,7 +469,7 @@ def test_no_recorded_answer_is_taken_for_one(recording: Any) -> None:
 
 
 @given(st.sampled_from(sorted(STATUSES)), st.binary(max_size=200))
-def test_anything_may_come(status: int, body: bytes) -> None:
+def test_no_answer_makes_reading_a_summary_fail(status: int, body: bytes) -> None:
     found = overflow(status, body)
     assert found is None or isinstance(found, Overflow)
 
@@ -488,7 +488,7 @@ def test_anything_may_come(status: int, body: bytes) -> None:
 )
 def test_an_answer_needs_room_too(more: str, wanted: int) -> None:
     body = '{"model":"m","messages":[{"role":"user","content":"\\"max_tokens\\":7"}]' + more + "}"
-    assert room(chat.read(body.encode()), 2048) == wanted
+    assert room(wire.read(body.encode()), 2048) == wanted
 
 
 VLLM = (
@@ -501,15 +501,15 @@ VLLM += " your request has {1} input tokens ({0} > 4096 - {1})."
     ("asked", "tokens", "own"), [(4050, 150, True), (4050, 3584, True), (4050, 3585, False), (2000, 2500, False)]
 )
 def test_an_answer_that_no_prompt_leaves_room_for_is_the_requests_own_fault(asked: int, tokens: int, own: bool) -> None:
-    ask = chat.read(b'{"messages":[],"max_tokens":%d}' % asked)
+    ask = wire.read(b'{"messages":[],"max_tokens":%d}' % asked)
     named = overflow(400, json.dumps(openai(VLLM.format(asked, tokens))).encode())
     assert named == Overflow(4096, tokens, answer=asked)
     assert is_own(ask, named, 0) is own
     assert is_own(ask, Overflow(4096), tokens) is own  # told by the estimate
-    assert is_own(chat.read(b'{"messages":[]}'), named, 0) is own  # told by the error
+    assert is_own(wire.read(b'{"messages":[]}'), named, 0) is own  # told by the error
     assert not is_own(ask, Overflow(None, tokens), 0)
     assert not is_own(ask, Overflow(100, kind=Kind.IMAGES), 0)
-    assert not is_own(chat.read(b'{"messages":[]}'), Overflow(4096, tokens), 0)
+    assert not is_own(wire.read(b'{"messages":[]}'), Overflow(4096, tokens), 0)
 
 
 @pytest.mark.parametrize("head", [b"", b": PROCESSING\n\n", b"event: error\n", b"\r\n: a\r\nid: 1\r\n"])

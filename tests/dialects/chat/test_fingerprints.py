@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from proxy.core import sse
 from proxy.core.json_bytes import dumps
-from proxy.dialects.chat import fingerprints as marks
-from proxy.dialects.chat.fingerprints import answered, bare, is_loose, joined, made, mark, says_nothing
+from proxy.dialects.chat import fingerprints
+from proxy.dialects.chat.fingerprints import answered, bare, fingerprint, is_loose, joined, made, says_nothing
 from proxy.dialects.chat.stream import deltas
 from tests.support.fakes import Recording, recordings
 
@@ -186,20 +186,20 @@ OTHER: dict[str, tuple[Any, Any]] = {
 
 
 @pytest.mark.parametrize(("one", "another"), SAME.values(), ids=SAME)
-def test_the_same_message_has_the_same_mark(one: Any, another: Any) -> None:
+def test_the_same_message_has_the_same_fingerprint(one: Any, another: Any) -> None:
     assert raw(one) != raw(another)
-    assert mark(raw(one)) == mark(raw(another))
-    assert mark(raw(one), ids=False) == mark(raw(another), ids=False)
+    assert fingerprint(raw(one)) == fingerprint(raw(another))
+    assert fingerprint(raw(one), ids=False) == fingerprint(raw(another), ids=False)
 
 
 @pytest.mark.parametrize(("one", "another"), OTHER.values(), ids=OTHER)
-def test_another_message_has_another_mark(one: Any, another: Any) -> None:
-    assert mark(raw(one)) != mark(raw(another))
+def test_another_message_has_another_fingerprint(one: Any, another: Any) -> None:
+    assert fingerprint(raw(one)) != fingerprint(raw(another))
 
 
 @pytest.mark.parametrize("message", [user(), reply(), calls(call()), b"{", b""])
-def test_a_mark_has_sixteen_bytes(message: Any) -> None:
-    assert len(mark(raw(message))) == len(mark(raw(message), ids=False)) == 16
+def test_a_fingerprint_has_sixteen_bytes(message: Any) -> None:
+    assert len(fingerprint(raw(message))) == len(fingerprint(raw(message), ids=False)) == 16
 
 
 # Ids
@@ -218,22 +218,22 @@ def test_a_mark_has_sixteen_bytes(message: Any) -> None:
         (calls(call(), call(id="")), True),
     ],
 )
-def test_a_mark_tells_whether_ids_were_left_out(message: Json, loose: bool) -> None:
-    assert is_loose(mark(raw(message))) is loose
-    assert is_loose(mark(raw(message), ids=False)) is bool(message.get("tool_calls"))
+def test_a_fingerprint_tells_whether_ids_were_left_out(message: Json, loose: bool) -> None:
+    assert is_loose(fingerprint(raw(message))) is loose
+    assert is_loose(fingerprint(raw(message), ids=False)) is bool(message.get("tool_calls"))
 
 
 @pytest.mark.parametrize("ids", [("", ""), ("x", ""), (None, "y")])
 def test_ids_that_a_client_invented_are_overlooked_on_demand(ids: tuple[Any, Any]) -> None:
     stored = raw(calls(call(id=ids[0]), call(id=ids[1], name="g")))
     theirs = raw(calls(call(id="invented1"), call(id="invented2", name="g")))
-    assert mark(theirs, ids=False) == mark(stored) != mark(theirs)
-    assert mark(raw(calls(call(id="i1"), call(id="i2", name="h"))), ids=False) != mark(stored)
+    assert fingerprint(theirs, ids=False) == fingerprint(stored) != fingerprint(theirs)
+    assert fingerprint(raw(calls(call(id="i1"), call(id="i2", name="h"))), ids=False) != fingerprint(stored)
 
 
-def test_a_message_without_calls_has_one_mark() -> None:
+def test_a_message_without_calls_has_one_fingerprint() -> None:
     for message in (user(), tool(), reply([text("a"), PNG]), reply(None, function_call={"name": "f"})):
-        assert mark(raw(message), ids=False) == mark(raw(message))
+        assert fingerprint(raw(message), ids=False) == fingerprint(raw(message))
 
 
 # A prefill and its continuation
@@ -259,7 +259,7 @@ def test_a_message_without_calls_has_one_mark() -> None:
     ],
 )
 def test_a_prefill_and_the_reply_to_it_are_one_message(prefill: Any, continued: Any, whole: Any) -> None:
-    assert joined(raw(prefill), raw(continued)) == mark(raw(whole))
+    assert joined(raw(prefill), raw(continued)) == fingerprint(raw(whole))
 
 
 # What clients do to any message
@@ -345,12 +345,14 @@ HABITS: list[Callable[[Json], None]] = [
 
 
 @given(MESSAGES, st.lists(st.sampled_from(HABITS), max_size=6, unique=True), st.booleans())
-def test_habits_keep_the_mark(message: Json, habits: list[Callable[[Json], None]], ids: bool) -> None:
+def test_what_clients_change_keeps_the_fingerprint(
+    message: Json, habits: list[Callable[[Json], None]], ids: bool
+) -> None:
     theirs = copy.deepcopy(message)
     habits.sort(key=lambda habit: habit is _other_shape)  # others work on what a message is at first
     for habit in habits:
         habit(theirs)
-    assert mark(raw(theirs), ids) == mark(raw(message), ids)
+    assert fingerprint(raw(theirs), ids) == fingerprint(raw(message), ids)
 
 
 def _leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -362,7 +364,7 @@ def _leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 @given(MESSAGES, st.randoms(use_true_random=False))
-def test_a_changed_word_changes_the_mark(message: Json, choice: random.Random) -> None:
+def test_a_changed_word_changes_the_fingerprint(message: Json, choice: random.Random) -> None:
     theirs = copy.deepcopy(message)
     *path, last = choice.choice(_leaves(message))
     place: Any = theirs
@@ -370,7 +372,7 @@ def test_a_changed_word_changes_the_mark(message: Json, choice: random.Random) -
         place = place[key]
     # An argument's JSON is still JSON with a word more.
     place[last] = f"[{place[last]}]" if last == "arguments" else place[last] + "y"
-    assert mark(raw(theirs)) != mark(raw(message))
+    assert fingerprint(raw(theirs)) != fingerprint(raw(message))
 
 
 # Never fails
@@ -392,22 +394,22 @@ ANYTHING = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=4) | st.d
 @pytest.mark.parametrize("echo", [None, "", " \n", []])
 def test_a_call_is_known_without_what_was_said_beside_it(echo: Any) -> None:
     stored = raw(calls(call(), content="Let me look."))
-    assert mark(raw(calls(call(), content=echo))) == bare(stored) != mark(stored)
-    assert mark(raw(calls(call(id="c2"), content=echo))) != bare(stored)
+    assert fingerprint(raw(calls(call(), content=echo))) == bare(stored) != fingerprint(stored)
+    assert fingerprint(raw(calls(call(id="c2"), content=echo))) != bare(stored)
     assert bare(raw(calls(call(id=None), content="Let me look."))) == bare(raw(reply('"tool_calls"'))) == b""
     assert bare(b'["tool_calls"') == bare(b'["tool_calls"]') == b""
 
 
 @given(ANYTHING, ANYTHING, st.booleans())
-def test_any_json_has_a_mark(one: Any, another: Any, ids: bool) -> None:
+def test_any_json_has_a_fingerprint(one: Any, another: Any, ids: bool) -> None:
     assert len(bare(raw(one))) in (0, 16)
-    assert len(mark(raw(one), ids)) == len(joined(raw(one), raw(another))) == 16
-    assert mark(json.dumps(one, indent=2).encode(), ids) == mark(raw(one), ids)
+    assert len(fingerprint(raw(one), ids)) == len(joined(raw(one), raw(another))) == 16
+    assert fingerprint(json.dumps(one, indent=2).encode(), ids) == fingerprint(raw(one), ids)
 
 
 @given(st.binary() | st.text('{}[]",:\\01 anul.e-', max_size=12).map(str.encode), st.binary(max_size=4))
-def test_any_bytes_have_a_mark(one: bytes, another: bytes) -> None:
-    assert len(mark(one)) == len(joined(one, another)) == 16
+def test_any_bytes_have_a_fingerprint(one: bytes, another: bytes) -> None:
+    assert len(fingerprint(one)) == len(joined(one, another)) == 16
 
 
 def nested(depth: int, leaf: str = "") -> str:
@@ -416,25 +418,25 @@ def nested(depth: int, leaf: str = "") -> str:
 
 @pytest.mark.parametrize("depth", [65, 500, 1010, 5000, 100000])
 @pytest.mark.parametrize("shape", ["%s", '{"role":%s}', '{"content":[{"type":"x","x":%s}]}', '{"x":%s,"content":"hi"}'])
-def test_deep_values_have_a_mark(depth: int, shape: str) -> None:
+def test_deep_values_have_a_fingerprint(depth: int, shape: str) -> None:
     one = (shape % nested(depth)).encode()
-    assert len(mark(one)) == len(joined(one, one)) == len(joined(raw(reply()), one)) == 16
+    assert len(fingerprint(one)) == len(joined(one, one)) == len(joined(raw(reply()), one)) == 16
 
 
 def test_deep_values_are_compared_by_their_bytes() -> None:
     one, another = (user([{"type": "x", "x": json.loads(nested(500, n))}]) for n in "12")
-    assert mark(raw(one)) != mark(raw(another))
+    assert fingerprint(raw(one)) != fingerprint(raw(another))
     one, another = (calls(call(nested(500, n))) for n in "12")
-    assert mark(raw(one)) != mark(raw(another))
-    assert mark(raw(one)) == mark(json.dumps(one, indent=2).encode())
+    assert fingerprint(raw(one)) != fingerprint(raw(another))
+    assert fingerprint(raw(one)) == fingerprint(json.dumps(one, indent=2).encode())
 
 
 @pytest.mark.parametrize("number", ["1e400", "-1e400", "1" * 30, "1" * 5000, "1e300", "-0", "0.1e-7"])
 def test_numbers_of_any_size_are_compared(number: str) -> None:
     for form in ('{"role":"user","content":[{"type":"x","x":[%s]}]}', '{"role":"user","content":%s}', "[%s]"):
-        assert mark((form % number).encode()) != mark((form % "null").encode())
-    assert mark(raw(calls(call(f'{{"a": {number}}}')))) != mark(raw(calls(call('{"a":null}'))))
-    assert len(mark(raw(calls(call(f'{{"a":"\\ud83d","b":{number}}}'))))) == 16
+        assert fingerprint((form % number).encode()) != fingerprint((form % "null").encode())
+    assert fingerprint(raw(calls(call(f'{{"a": {number}}}')))) != fingerprint(raw(calls(call('{"a":null}'))))
+    assert len(fingerprint(raw(calls(call(f'{{"a":"\\ud83d","b":{number}}}'))))) == 16
 
 
 # Real clients
@@ -465,11 +467,11 @@ def test_what_a_real_client_sent_back_has_the_mark_of_the_reply(recording: Recor
     stored = _stored(BY_TURN[answered])
     theirs = raw(json.loads(recording.request or b"")["messages"][echo["message_index"]])
     if answered in NO_REPLY:
-        assert stored is None or mark(stored) != mark(theirs)
+        assert stored is None or fingerprint(stored) != fingerprint(theirs)
         return
     assert stored is not None
-    assert mark(theirs, ids=not is_loose(mark(stored))) == mark(stored)
-    assert is_loose(mark(stored)) == ("tool id" in echo["differences"])
+    assert fingerprint(theirs, ids=not is_loose(fingerprint(stored))) == fingerprint(stored)
+    assert is_loose(fingerprint(stored)) == ("tool id" in echo["differences"])
 
 
 @pytest.mark.skipif(not ECHOES, reason="no recorded traffic beside the project")
@@ -478,14 +480,16 @@ def test_the_messages_of_real_requests_are_told_apart() -> None:
     for recording in BY_TURN.values():
         messages = json.loads(recording.request or b"{}").get("messages", [])
         said = {json.dumps([m["role"], m.get("content"), m.get("tool_calls"), m.get("tool_call_id")]) for m in messages}
-        assert len({mark(raw(message)) for message in messages}) == len(said), recording.id
+        assert len({fingerprint(raw(message)) for message in messages}) == len(said), recording.id
 
 
 @pytest.mark.parametrize("value", [{"title": "T", "n": [1.5, None]}, 5, False])
 def test_a_value_as_content_is_what_goes_back_of_it(value: Any) -> None:
     as_text = dumps({"role": "assistant", "content": dumps(value).decode()})
-    assert mark(dumps({"role": "assistant", "content": value})) == mark(as_text)
-    assert mark(dumps({"role": "user", "content": value})) != mark(dumps({"role": "user", "content": "x"}))
+    assert fingerprint(dumps({"role": "assistant", "content": value})) == fingerprint(as_text)
+    assert fingerprint(dumps({"role": "user", "content": value})) != fingerprint(
+        dumps({"role": "user", "content": "x"})
+    )
 
 
 # What a message says ---------------------------------------------------------------------------
@@ -508,7 +512,7 @@ def test_a_value_as_content_is_what_goes_back_of_it(value: Any) -> None:
     ],
 )
 def test_what_a_message_says(message: Any, said: str) -> None:
-    assert marks.text(raw(message)) == said
+    assert fingerprints.text(raw(message)) == said
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def test_what_carries_nothing_is_not_touched(message: Any) -> None:
     assert without_images(raw) is raw
 
 
-def test_it_is_done_once() -> None:
+def test_a_second_run_changes_nothing() -> None:
     once = without_images(user(image(), image()))
     assert without_images(once) is once
     assert b"base64" not in once

@@ -346,7 +346,7 @@ SURROGATE = call("d", '{"a":"\ud83d"}')
 
 
 @pytest.mark.parametrize(
-    ("finish_reason", "cut", "ids"),
+    ("finish_reason", "interrupted", "ids"),
     [
         ("stop", False, "abcd"),
         ("tool_calls", False, "abcd"),
@@ -362,17 +362,19 @@ SURROGATE = call("d", '{"a":"\ud83d"}')
         ("", True, ""),
     ],
 )
-def test_a_call_that_may_be_torn_goes_back_if_it_is_whole(finish_reason: str | None, cut: bool, ids: str) -> None:
+def test_a_call_that_may_be_torn_goes_back_if_it_is_whole(
+    finish_reason: str | None, interrupted: bool, ids: str
+) -> None:
     message = {**SAID, "tool_calls": [call("a"), TORN, CUSTOM, SURROGATE]}
-    sent = form(message, finish_reason=finish_reason, cut=cut)
+    sent = form(message, finish_reason=finish_reason, interrupted=interrupted)
     assert "".join([each["id"] for each in sent.get("tool_calls", [])]) == ids
     legacy = {**SAID, "function_call": {"name": "f", "arguments": '{"a'}}
-    assert ("function_call" in form(legacy, finish_reason=finish_reason, cut=cut)) == (ids == "abcd")
+    assert ("function_call" in form(legacy, finish_reason=finish_reason, interrupted=interrupted)) == (ids == "abcd")
 
 
 def test_a_reply_of_torn_calls_alone_says_nothing() -> None:
     assert form({**ACTED, "tool_calls": [TORN]}, finish_reason="length") is None
-    assert form(ACTED, finish_reason=None, cut=True) is None
+    assert form(ACTED, finish_reason=None, interrupted=True) is None
 
 
 def test_a_custom_call_loses_what_a_strict_upstream_does_not_know() -> None:
@@ -458,7 +460,7 @@ hows = st.fixed_dictionaries(
         "bound": st.booleans(),
         "without": st.frozensets(st.sampled_from(sorted(OPTIONAL)), max_size=3),
         "finish_reason": st.sampled_from([None, "", "stop", "length", "tool_calls"]),
-        "cut": st.booleans(),
+        "interrupted": st.booleans(),
     }
 )
 # What the repair of a history sees to, and what is sent as the model said it.
@@ -478,7 +480,7 @@ def test_every_form_is_one_that_the_strictest_take(raw: bytes, name: str, how: J
 
 
 @given(anything.map(dumps) | messages.map(dumps) | st.binary(max_size=30))
-def test_nothing_is_too_odd(raw: bytes) -> None:
+def test_no_input_raises_another_error(raw: bytes) -> None:
     for profile in PROFILES.values():
         assert reply_form(raw, profile) == reply_form(raw, profile)
 

@@ -86,7 +86,7 @@ def answer(content: Any, finish_reason: str | None = "stop", usage: Any = None, 
 def taken(body: bytes, most: int = 99) -> tuple[str, bool]:
     found = written(body, most, HEADING)
     assert not isinstance(found, str), found
-    return found.text, found.cut
+    return found.text, found.truncated
 
 
 def test_a_summary_becomes_a_message_whose_first_line_says_what_it_is() -> None:
@@ -113,7 +113,7 @@ ONE = b'data: {"choices":[{"index":0,"delta":{"content":"Ann."},"finish_reason":
         (b": wait\n\n" + ONE, "Ann."),
     ],
 )
-def test_what_of_an_answer_is_the_summary(body: bytes, wanted: str | None) -> None:
+def test_which_part_of_an_answer_is_the_summary(body: bytes, wanted: str | None) -> None:
     text, cut = taken(body, 999)
     assert wanted in (None, text)
     assert not cut
@@ -132,7 +132,7 @@ TOLD = "Ann lives in Rome. She has a cat."
         (answer(TOLD, usage={"completion_tokens": 16}), 13, "Ann lives in Rome. […]"),
     ],
 )
-def test_one_that_is_cut_says_so(body: bytes, most: int, wanted: str) -> None:
+def test_a_summary_that_is_truncated_says_so(body: bytes, most: int, wanted: str) -> None:
     assert taken(body, most) == (wanted, True)
 
 
@@ -148,7 +148,7 @@ def test_thoughts_are_no_part_of_its_size() -> None:
     used = {"completion_tokens": 500, "completion_tokens_details": {"reasoning_tokens": 492}}
     found = written(answer(TOLD, usage=used), 8)
     assert not isinstance(found, str)
-    assert (found.text, found.cut, json.loads(found.usage or b"")) == (TOLD, False, used)
+    assert (found.text, found.truncated, json.loads(found.usage or b"")) == (TOLD, False, used)
 
 
 CALL = [{"id": "a", "function": {"name": "f", "arguments": "{}"}}]

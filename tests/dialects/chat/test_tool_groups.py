@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core.json_bytes import dumps
-from proxy.dialects.chat.tool_groups import NO_RESULT, Call, Group, StandIn, answered, calls, made, named, renamed
+from proxy.dialects.chat.tool_groups import NO_RESULT, Group, StandIn, ToolCall, answered, calls, made, named, renamed
 
 Json = dict[str, Any]
 NINE = "[a-zA-Z0-9]{9}"
@@ -69,29 +69,29 @@ def closed(raw: bytes, *results: bytes, pattern: str | None = None) -> tuple[lis
     [
         (b'{"role":"assistant","content":"hi"}', []),
         (b'{"role":"assistant","content":"\\"tool_calls\\""}', []),
-        (asks("a", "b"), [Call("tool", "a", 0), Call("tool", "b", 1)]),
-        (asks("", None, ..., 5), [Call("tool", "", n) for n in range(4)]),
-        (b'{"tool_calls":[null,"x",{"id":"a"}]}', [Call("tool", "a", 2)]),
+        (asks("a", "b"), [ToolCall("tool", "a", 0), ToolCall("tool", "b", 1)]),
+        (asks("", None, ..., 5), [ToolCall("tool", "", n) for n in range(4)]),
+        (b'{"tool_calls":[null,"x",{"id":"a"}]}', [ToolCall("tool", "a", 2)]),
         (b'{"tool_calls":[]}', []),
         (b'{"tool_calls":null}', []),
         (b'{"tool_calls":{"id":"a"}}', []),
-        (b'{"\\u0074ool_calls":[{"id":"a"}]}', [Call("tool", "a")]),
-        (b'{"tool\\u005fcalls":[{"id":"a"}]}', [Call("tool", "a")]),
-        (b'{"function_call":{"name":"f","arguments":"{}"}}', [Call("function", "f", id="f")]),
+        (b'{"\\u0074ool_calls":[{"id":"a"}]}', [ToolCall("tool", "a")]),
+        (b'{"tool\\u005fcalls":[{"id":"a"}]}', [ToolCall("tool", "a")]),
+        (b'{"function_call":{"name":"f","arguments":"{}"}}', [ToolCall("function", "f", id="f")]),
         (
             b'{"tool_calls":[{"id":"a"}],"function_call":{"name":"f"}}',
-            [Call("tool", "a"), Call("function", "f", id="f")],
+            [ToolCall("tool", "a"), ToolCall("function", "f", id="f")],
         ),
         (b'{"function_call":{}}', []),
         (b'{"function_call":{"name":""}}', []),
         (b'{"function_call":null}', []),
-        (b'{"tool_calls":[{"id":"\\ud83d"}]}', [Call("tool", "\ud83d")]),
+        (b'{"tool_calls":[{"id":"\\ud83d"}]}', [ToolCall("tool", "\ud83d")]),
         (b'["tool_calls"]', []),
         (b'{"tool_calls":' + DEEP + b"}", []),
     ],
     ids=lambda value: repr(value)[:40],
 )
-def test_the_calls_of_a_message(raw: bytes, found: list[Call]) -> None:
+def test_the_calls_of_a_message(raw: bytes, found: list[ToolCall]) -> None:
     assert calls(raw) == found
 
 

@@ -14,13 +14,15 @@ from proxy.dialects.chat.profiles import PROFILES
 from proxy.dialects.chat.torn_calls import begins, is_whole, sent_calls, torn, unstamped
 from tests.support.shapes import ACTED, SAID, UNREADABLE, Json, anything, call, messages
 
-CUT = call("b", '{"a')
+INTERRUPTED = call("b", '{"a')
 EXTRA = {"google": "s"}
 CUSTOM = {"id": "c", "type": "custom", "custom": {"name": "g", "input": "free"}}
 
 
-def sent(calls: Any, name: str = "echo", bound: bool = True, reason: str | None = "stop", cut: bool = False) -> Any:
-    return sent_calls(calls, PROFILES[name], bound, frozenset(), reason, cut)
+def sent(
+    calls: Any, name: str = "echo", bound: bool = True, reason: str | None = "stop", interrupted: bool = False
+) -> Any:
+    return sent_calls(calls, PROFILES[name], bound, frozenset(), reason, interrupted)
 
 
 def made_good(message: Any, id: str, wanted: str | None = None, role: str = "tool", **how: Any) -> Any:
@@ -38,19 +40,19 @@ def test_a_call_keeps_what_its_upstream_knows_and_no_stamps() -> None:
 
 
 def test_arguments_that_are_no_json_go_back_to_those_who_take_them() -> None:
-    assert sent([CUT]) == [CUT]
-    assert sent([CUT], "gemini") == [call("b")]
+    assert sent([INTERRUPTED]) == [INTERRUPTED]
+    assert sent([INTERRUPTED], "gemini") == [call("b")]
     assert sent([CUSTOM], "gemini") == [CUSTOM]
 
 
 def test_calls_without_a_name_or_an_end_do_not_go_back() -> None:
     nameless = {"id": "a", "function": {"arguments": "{}"}}
-    assert sent([nameless, call(), CUT], reason="length") == [call()]
-    assert sent([call()], reason=None, cut=True) == sent("x") == []
+    assert sent([nameless, call(), INTERRUPTED], reason="length") == [call()]
+    assert sent([call()], reason=None, interrupted=True) == sent("x") == []
 
 
 @pytest.mark.parametrize(
-    ("said", "reason", "cut", "whole"),
+    ("said", "reason", "interrupted", "whole"),
     [
         ({"arguments": "{}"}, None, True, False),
         ({"arguments": "{}"}, "length", False, True),
@@ -61,8 +63,8 @@ def test_calls_without_a_name_or_an_end_do_not_go_back() -> None:
         ({"input": "x"}, "stop", True, True),
     ],
 )
-def test_whether_a_call_came_to_its_end(said: Json, reason: str | None, cut: bool, whole: bool) -> None:
-    assert is_whole(said, reason, cut) is whole
+def test_whether_a_call_came_to_its_end(said: Json, reason: str | None, interrupted: bool, whole: bool) -> None:
+    assert is_whole(said, reason, interrupted) is whole
 
 
 # Calls that were torn
@@ -73,13 +75,13 @@ def mended(one: Json) -> Json:
 
 
 def test_a_torn_call_is_made_good_without_the_arguments_it_lacks() -> None:
-    message = {**SAID, "tool_calls": [call("a"), CUT]}
+    message = {**SAID, "tool_calls": [call("a"), INTERRUPTED]}
     assert made_good(message, "b", finish_reason="length") == mended(call("b"))
     assert made_good(message, "a", finish_reason="length") is None  # which is not torn
     assert made_good(message, "b", finish_reason="stop") is None  # it goes back as it is
-    assert made_good(message, "a", cut=True) == mended(call("a"))
+    assert made_good(message, "a", interrupted=True) == mended(call("a"))
     assert made_good({**ACTED, "tool_calls": [CUSTOM]}, "c", finish_reason="length") == mended(CUSTOM)
-    assert made_good({**ACTED, "tool_calls": [call("b", '{"n": 1.0}')]}, "b", cut=True) == mended(
+    assert made_good({**ACTED, "tool_calls": [call("b", '{"n": 1.0}')]}, "b", interrupted=True) == mended(
         call("b", '{"n": 1.0}')
     )
 
@@ -130,7 +132,7 @@ def test_what_cannot_be_read_began_nothing(raw: bytes) -> None:
 
 
 @given(anything.map(dumps) | messages.map(dumps) | st.binary(max_size=30))
-def test_nothing_is_too_odd(raw: bytes) -> None:
-    torn(raw, "tool", "", "a", cut=True)
+def test_no_input_raises_another_error(raw: bytes) -> None:
+    torn(raw, "tool", "", "a", interrupted=True)
     torn(raw, "function", "f", "f")
     begins(raw)

@@ -16,12 +16,11 @@ from proxy.core.json_bytes import dumps
 from proxy.core.matching.reconcile import decide
 from proxy.core.model import CARRIES, FLAGS, SIDE, SPLICED, STREAM, TOOLS, Message, Reply, Turn, TurnState
 from proxy.core.plan import Decision, Mode
-from proxy.dialects.chat import fingerprints as marks
-from proxy.dialects.chat import wire as chat
-from proxy.dialects.chat.compose import Form, form_of
-from proxy.dialects.chat.turns import marked, turns_of
+from proxy.dialects.chat import fingerprints, wire
+from proxy.dialects.chat.compose import Rendering, rendering_of
+from proxy.dialects.chat.turns import fingerprinted, turns_of
 
-ECHO = form_of("echo", "host", "gpt-5")
+ECHO = rendering_of("echo", "host", "gpt-5")
 SYSTEM = b'{"role":"system","content":"S"}'
 OTHER = b'{"role":"developer","content":"D"}'
 SAID = b'{"role":"assistant","content":"ho"}'
@@ -46,14 +45,14 @@ def recorded(
     messages: list[bytes],
     past: History | None = None,
     reply: Reply = REPLY,
-    under: Form = ECHO,
+    under: Rendering = ECHO,
     mode: Mode = Mode.AUTO,
     **more: Any,
 ) -> list[Turn]:
     """The turns of a request with these messages behind a history."""
     past = past or History()
-    ask = chat.read(request(*messages))
-    plan = decide(ask, past, marks, mode)
+    ask = wire.read(request(*messages))
+    plan = decide(ask, past, fingerprints, mode)
     names = (f"new{n}" for n in itertools.count())
     told: dict[str, Any] = {
         "id": "turn",
@@ -75,8 +74,8 @@ def test_a_turn_is_what_was_asked_and_what_was_said() -> None:
         system=SYSTEM,
         asked=(Message("user", user("hi")), Message("developer", OTHER)),
         reply=SAID,
-        echo=Message("assistant", SAID),
-        form=ECHO.key,
+        rendered=Message("assistant", SAID),
+        rendering_key=ECHO.key,
         request=b"digest",
         model="gpt-5-2026",
         finish_reason="stop",
@@ -93,7 +92,7 @@ def test_a_turn_follows_the_tip_and_adds_what_is_new() -> None:
     assert (turn.parent, turn.layout, turn.resends, raws(turn)) == ("1", None, False, [user("2"), user("3")])
     [again] = recorded([user("1"), SAID, user("2")], past)
     assert (again.parent, again.layout, again.resends, raws(again)) == ("1", None, True, [user("2")])
-    assert past.plus(again).line[:3] == (*past.line, Entry(again.asked[0], again, False))
+    assert past.plus(again).path[:3] == (*past.path, Entry(again.asked[0], again, False))
 
 
 def test_a_rewrite_keeps_by_its_layout_what_is_there_already() -> None:
@@ -103,7 +102,7 @@ def test_a_rewrite_keeps_by_its_layout_what_is_there_already() -> None:
     [edited] = recorded([user("1"), SAID, user("other"), said("two"), user("4")], past)
     assert (edited.parent, edited.layout) == ("2", ((0, 2), 1, (3, 4), 1))
     assert raws(edited) == [user("other"), user("4")]
-    line = [entry.message.raw for entry in past.plus(edited).line]
+    line = [entry.message.raw for entry in past.plus(edited).path]
     assert line == [user("1"), SAID, user("other"), said("two"), user("4"), SAID]
 
 
@@ -153,9 +152,9 @@ def test_what_a_first_list_brings_along_becomes_turns_of_its_own() -> None:
     ]
     assert [one.state for one in (first, second, turn)] == ["adopted", "adopted", "complete"]
     assert [one.reply for one in (first, second, turn)] == [said("a"), said("b"), SAID]
-    assert [one.echo and one.echo.raw for one in (first, second, turn)] == [said("a"), said("b"), SAID]
+    assert [one.rendered and one.rendered.raw for one in (first, second, turn)] == [said("a"), said("b"), SAID]
     assert [one.request for one in (first, second, turn)] == [b"", b"", b"digest"]
-    line = History().plus(first, second, turn).line
+    line = History().plus(first, second, turn).path
     assert [entry.message.raw for entry in line] == [*listed, SAID]
     assert [entry.ours for entry in line] == [False] * len(listed) + [True]
 
@@ -163,7 +162,7 @@ def test_what_a_first_list_brings_along_becomes_turns_of_its_own() -> None:
 def test_adopted_turns_come_behind_what_has_nothing_to_say() -> None:
     """A session whose only turn said nothing and was asked nothing has no messages, but a system block and a tip."""
     past = History().plus(*recorded([SYSTEM], reply=Reply(b"null"), id="0"))
-    assert past.line == ()
+    assert past.path == ()
     first, turn = recorded([user("1"), said("a"), user("2")], past, started=3, ended=4)
     assert (first.parent, turn.parent) == ("0", "new0")
     assert (first.system, turn.system) == (b"", None)
@@ -182,15 +181,15 @@ def test_adopted_turns_come_behind_what_has_nothing_to_say() -> None:
     ],
 )
 def test_how_a_turn_was_asked_for_is_kept(members: dict[str, Any], traits: int) -> None:
-    ask = chat.read(request(user("hi"), **members))
-    plan = decide(ask, History(), marks, client=b"software")
+    ask = wire.read(request(user("hi"), **members))
+    plan = decide(ask, History(), fingerprints, client=b"software")
     told: dict[str, Any] = {"id": "turn", "new_id": str, "remembered": None, "request": b""}
     [turn] = turns_of(ask, plan, REPLY, ECHO, **told)
     assert (turn.client, turn.traits) == (b"software", traits)
-    beside = structs.replace(plan, side=True, carries=True, spliced=True)
+    beside = structs.replace(plan, side=True, carries_history=True, spliced=True)
     [turn] = turns_of(ask, beside, REPLY, ECHO, **told)
     assert turn.traits == traits | SIDE | CARRIES | SPLICED
-    assert (turn.is_side, turn.carries, turn.is_spliced) == (True, True, True)
+    assert (turn.is_side_request, turn.carries_history, turn.is_spliced) == (True, True, True)
 
 
 # The reply ------------------------------------------------------------------------------------
@@ -199,8 +198,8 @@ def test_how_a_turn_was_asked_for_is_kept(members: dict[str, Any], traits: int) 
 @pytest.mark.parametrize("message", [None, b"null", b'{"role":"assistant","content":""}', b'{"role":"assistant"}'])
 def test_a_reply_that_says_nothing_is_stored_and_not_sent_on(message: bytes | None) -> None:
     [turn] = recorded([user("1")], reply=Reply(message, finished=True))
-    assert (turn.reply, turn.echo) == (message or b"null", None)
-    assert [entry.message.raw for entry in History().plus(turn).line] == [user("1")]
+    assert (turn.reply, turn.rendered) == (message or b"null", None)
+    assert [entry.message.raw for entry in History().plus(turn).path] == [user("1")]
 
 
 def test_the_model_is_the_replys_else_the_requests() -> None:
@@ -212,38 +211,43 @@ def test_a_cut_turn_is_sent_on_without_the_calls_that_were_torn() -> None:
     raw = dumps({"role": "assistant", "content": "so", "tool_calls": [call]})
     for finish_reason, sent in ((None, b'{"role":"assistant","content":"so"}'), ("tool_calls", raw)):
         reply = Reply(raw, finish_reason=finish_reason)
-        [turn] = recorded([user("1")], reply=reply, state=TurnState.CUT)
-        assert (turn.state, turn.reply, turn.echo and turn.echo.raw) == ("cut", raw, sent)
+        [turn] = recorded([user("1")], reply=reply, state=TurnState.INTERRUPTED)
+        assert (turn.state, turn.reply, turn.rendered and turn.rendered.raw) == ("cut", raw, sent)
 
 
 def test_an_echo_is_in_the_form_of_its_upstream_and_the_reply_is_whole() -> None:
     raw = b'{"role":"assistant","content":"ho","reasoning_content":"r"}'
-    under = form_of("openai", "api.openai.com", "gpt-5")
+    under = rendering_of("openai", "api.openai.com", "gpt-5")
     turn = recorded([user("0"), said("a"), user("1")], reply=Reply(raw), under=under)[-1]
-    assert (turn.reply, turn.form, turn.echo and turn.echo.raw) == (raw, under.key, SAID)
-    assert turn.echo and turn.echo.mark == marks.mark(raw)  # however much of it a client sends back
+    assert (turn.reply, turn.rendering_key, turn.rendered and turn.rendered.raw) == (raw, under.key, SAID)
+    assert turn.rendered and turn.rendered.fingerprint == fingerprints.fingerprint(
+        raw
+    )  # however much of it a client sends back
 
 
 @given(st.lists(st.sampled_from([user("1"), said("a"), SYSTEM, b"7", b'{"role":5}', b"[]", MARKED]), max_size=6))
 def test_every_message_is_stored_once_and_marked_where_a_list_carries_a_history(messages: list[bytes]) -> None:
     made = recorded(messages)
-    ask = chat.read(request(*messages))
-    stored = [message for one in made for message in (*one.asked, *([one.echo] if one.echo else []))]
+    ask = wire.read(request(*messages))
+    stored = [message for one in made for message in (*one.asked, *([one.rendered] if one.rendered else []))]
     assert [message.raw for message in stored] == [*[message.raw for message in ask.messages], SAID]
-    taken = [marks.mark(message.raw) if len(made) > 1 else b"" for message in stored]
-    assert [message.mark for message in stored] == taken
+    taken = [fingerprints.fingerprint(message.raw) if len(made) > 1 else b"" for message in stored]
+    assert [message.fingerprint for message in stored] == taken
     assert made[0].system == ask.system
 
 
-def test_a_mark_that_was_taken_is_kept() -> None:
+def test_a_fingerprint_that_was_taken_is_kept() -> None:
     messages = [Message("user", user("1"), b"taken before"), Message("user", user("1"))]
-    assert [message.mark for message in marked(messages)] == [b"taken before", marks.mark(user("1"))]
+    assert [message.fingerprint for message in fingerprinted(messages)] == [
+        b"taken before",
+        fingerprints.fingerprint(user("1")),
+    ]
 
 
 def test_a_list_that_brings_a_history_is_adopted() -> None:
     """What the tests above take for granted."""
-    ask = chat.read(request(user("1"), said("a"), user("2")))
-    assert decide(ask, History(), marks).decision is Decision.ADOPT
+    ask = wire.read(request(user("1"), said("a"), user("2")))
+    assert decide(ask, History(), fingerprints).decision is Decision.ADOPT
 
 
 # What of a reply goes back to an upstream that nobody named ------------------------------------
@@ -310,24 +314,24 @@ ECHOES: list[tuple[str, dict[str, Any], dict[str, Any] | None]] = [
 def test_what_goes_back_of_a_reply(message: dict[str, Any], wanted: dict[str, Any] | None, streamed: bool) -> None:
     if streamed:
         chunk = {"choices": [{"delta": message, "finish_reason": "stop"}]}
-        reply = chat.fold_stream(b"data: " + json.dumps(chunk).encode() + b"\n\n")
+        reply = wire.fold_stream(b"data: " + json.dumps(chunk).encode() + b"\n\n")
     else:
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
-        reply = chat.fold_body(json.dumps({"choices": [choice]}).encode())
+        reply = wire.fold_body(json.dumps({"choices": [choice]}).encode())
     [turn] = recorded([user("1")], reply=reply)
     if wanted is None:
-        assert turn.echo is None
+        assert turn.rendered is None
         return
-    assert turn.echo is not None
+    assert turn.rendered is not None
     # A stream's fold writes the content even where no delta did.
-    assert {"content": None, **json.loads(turn.echo.raw)} == {"content": None, **wanted}
-    assert turn.echo.role == "assistant"
+    assert {"content": None, **json.loads(turn.rendered.raw)} == {"content": None, **wanted}
+    assert turn.rendered.role == "assistant"
 
 
 @pytest.mark.parametrize(
     "raw", [b'{"role":"assistant", "content":"\\u00e9"}', b'{"content":"\\u005c","role":"assistant","reasoning":"r" }']
 )
 def test_a_message_that_goes_back_unchanged_keeps_its_bytes(raw: bytes) -> None:
-    reply = chat.fold_body(b'{"choices":[{"message": ' + raw + b' ,"finish_reason":"stop"}]}')
+    reply = wire.fold_body(b'{"choices":[{"message": ' + raw + b' ,"finish_reason":"stop"}]}')
     [turn] = recorded([user("1")], reply=reply)
-    assert turn.echo and turn.echo.raw == turn.reply == raw
+    assert turn.rendered and turn.rendered.raw == turn.reply == raw

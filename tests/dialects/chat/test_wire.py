@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from proxy.core.json_bytes import Malformed
 from proxy.core.model import Message
-from proxy.dialects.chat import wire as chat
+from proxy.dialects.chat import wire
 from proxy.errors import BadRequest
 
 SYSTEM = b'{"role":"system","content":"S"}'
@@ -30,7 +30,7 @@ def request(*messages: bytes) -> bytes:
 
 def test_a_request_is_read_as_bytes() -> None:
     body = b' {"model":"m\\u00e9", "stream":true, "messages" : [ ' + SYSTEM + b" ,\n" + USER + b" ] } "
-    ask = chat.read(body)
+    ask = wire.read(body)
     assert ask.body == body
     assert body[ask.start : ask.end].startswith(b"[") and body[ask.start : ask.end].endswith(b"]")
     assert (ask.system, ask.messages) == (SYSTEM, (Message("user", USER),))
@@ -47,14 +47,14 @@ def test_a_request_is_read_as_bytes() -> None:
     ],
 )
 def test_the_system_messages_at_the_head_are_one_block(head: list[bytes], system: bytes | None) -> None:
-    ask = chat.read(request(*head, USER, SYSTEM))
+    ask = wire.read(request(*head, USER, SYSTEM))
     assert ask.system == system
     assert [message.raw for message in ask.messages] == [USER, SYSTEM]
 
 
 def test_a_request_of_system_messages_alone_has_no_other() -> None:
-    assert chat.read(request(SYSTEM)).messages == ()
-    assert chat.read(request()).system is None
+    assert wire.read(request(SYSTEM)).messages == ()
+    assert wire.read(request()).system is None
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_a_request_of_system_messages_alone_has_no_other() -> None:
     ],
 )
 def test_a_message_without_a_role_we_can_name_is_the_upstreams_to_judge(raw: bytes, role: str) -> None:
-    [message] = chat.read(request(raw)).messages
+    [message] = wire.read(request(raw)).messages
     assert message == Message(role, raw)
 
 
@@ -94,7 +94,7 @@ def test_a_message_without_a_role_we_can_name_is_the_upstreams_to_judge(raw: byt
     ],
 )
 def test_model_and_stream_are_what_their_members_say(member: bytes, model: str | None, stream: bool) -> None:
-    ask = chat.read(b"{" + member + b',"messages":[]}')
+    ask = wire.read(b"{" + member + b',"messages":[]}')
     assert (ask.model, ask.stream) == (model, stream)
 
 
@@ -108,7 +108,7 @@ def test_model_and_stream_are_what_their_members_say(member: bytes, model: str |
     ],
 )
 def test_tools_are_kept_as_sent(member: bytes, tools: bytes) -> None:
-    assert chat.read(b"{" + member + b',"messages":[]}').tools == tools
+    assert wire.read(b"{" + member + b',"messages":[]}').tools == tools
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_tools_are_kept_as_sent(member: bytes, tools: bytes) -> None:
 )
 def test_what_is_no_chat_request_is_the_callers_mistake(body: bytes) -> None:
     with pytest.raises(BadRequest) as refused:
-        chat.read(body)
+        wire.read(body)
     assert refused.value.status == 400
     assert "Correct it" in refused.value.message or refused.value.param == "messages"
 
@@ -146,7 +146,7 @@ def test_what_is_no_chat_request_is_the_callers_mistake(body: bytes) -> None:
 )
 def test_no_body_makes_reading_fail_otherwise(body: bytes) -> None:
     try:
-        ask = chat.read(body)
+        ask = wire.read(body)
     except BadRequest:
         return
     raws = [*json.loads(b"[" + (ask.system or b"") + b"]"), *[json.loads(message.raw) for message in ask.messages]]
@@ -167,7 +167,7 @@ def text(content: str, **more: Any) -> dict[str, Any]:
 
 
 def test_a_stream_folds_to_its_message_model_usage_and_finish() -> None:
-    reply = chat.fold_stream(
+    reply = wire.fold_stream(
         stream(
             {"choices": [], "model": "", "prompt_filter_results": []},
             {"model": "m", "usage": {"total_tokens": 1}} | text("a"),
@@ -206,13 +206,13 @@ def test_a_stream_folds_to_its_message_model_usage_and_finish() -> None:
     ],
 )
 def test_an_error_anywhere_makes_the_reply_an_error(body: bytes, finished: bool, error: bool) -> None:
-    reply = chat.fold_stream(body)
+    reply = wire.fold_stream(body)
     assert (reply.finished, reply.error) == (finished, error)
     assert reply.message == b'{"role":"assistant","content":"a"}'
 
 
 def test_a_stream_without_a_delta_has_no_message() -> None:
-    reply = chat.fold_stream(stream({"choices": [], "model": 5}, b"[DONE]"))
+    reply = wire.fold_stream(stream({"choices": [], "model": 5}, b"[DONE]"))
     assert (reply.message, reply.model) == (None, None)
 
 
@@ -223,7 +223,7 @@ def completion(message: bytes, **choice: Any) -> bytes:
 
 def test_a_json_reply_keeps_its_message_as_bytes() -> None:
     raw = b'{"content":"\\u0068o", "role":"assistant","n":1.0,"tool_calls":[]}'
-    reply = chat.fold_body(b"\n \n" + completion(raw)[:-1] + b',"usage":{"total_tokens":5}}\n')
+    reply = wire.fold_body(b"\n \n" + completion(raw)[:-1] + b',"usage":{"total_tokens":5}}\n')
     assert reply.message == raw
     assert (reply.model, reply.finish_reason, reply.usage) == ("m", "stop", b'{"total_tokens":5}')
     assert (reply.finished, reply.error) == (True, False)
@@ -247,26 +247,26 @@ def test_a_json_reply_keeps_its_message_as_bytes() -> None:
     ],
 )
 def test_a_json_body_without_a_message_is_no_reply(body: bytes, error: bool) -> None:
-    reply = chat.fold_body(body)
+    reply = wire.fold_body(body)
     assert (reply.message, reply.finished, reply.error) == (None, False, error)
 
 
 @pytest.mark.parametrize("reason", ["", None, 5])
 def test_a_json_reply_is_finished_whatever_its_finish_reason(reason: Any) -> None:
-    reply = chat.fold_body(completion(REPLY, finish_reason=reason))
+    reply = wire.fold_body(completion(REPLY, finish_reason=reason))
     assert (reply.finished, reply.finish_reason) == (True, None)
 
 
 def test_choice_0_is_recorded_wherever_it_stands() -> None:
     other = b'{"index":1,"message":{"role":"assistant","content":"other"}}'
     body = b'{"choices":[' + other + b',{"index":0,"message":' + REPLY + b"}]}"
-    assert chat.fold_body(body).message == REPLY
+    assert wire.fold_body(body).message == REPLY
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"<html>", b'{"choices":[]}x', b'{"a":"\t"}'])
 def test_a_body_that_is_no_json_is_malformed(body: bytes) -> None:
     with pytest.raises(Malformed):
-        chat.fold_body(body)
+        wire.fold_body(body)
 
 
 @pytest.mark.parametrize("odd", [b'"x":NaN', b'"x":[-Infinity,1e400]', b'"x":"\xff"'])
@@ -274,14 +274,14 @@ def test_a_body_that_is_no_json_is_malformed(body: bytes) -> None:
 def test_a_body_that_only_a_clients_library_reads_is_whole_where_it_says_so(
     odd: bytes, reason: bytes, finished: bool
 ) -> None:
-    reply = chat.fold_body(b'{"choices":[{"message":%b,"finish_reason":%b}],%b}' % (REPLY, reason, odd))
+    reply = wire.fold_body(b'{"choices":[{"message":%b,"finish_reason":%b}],%b}' % (REPLY, reason, odd))
     assert json.loads(reply.message or b"") == json.loads(REPLY)
     assert reply.finished is finished
 
 
 def test_what_an_odd_body_says_can_be_sent_again() -> None:
     message = b'{"role":"assistant","content":"\xff","n":NaN,"m":[1e400]}'
-    reply = chat.fold_body(b'{"choices":[{"message":%b,"finish_reason":"stop"}]}' % message)
+    reply = wire.fold_body(b'{"choices":[{"message":%b,"finish_reason":"stop"}]}' % message)
     assert json.loads(reply.message or b"") == {"role": "assistant", "content": "\ufffd", "n": None, "m": [None]}
 
 
@@ -299,25 +299,25 @@ CHUNK = b'{"choices":[{"index":0,"delta":{"content":"%b"}}]}'
     ],
 )
 def test_events_that_some_library_reads_are_read(body: bytes) -> None:
-    reply = chat.fold_stream(body)
+    reply = wire.fold_stream(body)
     assert json.loads(reply.message or b"")["content"] == "ab"
     assert not reply.error
 
 
 def test_an_event_whose_bytes_are_no_utf8_keeps_the_rest_of_its_text() -> None:
     body = b"".join([b"data: " + CHUNK % text + b"\n\n" for text in (b"well \xf0\x9f", b"\x98\x80 done")])
-    assert json.loads(chat.fold_stream(body).message or b"")["content"] == "well \ufffd\ufffd\ufffd done"
+    assert json.loads(wire.fold_stream(body).message or b"")["content"] == "well \ufffd\ufffd\ufffd done"
 
 
 @pytest.mark.parametrize("data", [b"[1]", b'{"message":"x"}', b"no\ndata: JSON", b"no JSON"])
 def test_what_an_event_named_error_says_beside_a_chunk_is_an_error(data: bytes) -> None:
-    assert chat.fold_stream(b"event: error\ndata: " + data + b"\n\n").error
+    assert wire.fold_stream(b"event: error\ndata: " + data + b"\n\n").error
 
 
 def test_plain_text_is_a_reply_that_nothing_calls_whole() -> None:
-    reply = chat.fold_text(b"Hello.", "text/plain")
+    reply = wire.fold_text(b"Hello.", "text/plain")
     assert (reply.message, reply.finished) == (b'{"role":"assistant","content":"Hello."}', False)
-    assert chat.is_torn(b'{"a') and not chat.is_torn(b"{}")
+    assert wire.is_torn(b'{"a') and not wire.is_torn(b"{}")
 
 
 SURROGATE = b'"model":"\\ud83d",'  # only the standard library reads it
@@ -338,12 +338,12 @@ SAID = b'{"role":"assistant", "content":"a"}'
     ],
 )
 def test_an_odd_envelope_is_read_as_a_plain_one_is(body: bytes, message: bytes | None, failed: bool) -> None:
-    reply = chat.fold_body(body)
+    reply = wire.fold_body(body)
     assert (reply.message, reply.error) == (message, failed)
 
 
 def test_a_reply_whose_envelope_names_a_member_twice_is_a_reply() -> None:
-    reply = chat.fold_body(b'{"id":1,"id":2,"choices":[{"message":{"role":"assistant","content":"a"}}]}')
+    reply = wire.fold_body(b'{"id":1,"id":2,"choices":[{"message":{"role":"assistant","content":"a"}}]}')
     assert reply.finished and reply.message == b'{"role":"assistant","content":"a"}'
 
 
@@ -363,12 +363,12 @@ def listed(*messages: bytes, between: bytes = b",") -> bytes:
 
 @pytest.mark.parametrize("head", [[], [S]])
 def test_of_a_list_that_was_seen_only_what_is_new_is_read(head: list[bytes]) -> None:
-    first = chat.read(listed(*head, U))
-    seen = chat.seen_in(first, 1)
-    ask, plain = chat.read(listed(*head, U, A, V), seen), chat.read(listed(*head, U, A, V))
+    first = wire.read(listed(*head, U))
+    seen = wire.seen_in(first, 1)
+    ask, plain = wire.read(listed(*head, U, A, V), seen), wire.read(listed(*head, U, A, V))
     assert [message.raw for message in ask.tail] == [A, V] and ask.seen == seen
     assert (ask.system, ask.messages, ask.count) == (plain.system, plain.messages, plain.count)
-    further = chat.read(listed(*head, U, A, V, A, U), chat.seen_in(ask, 3))
+    further = wire.read(listed(*head, U, A, V, A, U), wire.seen_in(ask, 3))
     assert [message.raw for message in further.tail] == [A, U] and further.count == 5
 
 
@@ -377,33 +377,33 @@ def test_a_body_has_one_digest_however_it_was_read(messages: list[bytes], data: 
     seen = None
     for end in sorted(data.draw(st.sets(st.integers(1, len(messages))))):
         body = listed(*messages[:end], between=b",")
-        ask = chat.read(body, seen)
-        assert chat.digest_of(ask) == sha256(body).digest()[:16]
-        seen = chat.seen_in(ask, end)
+        ask = wire.read(body, seen)
+        assert wire.digest_of(ask) == sha256(body).digest()[:16]
+        seen = wire.seen_in(ask, end)
 
 
 @pytest.mark.parametrize("rest", [b",]}", b",,{}]}", b",{}", b",{}],}", b',{}],"messages":[]}', b",\xff]}"])
 def test_what_is_no_json_behind_a_list_that_was_seen_is_none(rest: bytes) -> None:
     first = listed(U)
-    seen = chat.seen_in(chat.read(first), 1)
+    seen = wire.seen_in(wire.read(first), 1)
     body = first[: first.index(b"]")] + rest
     for known in (seen, None):
         with pytest.raises(BadRequest):
-            chat.read(body, known)
+            wire.read(body, known)
 
 
 def test_a_system_message_among_what_is_new_is_one_of_the_messages() -> None:
-    seen = chat.seen_in(chat.read(listed(S, U)), 1)
-    ask, plain = chat.read(listed(S, U, S, A), seen), chat.read(listed(S, U, S, A))
+    seen = wire.seen_in(wire.read(listed(S, U)), 1)
+    ask, plain = wire.read(listed(S, U, S, A), seen), wire.read(listed(S, U, S, A))
     assert ask.seen == seen and (ask.system, ask.messages) == (plain.system, plain.messages)
     assert [message.raw for message in ask.tail] == [S, A]
 
 
 def test_a_list_with_cache_marks_is_not_kept_to_be_known_again() -> None:
     marked = V.replace(b"}", b',"cache_control":{}}')
-    seen = chat.seen_in(chat.read(listed(U)), 1)
-    assert chat.seen_in(chat.read(listed(U, marked)), 1) is None
-    assert chat.seen_in(chat.read(listed(U, A, V), seen), 1) is not None
+    seen = wire.seen_in(wire.read(listed(U)), 1)
+    assert wire.seen_in(wire.read(listed(U, marked)), 1) is None
+    assert wire.seen_in(wire.read(listed(U, A, V), seen), 1) is not None
 
 
 @pytest.mark.parametrize(
@@ -417,5 +417,5 @@ def test_a_list_with_cache_marks_is_not_kept_to_be_known_again() -> None:
     ],
 )
 def test_a_list_that_begins_otherwise_is_read_whole(body: bytes) -> None:
-    ask = chat.read(body, chat.seen_in(chat.read(listed(U)), 1))
-    assert ask.seen is None and ask == chat.read(body)
+    ask = wire.read(body, wire.seen_in(wire.read(listed(U)), 1))
+    assert ask.seen is None and ask == wire.read(body)

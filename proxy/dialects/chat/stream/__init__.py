@@ -1,1 +1,1 @@
-"""A stream of chat completions, folded into one reply. Pure."""
+"""Folds a stream of chat completions into one reply. Pure."""

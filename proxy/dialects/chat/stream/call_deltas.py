@@ -1,8 +1,7 @@
-"""How the pieces of tool calls in a streamed reply add up to whole calls.
+"""Joins the pieces of streamed tool calls into whole calls.
 
-Upstreams number parallel calls 0, 0, 0, give none of them a number, give two of them one ID, or none, and send the
-name last. So no single member tells where a call begins: `_begins` weighs all of them (decision 0052). Pure; knows
-nothing of the rest of a message.
+Upstreams number parallel calls 0, 0, 0, or not at all, repeat or omit IDs, and send the name last. No single member
+tells where a call begins, so `_begins` weighs all of them (decision 0052). Pure; reads tool calls only.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import re
 from typing import Any
 
 from proxy.core.json_bytes import dumps
+from proxy.dialects.json_values import as_dict, as_list
 
 Json = dict[str, Any]
 
@@ -243,11 +243,3 @@ def _is_json(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def as_dict(value: Any) -> Json:
-    return value if isinstance(value, dict) else {}

@@ -1,23 +1,22 @@
-"""How the deltas of a streamed chat completion add up to one message.
+"""Adds up the deltas of a streamed chat completion to one message.
 
-The rules follow what upstreams really send: pieces of tool calls without an index, with an
-index that is always 0, with empty ids; content as parts; reasoning details keyed by type and
-index. Choice 0 is the recorded one. Knows nothing of events, requests or histories.
+Follows what upstreams really send: pieces of tool calls without an index, with index 0 throughout, with empty IDs;
+content as parts; reasoning details keyed by type and index. Only choice 0 is recorded. Pure.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from proxy.dialects.chat.stream.call_deltas import Calls, add_function, as_dict
-from proxy.dialects.chat.stream.call_deltas import as_list as as_list  # which `chat` reads with, too
+from proxy.dialects.chat.stream.call_deltas import Calls, add_function
+from proxy.dialects.json_values import as_dict, as_list
 
 _CONCATENATED = frozenset(("content", "reasoning", "reasoning_content", "refusal"))
 _NO_REASON = ("", "null")  # iFlytek writes the word into each chunk before the last
 
 
 class Fold:
-    """`chunk` per chunk, then `message`. `error` tells that a choice reported a failure."""
+    """Call `chunk` for each chunk, then `message`. `error`: a choice reported a failure."""
 
     def __init__(self) -> None:
         self.finish_reason: str | None = None

@@ -1,8 +1,7 @@
-"""What only some reader makes sense of: events and bodies that are not as the standards have them, read as the official
-clients' libraries read them. openai-python takes NaN, Infinity and a byte order mark, openai-node bytes that are no
-UTF-8; where one of them reads a text its user has seen it, and it belongs into the history.
+"""Reads events and bodies that break the standards, as the official client libraries do.
 
-Pure; called only where the strict reading has failed.
+openai-python takes NaN, Infinity and a byte order mark, openai-node bytes that are no UTF-8. Where one of them reads a
+text, its user has seen it, and it belongs in the history. Pure; called only where strict reading has failed.
 """
 
 from __future__ import annotations

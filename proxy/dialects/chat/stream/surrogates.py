@@ -1,7 +1,7 @@
-"""Halves of surrogate pairs in a message that goes upstream: strict readers refuse the whole request for one.
+"""Replaces half surrogate pairs in a message by U+FFFD: strict upstreams refuse the whole request for one.
 
 A reply that is cut within an emoji ends in one (`\\ud83d`), and a model may write one into the arguments of a call,
-which are JSON within a JSON string. Each becomes U+FFFD, as UTF-8 would have it; every other byte stays. Pure.
+which are JSON within a JSON string. Every other byte stays. Pure.
 """
 
 from __future__ import annotations

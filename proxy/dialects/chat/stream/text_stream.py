@@ -1,6 +1,4 @@
-"""A stream that says nothing but text, as most do, folded in one go. Knows only what `chat` would make of it, and
-leaves any other stream to it.
-"""
+"""Folds a stream of plain text in one pass, as most streams are; leaves any other one to `wire`. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from proxy.core.json_bytes import dumps, is_utf8
+from proxy.core.json_bytes import UNDECODED, dumps, is_utf8
 from proxy.core.model import Reply
 
 _NEXT = b"\n\ndata: "
@@ -59,7 +57,7 @@ def folded(body: bytes) -> Reply | None:
         return None
     try:
         chunks = _CHUNKS.decode_lines(lines)
-    except (msgspec.MsgspecError, RecursionError):
+    except UNDECODED:
         return None
     choices = [chunk.choices[0] for chunk in chunks if chunk.choices]
     reasons = [choice.finish_reason for choice in choices if choice.finish_reason]

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.dialects.chat.stream.call_deltas import Calls, as_dict, whole
+from proxy.dialects.chat.stream.call_deltas import Calls, whole
+from proxy.dialects.json_values import as_dict
 
 Json = dict[str, Any]
 

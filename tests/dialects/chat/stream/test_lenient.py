@@ -40,7 +40,7 @@ OBJECTS = st.dictionaries(st.text(max_size=3), st.integers() | st.text(max_size=
 
 
 @given(st.lists(OBJECTS, min_size=2, max_size=6))
-def test_none_of_them_is_lost(objects: list[dict[str, object]]) -> None:
+def test_no_write_is_lost(objects: list[dict[str, object]]) -> None:
     data = b"\n".join([json.dumps(each).encode() for each in objects])
     assert odd.chunks(data) == (objects, False)
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core.model import Reply
-from proxy.dialects.chat import wire as chat
-from proxy.dialects.chat.stream import text_stream as plain
+from proxy.dialects.chat import wire
+from proxy.dialects.chat.stream import text_stream
 
 END = b"data: [DONE]\n\n"
 
@@ -31,7 +31,7 @@ REPLY = Reply(b'{"role":"assistant","content":"hi"}', "m")
 def test_a_stream_of_text_is_folded() -> None:
     usage = {"choices": [], "usage": {"total_tokens": 2, "details": {"n": [1.0, None]}}}
     body = stream(said(role="assistant", content="", refusal=None), HI, said(content=" ho"), said("stop"), usage)
-    assert plain.folded(body) == Reply(
+    assert text_stream.folded(body) == Reply(
         b'{"role":"assistant","content":"hi ho"}',
         "m",
         "stop",
@@ -44,14 +44,14 @@ def test_a_stream_of_text_is_folded() -> None:
 def test_thoughts_are_text(name: str) -> None:
     so: dict[str, Any] = {name: "so", "tool_calls": []}
     body = stream(said(**so), said(**{name: "!"}), said(content="x"))
-    reply = plain.folded(body)
+    reply = text_stream.folded(body)
     assert reply and reply.message == b'{"role":"assistant","content":"x","%b":"so!"}' % name.encode()
 
 
 @pytest.mark.parametrize("before", [b"", b": waiting\n\n", b": waiting\n\n: still\n\n"])
 @pytest.mark.parametrize("behind", [b"", b"data: {\n\n", b"\r\n", b": \xff\n\n"])
 def test_what_stands_before_and_behind_counts_for_nothing(before: bytes, behind: bytes) -> None:
-    assert plain.folded(before + stream(HI) + behind) == REPLY
+    assert text_stream.folded(before + stream(HI) + behind) == REPLY
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_what_stands_before_and_behind_counts_for_nothing(before: bytes, behind:
     ],
 )
 def test_any_other_stream_is_left_to_who_reads_event_by_event(body: bytes) -> None:
-    assert plain.folded(body) is None
+    assert text_stream.folded(body) is None
 
 
 _odd: st.SearchStrategy[Any] = st.sampled_from([None, "", "x", 0, 1, 2.5, 1 << 70, False, [], {}, {"a": 1}, "\ud800"])
@@ -124,8 +124,8 @@ _chunk = st.fixed_dictionaries(
 def test_what_is_read_in_one_go_is_read_the_same(chunks: list[Any]) -> None:
     body = stream(*chunks)
     other = body.replace(b"\n", b"\r\n")  # which is not read in one go
-    assert plain.folded(other) is None
-    assert chat.fold_stream(body) == chat.fold_stream(other)
+    assert text_stream.folded(other) is None
+    assert wire.fold_stream(body) == wire.fold_stream(other)
 
 
 def written(shape: bytes, texts: list[bytes]) -> list[bytes]:
@@ -139,9 +139,9 @@ def test_events_that_differ_in_their_text_become_one() -> None:
     first, last = b'{"choices":[{"delta":{"role":"assistant","content":""}}]}', b'{"choices":[{"delta":{}}]}'
     many = written(PLAIN, [b"a", b"", b"\\n", b'\\"', "é".encode(), b'"}'.replace(b'"', b'\\"'), b"z"])
     one = written(PLAIN, [b'a\\n\\"\xc3\xa9\\"}z'])
-    assert plain.fewer([first, *many, last]) == [first, *one, last]
-    assert plain.fewer(many) == one and plain.fewer(one) == one
-    assert plain.fewer([]) == [] and plain.fewer([last]) == [last]
+    assert text_stream.fewer([first, *many, last]) == [first, *one, last]
+    assert text_stream.fewer(many) == one and text_stream.fewer(one) == one
+    assert text_stream.fewer([]) == [] and text_stream.fewer([last]) == [last]
 
 
 @pytest.mark.parametrize(
@@ -157,20 +157,20 @@ def test_events_that_differ_in_their_text_become_one() -> None:
 )
 def test_events_of_which_more_counts_than_one_text_stay(shape: bytes) -> None:
     events = written(shape, [b"a", b"b", b"c"])
-    assert plain.fewer(events) == events
+    assert text_stream.fewer(events) == events
 
 
 @pytest.mark.parametrize("text", [b"\\", b'"', b"\\ud83d", b"\\u0041", b"\n", b"\x01", b'x","role":"y', b'"}'])
 def test_texts_that_could_mean_more_together_stay(text: bytes) -> None:
     events = written(PLAIN, [text, text, b"n", b"n", b"n"])
     for run in (events, events[::-1], [*events, PLAIN]):
-        assert plain.fewer(run) == run
+        assert text_stream.fewer(run) == run
 
 
 def test_what_lies_between_events_of_a_kind_stays() -> None:
     a, b, other = *written(PLAIN, [b"a", b"b"]), b'{"choices":[{"delta":{"reasoning":"so"}}]}'
-    assert plain.fewer([a, other, b]) == [a, other, b]
-    assert plain.fewer([a, b, b, other, a]) == [a, b, b, other, a]
+    assert text_stream.fewer([a, other, b]) == [a, other, b]
+    assert text_stream.fewer([a, b, b, other, a]) == [a, b, b, other, a]
 
 
 SHAPES = [
@@ -197,7 +197,7 @@ _piece = st.sampled_from(
 def test_events_taken_together_mean_what_each_of_them_does(told: list[tuple[bytes, list[bytes]]]) -> None:
     events = [shape.replace(b"TEXT", b"".join(pieces)) for shape, pieces in told]
     body = b"".join([b"data: " + event + b"\n\n" for event in events]) + END
-    assert chat.fold_stream(body) == chat.fold_stream(body.replace(b"\n", b"\r\n"))
+    assert wire.fold_stream(body) == wire.fold_stream(body.replace(b"\n", b"\r\n"))
 
 
 @given(
@@ -208,4 +208,4 @@ def test_events_taken_together_mean_what_each_of_them_does(told: list[tuple[byte
 def test_however_events_are_written_they_are_read_the_same(parts: list[tuple[bytes, bytes]]) -> None:
     event = json.dumps(HI).encode()
     body = b"".join([begin + event + end for begin, end in parts]) + END
-    assert chat.fold_stream(body) == chat.fold_stream(body.replace(b"\n", b"\r\n"))
+    assert wire.fold_stream(body) == wire.fold_stream(body.replace(b"\n", b"\r\n"))
