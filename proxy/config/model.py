@@ -41,7 +41,7 @@ from proxy.config.value_types import (
     doubtful,
 )
 from proxy.config.workable import clashes, too_small, unsummarized
-from proxy.config.yaml_source import KeyPath, Source
+from proxy.config.yaml_source import LOADER, KeyPath, Source
 from proxy.errors import ConfigError
 
 _MOUNTS = ["/v1", "/api/publicLLM"]
@@ -257,14 +257,14 @@ def _unknown(place: KeyPath, keys: list[str]) -> str:
     return f"unknown key '{place[-1]}'; {hint}"
 
 
-def load(path: str | Path, environ: Mapping[str, str]) -> Config:
+def load(path: str | Path, environ: Mapping[str, str], loader: Any = LOADER) -> Config:
     """The configuration in a file; ConfigError names every problem with its line and column."""
-    return examine(path, environ)[0]
+    return examine(path, environ, loader)[0]
 
 
-def examine(path: str | Path, environ: Mapping[str, str]) -> tuple[Config, list[str]]:
+def examine(path: str | Path, environ: Mapping[str, str], loader: Any = LOADER) -> tuple[Config, list[str]]:
     """The same, and what in it is allowed but hardly meant, a line each with its place."""
-    source, config = Source(Path(path), environ), None
+    source, config = Source(Path(path), environ, loader), None
     data = source.read()
     try:
         config = Config.model_validate(data)

@@ -10,13 +10,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 KeyPath = tuple[str | int, ...]
 
 _VARIABLE = re.compile(r"\$\$\{|\$\{(?:([A-Za-z_]\w*)(?::-([^}]*))?\}|file:([^}]+)\}|)", re.ASCII)
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the first one where PyYAML was built with libyaml
 _START = yaml.Mark("", 0, 0, 0, None, 0)
 
 
@@ -26,6 +27,7 @@ class Source:
 
     file: Path
     environ: Mapping[str, str]
+    loader: Any = LOADER
     places: dict[KeyPath, yaml.Mark] = field(default_factory=dict)
     broken: set[KeyPath] = field(default_factory=set)
     problems: list[tuple[int, int, str]] = field(default_factory=list)
@@ -40,7 +42,7 @@ class Source:
 
     def read(self) -> object:
         try:
-            root = yaml.compose(self.file.read_text("utf-8-sig"), _LOADER)
+            root = yaml.compose(self.file.read_text("utf-8-sig"), self.loader)
             made = self.value(root, ()) if root else None
             return {} if made is None else made
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as wrong:
