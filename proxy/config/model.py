@@ -120,8 +120,8 @@ class History(Section):
     @cached_property
     def is_free(self) -> bool:
         """Whether no setting bounds what of a history goes along."""
-        bounds = (self.max_tokens, self.max_messages, self.max_bytes, self.image_turns)
-        return self.overflow != "summarize" and not any(bounds)
+        bounded = self.max_tokens or self.max_messages or self.max_bytes or self.image_turns
+        return not bounded and self.overflow != "summarize"
 
 
 class Tls(Section):

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import aiosqlite
 
@@ -31,7 +31,16 @@ from proxy.stores.sqlite.migration import migrate
 from proxy.stores.sqlite.remedy import remedy
 from proxy.stores.sqlite.rows import history_of, row_of, unpacked
 from proxy.stores.sqlite.snapshot import uri
-from proxy.stores.sqlite.write_queue import GROUP, GroupCommitConnection, Statement, Write, WriteQueue, merged
+from proxy.stores.sqlite.write_queue import (
+    GROUP,
+    PACE,
+    GroupCommitConnection,
+    Pace,
+    Statement,
+    Write,
+    WriteQueue,
+    merged,
+)
 
 _PRAGMAS = (
     "PRAGMA journal_mode=WAL",
@@ -40,20 +49,6 @@ _PRAGMAS = (
 )
 REWRITTEN = 16 << 20  # bytes up to which a database is written anew after a deletion: a fifth of a second
 BUSY = 5000  # ms a commit waits for a stranger who locks the database
-
-
-class Pace(NamedTuple):
-    """How long, in seconds, a write waits for others to share its transaction, and a deletion for readers that keep its
-    content in the log."""
-
-    gathering: float = 0.002  # turns behind a group, at most: about what a commit takes
-    share: float = 0.03  # of the time that a turn took itself
-    longest: float = 0.02  # a turn, at most
-    touching: float = 1.0  # signs of life, beside turns
-    emptying: float = 5.0
-
-
-PACE = Pace()
 
 
 class SQLiteStore:
