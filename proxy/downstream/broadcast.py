@@ -18,7 +18,7 @@ AHEAD = 256 * 1024  # bytes that may be kept ahead of the listener that has take
 
 
 class Broadcast:
-    """A turn calls `begin`, then `write_nowait` for each piece and `wait_writable` where that returns False, then `end`;
+    """A turn calls `begin`, then `write_nowait` per piece, and `wait_writable` where that returns False, then `end`;
     or `fail` at any time. `limit` bounds the bytes kept for clients that come later; beyond it none can join."""
 
     def __init__(self, first: ClientStream, limit: int) -> None:
