@@ -63,9 +63,7 @@ class SQLiteStore:
         turn_id: int,
         learned: LearnedLimits,
     ) -> None:
-        self._opened = opened
-        self._writer = writer
-        self._reader = reader
+        self._opened, self._writer, self._reader = opened, writer, reader
         self._path, self._ttl, self._pace = path, ttl, pace
         self._turn_id = turn_id  # the newest; the one writer counts
         self.learned = learned
@@ -97,8 +95,8 @@ class SQLiteStore:
                 reader = await opening.enter_async_context(opening_reader)
                 await reader.execute("PRAGMA query_only=ON")
                 refusals, limits = [await reader.execute_fetchall(each) for each in (sql.REFUSALS, sql.LIMITS)]
-                learned = LearnedLimits(refusals, limits)
-                return cls(opening.pop_all(), writer, reader, path, ttl, pace, newest or 0, learned)
+                known = LearnedLimits(refusals, limits)
+                return cls(opening.pop_all(), writer, reader, path, ttl, pace, newest or 0, known)
         except OSError as error:
             raise StoreUnavailable(f"Cannot use {path}: {error.strerror}. {remedy(error)}") from error
         except sqlite3.Error as error:
