@@ -1,7 +1,7 @@
-"""The command line. Parses words, picks a command, turns faults into exit codes.
+"""Parses the command line, runs a command, and turns errors into exit codes.
 
-Heavy modules are imported by the command that needs them, so that `check` and `--version`
-answer at once. Exit codes: 0, 1 failure, 2 usage, 78 configuration.
+Commands import heavy modules only when they run, so that `check` and `--version` answer at once. Exit codes: 0 success,
+1 failure, 2 usage, 78 configuration.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         said = f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")
         if isinstance(error, PermissionError) and error.filename:
-            said += ". Run this as the user of the proxy, or correct its rights."
+            said += ". Run this as the proxy's user, or correct the permissions."
         print(f"session-proxy: {said}", file=sys.stderr)
         return FAILURE
 
@@ -54,12 +54,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"session-proxy {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="run the proxy")
-    serve.add_argument("--config", type=Path, metavar="FILE", help="the defaults without one; init writes one")
-    help = "instead of the file's: HOST:PORT or unix:PATH"
+    serve.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="the configuration file; defaults apply without one (init writes one)",
+    )
+    help = "override listen: HOST:PORT or unix:PATH"
     serve.add_argument("--listen", type=_address, metavar="ADDR", help=help)
     upstream = serve.add_mutually_exclusive_group()
-    upstream.add_argument("--upstream", type=_base_url, metavar="URL", help="instead of the file's first base_url")
-    upstream.add_argument("--demo", action="store_true", help="in front of the embedded demo upstream")
+    upstream.add_argument("--upstream", type=_base_url, metavar="URL", help="override the first upstream's base_url")
+    upstream.add_argument("--demo", action="store_true", help="forward to the embedded demo upstream")
     serve.set_defaults(command=_serve)
     check = commands.add_parser("check", help="check a configuration file")
     check.add_argument("file", type=Path, metavar="FILE")
@@ -97,8 +102,8 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _load(file: Path | None, listen: str | None, upstream: str | None = None) -> tuple[Config, list[str]]:
-    """The configuration, and what in it is hardly meant: a file's, else the defaults, in front of `upstream` where
-    one is named."""
+    """Load the configuration of a file, else the defaults, and its warnings. `upstream` overrides the first base
+    URL."""
     from proxy.config import model as config
     from proxy.config import value_types
 
@@ -116,7 +121,7 @@ def _load(file: Path | None, listen: str | None, upstream: str | None = None) ->
 
 
 def _defaults() -> tuple[Config, list[str]]:
-    """What the file says that `init` writes, and so the environment, in the same words without a place."""
+    """Load the template that `init` writes, with the environment; its problems and warnings have no file position."""
     from proxy.config import model as config
 
     def placeless(said: list[str]) -> list[str]:
@@ -188,7 +193,7 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _run(main: Coroutine[Any, Any, None]) -> None:
-    """Run a coroutine on uvloop where it is there, else on asyncio's own loop."""
+    """Run a coroutine on uvloop if it is installed, else on asyncio's own loop."""
     try:
         import uvloop
     except ImportError:

@@ -1,18 +1,17 @@
-"""What can go wrong, who is at fault, and what the caller should do.
+"""Defines the errors of the proxy: one class per cause, with its status, its code and its retry advice.
 
-One class per kind of fault. Raised at the cause, turned into HTTP in one place
-(`server/app.py`). This module imports nothing and knows no HTTP library.
+Code raises them where the cause is; `server/app.py` alone turns them into HTTP answers. Imports nothing.
 """
 
 from __future__ import annotations
 
 
 class ProxyError(Exception):
-    """A fault with an answer for the caller, in OpenAI's error shape.
+    """An error that the caller gets as an answer, in OpenAI's error shape.
 
-    `status` is the HTTP status, `code` the machine-readable name of the fault,
-    `retry_after` a delay in seconds (told as `delay`), `should_retry` what to tell the official SDKs
-    (they retry 408, 409, 429 and 5xx on their own; None leaves it to them).
+    `status` is the HTTP status and `code` the machine-readable name of the error. `retry_after` is a delay in
+    seconds, sent as `delay`. `should_retry` tells the official SDKs whether to retry; with None they retry 408, 409,
+    429 and 5xx on their own.
     """
 
     status = 500
@@ -28,8 +27,8 @@ class ProxyError(Exception):
 
     @property
     def delay(self) -> int | None:
-        """`retry_after` in whole seconds from 1 to 60: at 0 openai-node asks again at once, above 60 it does not
-        listen, and above 120 openai-python gives up."""
+        """Return `retry_after` in whole seconds from 1 to 60: at 0 openai-node retries at once, above 60 it ignores the
+        header, and above 120 openai-python gives up."""
         if self.retry_after is None:
             return None
         kept = min(60.0, max(1.0, self.retry_after))
@@ -47,7 +46,7 @@ class ProxyError(Exception):
 
 
 class ConfigError(Exception):
-    """A configuration that cannot be used: one line per problem, each with its place."""
+    """The configuration is invalid. Holds one line per problem, each with its position in the file."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
@@ -95,7 +94,7 @@ class RequestTooLarge(BadRequest):
 
 
 class ContextTooLong(BadRequest):
-    """With the history that is put in front a request is over a limit of ours; the code is the one clients know."""
+    """The request exceeds a limit of `history` once the history is injected. Uses the code that clients know."""
 
     code, should_retry = "context_length_exceeded", False
 
@@ -113,7 +112,7 @@ class SessionQueueFull(ProxyError):
 
 
 class Stopped(ProxyError):
-    """The turn was stopped, or interrupted by another, before its answer began."""
+    """The turn was stopped or interrupted before its answer began."""
 
     status, code, type, should_retry = 409, "turn_stopped", "conflict_error", False
 
@@ -143,7 +142,7 @@ class Draining(ProxyError):
 
 
 class StoreLocked(Exception):
-    """Another process holds the database; the message names it."""
+    """Another process holds the lock of the database; the message names it."""
 
 
 class UnfitLibrary(Exception):
@@ -151,4 +150,4 @@ class UnfitLibrary(Exception):
 
 
 class CannotListen(Exception):
-    """The address cannot be listened on; the message says why and what to do."""
+    """The process cannot listen on the address; the message says why and what to do."""

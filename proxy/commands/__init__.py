@@ -1,1 +1,1 @@
-"""What an operator types."""
+"""Holds the commands that an operator types."""

@@ -1,4 +1,4 @@
-"""`backup`: a copy of all sessions, while the proxy runs."""
+"""`backup`: copies all sessions and their secret; the proxy may run."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from proxy.commands.progress import bar
 
 
 def add(commands: Any) -> None:
-    parser = commands.add_parser("backup", help="copy all sessions and their secret, also while the proxy runs")
+    parser = commands.add_parser("backup", help="back up all sessions and their secret; the proxy may run")
     db_location.add_options(parser)
-    parser.add_argument("--keep", type=_count, metavar="N", help="remove all but the newest N backups of the folder")
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="gets a folder for each backup, named by its time")
+    parser.add_argument("--keep", type=_count, metavar="N", help="delete all but the newest N backups in the folder")
+    parser.add_argument(
+        "folder", type=Path, metavar="FOLDER", help="where to write the backup, as a folder named by its time"
+    )
     parser.set_defaults(command=run)
 
 
@@ -32,5 +34,5 @@ def run(options: argparse.Namespace) -> int:
 
 def _count(text: str) -> int:
     if not text.isascii() or not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError("must be a number from 1 on")
+        raise argparse.ArgumentTypeError("must be a whole number of at least 1")
     return int(text)

@@ -1,4 +1,4 @@
-"""`completion`: what a shell needs to complete the words of this program. Made from the parser by shtab, an extra."""
+"""`completion`: prints a shell's completion script, which shtab, an extra, makes from the parser."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ SHELLS = ("bash", "zsh", "fish")
 
 def add(commands: Any, program: argparse.ArgumentParser) -> None:
     parser = commands.add_parser("completion", help="print the completion script of a shell")
-    parser.add_argument("shell", choices=SHELLS, help="such as bash > /etc/bash_completion.d/session-proxy")
+    parser.add_argument(
+        "shell", choices=SHELLS, help="for example: completion bash > /etc/bash_completion.d/session-proxy"
+    )
     parser.set_defaults(command=partial(run, program))
 
 
@@ -31,7 +33,7 @@ def run(program: argparse.ArgumentParser, options: argparse.Namespace) -> int:
 
 
 def actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
-    """Every option and argument of a parser and of its commands."""
+    """Yield every option and argument of a parser and of its commands."""
     for action in parser._actions:
         yield action
         if isinstance(action, argparse._SubParsersAction):

@@ -1,4 +1,4 @@
-"""`db check`, `db stats`, `db purge`: whether the database is whole, what is in it, and less of it."""
+"""`db check`, `db stats`, `db purge`: checks the database, shows how much it holds, deletes idle sessions."""
 
 from __future__ import annotations
 
@@ -17,20 +17,18 @@ BATCH = 100  # sessions; a batch is one short transaction
 
 
 def add(commands: Any) -> None:
-    parser = commands.add_parser("db", help="check, measure or purge the database, also while the proxy runs")
+    parser = commands.add_parser("db", help="check, measure or purge the database; the proxy may run")
     verbs = parser.add_subparsers(required=True, metavar="COMMAND")
-    check = verbs.add_parser("check", help="whether the database is whole")
+    check = verbs.add_parser("check", help="check that the database is intact")
     db_location.add_options(check)
     check.set_defaults(command=_check)
-    stats = verbs.add_parser("stats", help="how much is in the database")
+    stats = verbs.add_parser("stats", help="show how much is in the database")
     db_location.add_options(stats)
-    stats.add_argument("--json", action="store_true", help="for programs: bytes, and ms since the epoch")
+    stats.add_argument("--json", action="store_true", help="print JSON, with bytes and ms since the epoch")
     stats.set_defaults(command=_stats)
-    purge = verbs.add_parser("purge", help="forget the sessions that were silent for long")
+    purge = verbs.add_parser("purge", help="delete sessions idle longer than TIME")
     db_location.add_options(purge)
-    purge.add_argument(
-        "--older-than", type=_duration, required=True, metavar="TIME", help="silent for so long, such as 12h or 30d"
-    )
+    purge.add_argument("--older-than", type=_duration, required=True, metavar="TIME", help="such as 12h or 30d")
     purge.set_defaults(command=_purge)
 
 
@@ -68,8 +66,8 @@ def _stats(options: argparse.Namespace) -> int:
         return 0
     print(f"database  {found.database}, schema {found.schema}")
     print(f"size      {_size(found.size)}, {_size(found.free)} of it free; log {_size(found.log)}")
-    print(f"sessions  {found.sessions}, and {found.expired} that expired")
-    print(f"turns     {found.turns}, {found.cut} of them cut; {found.answers} answers kept")
+    print(f"sessions  {found.sessions}, and {found.expired} expired")
+    print(f"turns     {found.turns}, {found.cut} of them interrupted; {found.answers} answers stored")
     print(f"last use  {_time(found.newest)}, longest ago {_time(found.oldest)}")
     return 0
 
@@ -91,7 +89,7 @@ def _purge(options: argparse.Namespace) -> int:
 
 
 def _through_the_proxy(database: Path, idle: int, count: int) -> int | None:
-    """The number of sessions purged; None where no proxy runs."""
+    """Purge through the running proxy; return the number of sessions, or None if no proxy runs."""
     from proxy.commands import running_proxy as running
 
     draw, purged, more = bar("purge"), 0, True
@@ -106,7 +104,7 @@ def _through_the_proxy(database: Path, idle: int, count: int) -> int | None:
 
 
 async def _directly(database: Path, now: int, idle: int, count: int) -> int:
-    """The same under the lock; and the file is as small as it can be."""
+    """Purge under the lock while no proxy runs, and shrink the file."""
     from proxy.stores.sqlite.store import SQLiteStore
 
     draw, purged = bar("purge"), 0
@@ -123,7 +121,7 @@ async def _directly(database: Path, now: int, idle: int, count: int) -> int:
 
 
 def _duration(text: str) -> int:
-    """In ms."""
+    """Parse a duration into ms."""
     from proxy.config.value_types import DURATION
 
     try:

@@ -1,4 +1,4 @@
-"""Which database a command is about: the options for it, and what they mean."""
+"""Adds the options by which a command finds its database, and resolves them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ if TYPE_CHECKING:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="the configuration of the proxy")
-    parser.add_argument("--state", type=Path, metavar="FOLDER", help="where its state is, instead of $STATE_DIRECTORY")
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="the proxy's configuration file")
+    parser.add_argument(
+        "--state", type=Path, metavar="FOLDER", help="the proxy's state folder; overrides $STATE_DIRECTORY"
+    )
 
 
 def load(options: argparse.Namespace) -> tuple[Config, Path | None]:
-    """The configuration, and where the database is; None for one that keeps nothing. Raises ConfigError."""
+    """Load the configuration and find its database; None for `memory:`. Raises ConfigError."""
     from proxy.config import model as config
     from proxy.service import daemon
 
@@ -29,8 +31,10 @@ def load(options: argparse.Namespace) -> tuple[Config, Path | None]:
 
 
 def database(options: argparse.Namespace) -> Path:
-    """Raises ConfigError; StoreUnavailable where there is none."""
+    """Return the path of the database. Raises ConfigError, and StoreUnavailable for `memory:`."""
     _, path = load(options)
     if path is None:
-        raise StoreUnavailable("This proxy keeps nothing: store.path is memory:. There is no database to work on.")
+        raise StoreUnavailable(
+            "This proxy has no database: store.path is memory:. Name a file there to use this command."
+        )
     return path

@@ -1,4 +1,4 @@
-"""`doctor`: what stands between this proxy and its work."""
+"""`doctor`: checks the configuration, the machine, the upstreams and the front proxy, and prints what to do."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 
 
 def add(commands: Any) -> None:
-    parser = commands.add_parser("doctor", help="examine configuration, state, machine, upstreams and front proxy")
+    parser = commands.add_parser("doctor", help="check configuration, state, machine, upstreams and front proxy")
     db_location.add_options(parser)
     parser.add_argument(
-        "--through", type=_url, metavar="URL", help="the base URL that clients have: which session headers arrive there"
+        "--through", type=_url, metavar="URL", help="the clients' base URL: test which session headers reach the proxy"
     )
-    parser.add_argument("--key", metavar="NAME", help="the environment variable with a client's key, for --through")
+    parser.add_argument(
+        "--key", metavar="NAME", help="the environment variable that holds a client's key, for --through"
+    )
     parser.set_defaults(command=run)
 
 
@@ -30,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
     config, database = db_location.load(options)
     key = None
     if options.key and not (key := os.environ.get(options.key)):
-        raise ValueError(f"{options.key} is not set. Put a client's key into it, or leave --key out.")
+        raise ValueError(f"The variable {options.key} is not set. Set it to a client's key, or leave --key out.")
     found = [*doctor_machine.config_file(options.config, config), *doctor_machine.sqlite(), *doctor_machine.http()]
     found += [*doctor_machine.open_files(database), *(doctor_machine.state(database) if database else [])]
     found += doctor_machine.listener(config, database)

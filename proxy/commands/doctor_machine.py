@@ -1,4 +1,4 @@
-"""What an examination finds on this machine: rights, disk, database, limits. Changes nothing, and knows no network."""
+"""Checks the machine for `doctor`: permissions, disk, database, limits. Changes nothing and uses no network."""
 
 from __future__ import annotations
 
@@ -29,40 +29,40 @@ FIXED = (3, 51, 3)  # the version from which SQLite bears two writers
 
 
 def config_file(file: Path, config: Config) -> Iterator[Finding]:
-    yield Finding("ok", f"configuration: {file} is right")
+    yield Finding("ok", f"configuration: {file} is valid")
     for doubt in examine(file, os.environ)[1]:
         yield Finding("warn", f"configuration: {doubt.replace(' warning:', '', 1)}")
     mode = file.stat().st_mode
     if mode & 0o022:
-        yield Finding("fail", f"configuration: others can change {file}; chmod go-w {file}")
+        yield Finding("fail", f"configuration: other users can change {file}; chmod go-w {file}")
     text = file.read_text(errors="replace")
     keys = [upstream.api_key.get_secret_value() for upstream in config.upstreams if upstream.api_key]
     if mode & 0o044 and any([key in text for key in keys]):
-        yield Finding("fail", f"configuration: others can read the key in {file}; chmod 600 {file}")
+        yield Finding("fail", f"configuration: other users can read the key in {file}; chmod 600 {file}")
 
 
 def state(database: Path) -> Iterator[Finding]:
     folder = database.parent
     if not folder.is_dir():
-        yield Finding("warn", f"state: there is no {folder} yet; the first start makes it")
+        yield Finding("warn", f"state: {folder} does not exist yet; the first start creates it")
         return
     yield from _rights(database)
     free, size = shutil.disk_usage(folder).free, database.stat().st_size if database.is_file() else 0
     said = f"disk: {free >> 20} MiB are free at {folder}"
     if free < LITTLE:
-        yield Finding("fail", f"{said}; make space, or nothing can be recorded")
+        yield Finding("fail", f"{said}; free some space, or no turn can be recorded")
     else:
         yield Finding("warn" if free < max(ENOUGH, size) else "ok", said)
     if database.is_file():
         yield from _database(database)
     else:
-        yield Finding("warn", f"state: there is no {database} yet; the first start makes it")
+        yield Finding("warn", f"state: {database} does not exist yet; the first start creates it")
     if not database.is_file() and secret_path(database).exists():
         yield from _secret(database)
 
 
 def _secret(database: Path) -> Iterator[Finding]:
-    """A secret without a database: the first start takes it, or is refused for it."""
+    """Check a secret that has no database yet: the first start uses it, or refuses it."""
     try:
         load_secret(database, None)
     except (ValueError, OSError) as error:
@@ -75,10 +75,10 @@ def _rights(database: Path) -> Iterator[Finding]:
     found = []
     for file in [file for file in files if file.exists()]:
         if file.stat().st_mode & 0o077:
-            found.append(Finding("fail", f"rights: others can open {file}; chmod 600 {file}"))
+            found.append(Finding("fail", f"rights: other users can open {file}; chmod 600 {file}"))
         if file.stat().st_uid != owner:
-            found.append(Finding("fail", f"rights: {file} has another owner than its folder; chown it to that one"))
-    yield from found or [Finding("ok", f"rights: nobody else can open what is in {database.parent}")]
+            found.append(Finding("fail", f"rights: {file} and its folder have different owners; chown the file"))
+    yield from found or [Finding("ok", f"rights: only the owner can open the files in {database.parent}")]
 
 
 def _database(database: Path) -> Iterator[Finding]:
@@ -98,7 +98,7 @@ def _database(database: Path) -> Iterator[Finding]:
 
 
 def listener(config: Config, database: Path | None) -> Iterator[Finding]:
-    """Whether `serve` could listen where the configuration says; a proxy of this database is there already."""
+    """Check that `serve` could listen at the configured address, unless this database's proxy already does."""
     place = address(config.listen)
     if database and _runs(database):
         return
@@ -149,20 +149,20 @@ def http() -> Iterator[Finding]:
 
 
 def open_files(database: Path | None) -> Iterator[Finding]:
-    """Of the proxy, where it runs and can be asked; else what a proxy started from here would have."""
+    """Check the limit of open files: of the running proxy if it can be read, else of this shell."""
     holder = _holder(database) if database else None
     whose, limit = f"of process {holder}", _limit_of(holder) if holder else None
     if limit is None:
         whose, limit = "from here", resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     said = f"open files: {limit} {whose}"
     if limit < FILES:
-        yield Finding("warn", f"{said}; a streamed answer holds two: raise LimitNOFILE= or ulimit -n")
+        yield Finding("warn", f"{said}; a streamed answer needs two; raise LimitNOFILE= or ulimit -n")
     else:
         yield Finding("ok", said)
 
 
 def _holder(database: Path) -> int | None:
-    """The process that signed the lock last."""
+    """Return the process ID in the lock file, of its last holder."""
     try:
         found = re.search("process ([0-9]+)", database.with_name(database.name + ".lock").read_text())
     except OSError:

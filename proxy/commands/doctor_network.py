@@ -1,4 +1,4 @@
-"""What an examination finds on the network: whether the upstreams answer, and what a front proxy lets through."""
+"""Checks the network for `doctor`: whether upstreams answer, and which headers a front proxy forwards."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ async def _models(client: aiohttp.ClientSession, upstream: Upstream) -> Finding:
         return Finding("fail", f"upstream: {url} cannot be reached ({_reason(error)}); check base_url")
     if status == 200:
         models = said.get("data")
-        count = f"{len(models)} models" if isinstance(models, list) else "something else than a list of models"
+        count = f"{len(models)} models" if isinstance(models, list) else "something other than a list of models"
         return Finding("ok" if isinstance(models, list) else "warn", f"upstream: {url} answers with {count}")
     if status in (401, 403):
         if key:
-            return Finding("fail", f"upstream: {url} refuses our key ({status}); check api_key")
-        return Finding("ok", f"upstream: {url} answers; it wants a caller's key ({status})")
+            return Finding("fail", f"upstream: {url} refuses the configured key ({status}); check api_key")
+        return Finding("ok", f"upstream: {url} answers; it requires a caller's key ({status})")
     return Finding("warn", f"upstream: {url} answers with {status}; check base_url")
 
 
 async def through(url: str, names: Sequence[str], key: str | None) -> AsyncIterator[Finding]:
-    """Which session headers arrive at the proxy behind `url`, where clients find it."""
+    """Check which session headers reach the proxy through `url`, the clients' base URL."""
     names = list({name.lower(): name for name in names}.values())
     seen: dict[str, Any] = {}
     async with aiohttp.ClientSession(timeout=TIMEOUT) as client:
@@ -62,11 +62,11 @@ async def through(url: str, names: Sequence[str], key: str | None) -> AsyncItera
                 f" underscores_in_headers on); clients should send {arrived[0]}",
             )
         else:
-            yield Finding("fail", f"front: {name} does not arrive ({seen[name]}); let the front proxy hand it on")
+            yield Finding("fail", f"front: {name} does not arrive ({seen[name]}); let the front proxy forward it")
 
 
 async def _probe(client: aiohttp.ClientSession, url: str, name: str, key: str | None) -> bool | str:
-    """True where the proxy saw the header; else what came instead."""
+    """Send a dry run with one session header. Return True if the proxy saw it, else what came instead."""
     sent = {name: f"doctor-{secrets.token_hex(8)}", "x-session-dry-run": "yes"}
     if key:
         sent["Authorization"] = f"Bearer {key}"
@@ -93,4 +93,4 @@ async def _json(answer: aiohttp.ClientResponse) -> dict[str, Any]:
 
 
 def _reason(error: BaseException) -> str:
-    return "it is silent" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
+    return "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__

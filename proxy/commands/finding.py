@@ -1,4 +1,4 @@
-"""What an examination finds, in words for the operator."""
+"""Defines a finding of `doctor`: a level and a sentence for the operator."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 
 class Finding(NamedTuple):
-    """`fail` keeps the proxy from its work or endangers what it keeps, `warn` may."""
+    """`fail`: the proxy cannot work, or its data is at risk. `warn`: that may happen."""
 
     level: Literal["ok", "warn", "fail"]
     text: str

@@ -1,4 +1,4 @@
-"""What `serve` says to a person: calls to paste into another shell, with all that they need. Pure."""
+"""Writes the text that `serve` prints for a person: requests to paste into another shell. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _CALL = """\
 {curl}/chat/completions -H 'Content-Type: application/json' {headers} \
 -d '{{"model": {model}, "messages": [{{"role": "user", "content": "{text}"}}]}}'
 """
-_END = "The second one sends only its question. Leave the {header} header out and the answer is not known.\n"
+_END = "The second request sends only its question. Without the {header} header it cannot be answered.\n"
 _TEXTS = ("My name is Alice", "What is my name?")
 # The first name in a list of models, by what every machine has.
 _FIRST_MODEL = """$({curl}/models{headers} | tr ',' '\\n' | sed -n 's/.*"id": *"\\([^"]*\\)".*/\\1/p' | head -n 1)"""
@@ -21,7 +21,7 @@ _KEYS = {"api.openai.com": "OPENAI_API_KEY"}
 
 
 def greeting(config: Config, listen: str, with_demo: bool) -> str:
-    """Where the proxy listens, and two calls that show what it is for."""
+    """Write where the proxy listens, and two requests that show the memory."""
     origin, curl = _reached(listen, config.tls.certificate is not None)
     upstream, name = config.upstreams[0], config.sessions.headers[0]
     curl += quote(mount) if (mount := upstream.mount[0].rstrip("/")) else ""
@@ -49,7 +49,7 @@ def _said(where: str, curl: str, headers: str, model: str, name: str) -> str:
 
 
 def _reached(listen: str, secure: bool) -> tuple[str, str]:
-    """How a listener is called, and the beginning of a command that reaches it from this machine."""
+    """Return the listener's URL, and the beginning of a curl command that reaches it from this machine."""
     place = address(listen)
     if isinstance(place, str):
         return listen, f"curl -s --unix-socket {quote(place)} http://localhost"

@@ -1,4 +1,4 @@
-"""`init`: a configuration file to begin with, every key with its default and what it means."""
+"""`init`: writes a configuration file that names every key with its default and its meaning."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def run(options: argparse.Namespace) -> int:
     try:  # a key may come to stand in it: for its owner alone
         descriptor = os.open(options.file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
-        raise ValueError(f"{options.file} is there already, and stays as it is. Name another file.") from None
+        raise ValueError(f"{options.file} exists already and was not changed. Name another file.") from None
     with open(descriptor, "w", encoding="utf-8") as file:
         file.write(text)
-    print(f"{options.file} is written. Edit it, then: session-proxy serve --config {options.file}")
+    print(f"Wrote {options.file}. Edit it, then run: session-proxy serve --config {options.file}")
     return 0

@@ -1,4 +1,4 @@
-"""How far long work is, for whoever watches a terminal; nothing anywhere else."""
+"""Draws a progress bar on a terminal, and nothing elsewhere."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ WIDTH = 30  # characters of the bar
 
 
 def bar(what: str) -> Callable[[int, int], None]:
-    """A function that is told how much is done, and of how much; it draws on stderr where that is a terminal."""
+    """Return a function that takes how much is done, and of how much, and draws a bar if stderr is a terminal."""
     if not sys.stderr.isatty():
         return lambda done, whole: None
     drawn = ""

@@ -1,4 +1,4 @@
-"""`restore`: a backup in the place of what is there, while the proxy is stopped."""
+"""`restore`: replaces the database by a backup while the proxy is stopped, and keeps the replaced files."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from proxy.commands.progress import bar
 
 
 def add(commands: Any) -> None:
-    parser = commands.add_parser("restore", help="bring a backup back, while the proxy is stopped")
+    parser = commands.add_parser("restore", help="restore a backup; stop the proxy first")
     db_location.add_options(parser)
-    parser.add_argument("folder", type=Path, metavar="BACKUP", help="a folder that a backup made")
+    parser.add_argument("folder", type=Path, metavar="BACKUP", help="a folder that the command backup wrote")
     parser.set_defaults(command=run)
 
 
@@ -24,7 +24,7 @@ def run(options: argparse.Namespace) -> int:
     database = db_location.database(options)
     aside = database.with_name("replaced-" + time.strftime(backup.STAMP, time.gmtime()))
     replaced = backup.restore(options.folder, database, aside, bar("restore"))
-    print(f"{database} is restored.")
+    print(f"Restored {database}.")
     if replaced:
-        print(f"What was there before is in {aside}. Remove it once you do not need it.")
+        print(f"The previous files are in {aside}. Delete them when you no longer need them.")
     return 0

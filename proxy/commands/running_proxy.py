@@ -1,4 +1,4 @@
-"""A running proxy, asked through the socket beside its database. Knows no command."""
+"""Sends a request to the running proxy through its control socket. Knows no command."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ TIMEOUT = 60.0  # seconds
 
 
 def ask(database: Path, method: str, path: str) -> dict[str, Any]:
-    """What the process that writes to this database answers. Raises OSError where none listens, and
-    StoreUnavailable with its own sentence where it refuses."""
+    """Send a request to the proxy of this database and return its answer. Raises OSError if none listens, and
+    StoreUnavailable with the proxy's message if it refuses."""
     connection = http.client.HTTPConnection("localhost")
     connection.sock = control.connected(database, TIMEOUT)
     try:
@@ -23,7 +23,7 @@ def ask(database: Path, method: str, path: str) -> dict[str, Any]:
         answer = connection.getresponse()
         said: dict[str, Any] = json.loads(answer.read())
     except (http.client.HTTPException, ValueError) as error:
-        raise StoreUnavailable("The running proxy gave no answer. Its log may say why.") from error
+        raise StoreUnavailable("The running proxy gave no valid answer. Look in its log.") from error
     finally:
         connection.close()
     if answer.status != 200:

@@ -1,1 +1,1 @@
-"""The configuration: one YAML file, read strictly."""
+"""Reads the configuration, one YAML file, and refuses what it does not know."""

@@ -1,8 +1,7 @@
-"""The configuration: its keys, their defaults, and what to say when a file is wrong.
+"""Defines the keys of the configuration with their defaults, validates a file, and explains what is wrong in it.
 
-Here live the models and the rule about listening that protects our keys; the forms of single
-values stand in `shapes`, the reading of the file in `source`. It never knows aiohttp, an
-event loop, a store or a socket: text comes in, values go out.
+Also holds the rule that keeps the proxy from lending its keys to everybody. `value_types` defines single values,
+`yaml_source` reads the file. Knows no aiohttp, event loop, store or socket: text comes in, values go out.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ _SAY = {
 
 
 def _is(default: object) -> Any:
-    """A default in the words of the file, so that code, file and schema say the same."""
+    """Declare a default as the file spells it, so that code, file and schema agree."""
     return Field(default=default)
 
 
@@ -119,9 +118,9 @@ class History(Section):
 
     @cached_property
     def is_free(self) -> bool:
-        """Whether no setting bounds what of a history goes along."""
-        bounds = (self.max_tokens, self.max_messages, self.max_bytes, self.image_turns)
-        return self.overflow != "summarize" and not any(bounds)
+        """Whether no setting limits how much history is sent."""
+        bounded = self.max_tokens or self.max_messages or self.max_bytes or self.image_turns
+        return not bounded and self.overflow != "summarize"
 
 
 class Tls(Section):
@@ -177,7 +176,7 @@ class Config(Section):
 
     @property
     def lends_key(self) -> bool:
-        """Whether whoever reaches us uses a key of ours."""
+        """Whether every caller that reaches the proxy uses its upstream key."""
         return not self.clients and any([upstream.api_key for upstream in self.upstreams])
 
     @property
@@ -188,7 +187,7 @@ class Config(Section):
 
 
 def address(listen: str) -> tuple[str, int] | str:
-    """Host and port, or the path of a Unix socket; its ValueError says what to write."""
+    """Parse a listen address into host and port, or the path of a Unix socket. ValueError says what to write."""
     return ADDRESS.read(listen)  # type: ignore[no-any-return]
 
 
@@ -198,32 +197,32 @@ def loopback(listen: str) -> bool:
 
 
 def unsafe(config: Config, listen: str) -> str | None:
-    """Why this configuration must not be served at this address; None if it may."""
+    """Return why this configuration must not be served at this address; None if it may."""
     say = (
-        "would lend your api_key to everybody who reaches this address; listen on 127.0.0.1 or unix:/path,"
+        "lets everybody who reaches this address use your api_key; listen on 127.0.0.1 or unix:/path,"
         " list the callers under clients, or remove api_key"
     )
     return say if config.lends_key and not loopback(listen) else None
 
 
 def _unguarded(config: Config) -> str | None:
-    """Why the admin listener cannot be; None if it can, or is not asked for."""
+    """Return why the admin listener cannot start; None if it can, or is not configured."""
     admin = config.admin
     if admin.listen is None:
         return None
     if admin.token is None:
         return "needs a token; write admin.token as well, such as ${file:admin-token}"
-    return "is the address of listen; choose another one" if admin.listen == config.listen else None
+    return "is the same address as listen; choose another one" if admin.listen == config.listen else None
 
 
 def _beside(file: Path, tls: Tls) -> Tls:
-    """The same with paths that do not depend on where the process stands."""
+    """Make the paths of `tls` absolute, relative to the folder of the file."""
     found = {name: str(file.absolute().parent / path) for name, path in tls if path}
     return tls.model_copy(update=found)
 
 
 def schema() -> dict[str, Any]:
-    """The JSON schema for editors, which see `${...}` before it is expanded."""
+    """Build the JSON schema for editors; each value may also be a `${...}`, which editors see unexpanded."""
     made = Config.model_json_schema()
     for rule in [rule for part in (made, *made["$defs"].values()) for rule in part["properties"].values()]:
         if rule.get("type") in ("integer", "boolean") or "enum" in rule:
@@ -235,7 +234,7 @@ def schema() -> dict[str, Any]:
 def _explain(source: Source, error: ErrorDetails) -> None:
     place, kind, context = source.find(error["loc"]), error["type"].partition("_")[0], error.get("ctx", {})
     expected, last = str(context.get("expected")), error["loc"][-1:]
-    what = _SAY.get(kind, "is not what this key takes").format(key="".join(map(str, last)), **context)
+    what = _SAY.get(kind, "is not a valid value for this key").format(key="".join(map(str, last)), **context)
     if kind == "extra" or last == ("[key]",):
         what = _unknown(place, re.findall(r"'(\w+)'", expected))
     # pydantic counts only the entries that are right
@@ -258,12 +257,12 @@ def _unknown(place: KeyPath, keys: list[str]) -> str:
 
 
 def load(path: str | Path, environ: Mapping[str, str], loader: Any = LOADER) -> Config:
-    """The configuration in a file; ConfigError names every problem with its line and column."""
+    """Load the configuration from a file. ConfigError names every problem with its line and column."""
     return examine(path, environ, loader)[0]
 
 
 def examine(path: str | Path, environ: Mapping[str, str], loader: Any = LOADER) -> tuple[Config, list[str]]:
-    """The same, and what in it is allowed but hardly meant, a line each with its place."""
+    """Load the configuration, and collect warnings of what is valid but unlikely to be meant, one line each."""
     source, config = Source(Path(path), environ, loader), None
     data = source.read()
     try:

@@ -1,6 +1,6 @@
-"""The certificate of the listener: read whole, and swapped for new connections when it was renewed.
+"""Loads the listener's certificate, and replaces it for new connections after a renewal.
 
-It never knows the configuration, nor who listens.
+Knows neither the configuration nor the listener.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from proxy.config.yaml_source import readable_by_all
 
 
 def read(certificate: Path, key: Path) -> ssl.SSLContext:
-    """What a server needs to prove who it is. ValueError says what is wrong with which file."""
+    """Load a certificate and its key into a TLS context. ValueError says what is wrong with which file."""
     for file in (certificate, key):
         try:
             file.open("rb").close()
@@ -32,14 +32,14 @@ def read(certificate: Path, key: Path) -> ssl.SSLContext:
 
 
 class Certificate:
-    """One certificate at a time: `context` is what listeners are given once, `renew` what it shows from then on."""
+    """Holds the current certificate. Listeners get `context` once; `renew` replaces what it presents."""
 
     def __init__(self, first: ssl.SSLContext) -> None:
         self.context, self._newest = first, first
         first.sni_callback = self._choose
 
     def renew(self, context: ssl.SSLContext) -> None:
-        """Connections that are open keep what they have."""
+        """Present another certificate to new connections; open ones keep theirs."""
         self._newest = context
 
     def _choose(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
@@ -48,9 +48,9 @@ class Certificate:
 
 
 def unproven(certificate: str | None, key: str | None) -> str | None:
-    """Why a listener could not prove who it is; None if it can."""
+    """Return why this certificate and key cannot be used; None if they can."""
     if not certificate or not key:
-        return "a certificate and its key belong together; name both, or neither"
+        return "a certificate needs its key; set both, or neither"
     try:
         read(Path(certificate), Path(key))
     except ValueError as wrong:

@@ -1,6 +1,6 @@
-"""The forms that single values of the configuration take: address, duration, size, mount and so on.
+"""Defines the types of single configuration values: address, duration, size, mount and so on.
 
-Each is a pattern, a sentence for the operator who missed it, and what the text becomes.
+Each has a pattern, a sentence for a value that does not match, and a function that converts the text.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _BYTES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2*
 
 @dataclass(frozen=True)
 class Shape:
-    """A text of one form: the pattern it matches, what to say if not, what it becomes."""
+    """Validates a text by a pattern and converts it; `say` tells the operator what to write."""
 
     pattern: str
     say: str
@@ -55,9 +55,9 @@ def _address(found: re.Match[str]) -> tuple[str, int] | str:
 
 
 def doubtful(base_url: str) -> str | None:
-    """Why a base URL is hardly the one that is meant; None for others."""
+    """Return why a base URL is probably wrong; None if it is not."""
     found = re.search("/(chat/completions|completions|responses|messages|embeddings)$", base_url, re.IGNORECASE)
-    return f"ends in {found[0]}, which each request brings itself; leave that off" if found else None
+    return f"ends in {found[0]}, which each request adds itself; leave that off" if found else None
 
 
 def rows(value: object) -> list[Any]:
@@ -88,7 +88,7 @@ Mount = Annotated[
     str,
     Shape(
         r"/|(?!/(?:sessions|healthz|readyz)(?:/|$))(?:/(?!\.\.?(?:/|$))[A-Za-z0-9._~!$&'()*+,;=:@%-]+)+",
-        "a path such as /v1, without / at its end, and not our own /sessions, /healthz or /readyz",
+        "a path such as /v1, without a trailing /, and not the proxy's own /sessions, /healthz or /readyz",
     ),
 ]
 BASE_URL = Shape(
@@ -111,7 +111,7 @@ KeyHash = Annotated[
 ]
 Name = Annotated[str, Shape("[!#$%&'*+.^_`|~0-9A-Za-z-]+", "a name without spaces, such as x-session-id")]
 Model = Annotated[str, Shape("[!-~]+", "the name of a model, as the upstream knows it")]
-Text = Annotated[str, Shape(r"[\s\S]*\S[\s\S]*", "a text that says something")]
+Text = Annotated[str, Shape(r"[\s\S]*\S[\s\S]*", "a text that is not blank")]
 Origin = Annotated[str, Shape(r"\*|[a-z][a-z0-9+.-]*://[^\s/?#@]+", "'*' or a list of origins")]
 _PROFILES = ["auto", *sorted(PROFILES)]
 Profile = Annotated[str, Shape("|".join(_PROFILES), f"one of {', '.join(_PROFILES)}")]

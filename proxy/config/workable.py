@@ -1,6 +1,6 @@
-"""What a configuration asks for that cannot work together, and what will not do what it says.
+"""Checks values that are valid alone and do not work together.
 
-Each value is right by itself, which `shapes` has seen to. Knows no file; places are those of the keys.
+`value_types` has checked each alone. Knows no file; it names keys.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MESSAGES = 3  # a summary, what stands behind it, and one message
 
 
 def clashes(source: Source, data: dict[str, Any], mounts: list[str]) -> None:
-    """What has to be unique and is not. `mounts` are those of an upstream that names none."""
+    """Report mounts, client names and key hashes that are not unique. `mounts`: the default of an upstream."""
     first: dict[tuple[str, str], KeyPath] = {}
     unique = (("upstreams", "mount", mounts), ("clients", "name", None), ("clients", "key_hashes", None))
     for section, key, default in unique:
@@ -34,8 +34,8 @@ def clashes(source: Source, data: dict[str, Any], mounts: list[str]) -> None:
 def too_small(
     tokens: int | None, messages: int | None, size: int | None, prompt: str, most: int
 ) -> Iterator[tuple[str, str]]:
-    """Which of the limits in `history` hold no message beside a summary, and why. `most`: the tokens that a summary
-    may have, `prompt`: how one is asked for."""
+    """Yield each limit of `history` that is too small for a summary and a message, and why. `most`: the tokens that a
+    summary may have; `prompt`: the prompt that requests one."""
     taken = len(prompt.encode(errors="replace"))
 
     def fits(limit: int) -> bool:
@@ -47,24 +47,24 @@ def too_small(
         least = next(limit for limit in range(tokens, tokens + 64 * (taken + 1000), 10) if fits(limit))
         yield (
             "max_tokens",
-            f"cannot hold {beside}; write at least {least}, shorten summary.prompt, or let overflow be trim",
+            f"cannot hold {beside}; write at least {least}, shorten summary.prompt, or set overflow to trim",
         )
     if messages and messages < MESSAGES:
-        yield "max_messages", f"cannot hold a summary and a message; write at least {MESSAGES}, or let overflow be trim"
+        yield "max_messages", f"cannot hold a summary and a message; write at least {MESSAGES}, or set overflow to trim"
     if size and size // 2 - size // SHARE - taken < LEAST:
         least = -(-8 * (LEAST + taken) // 3) + 8
         yield (
             "max_bytes",
-            f"cannot hold {beside}; write at least {least}B, shorten summary.prompt, or let overflow be trim",
+            f"cannot hold {beside}; write at least {least}B, shorten summary.prompt, or set overflow to trim",
         )
 
 
 def unsummarized(keys: Sequence[bool], tokens: int | None, most: int | None) -> Iterator[tuple[KeyPath, str]]:
-    """What `overflow: summarize` will not do: at upstreams without a key of ours, and for a summary that is to have
-    `most` tokens where the limit is `tokens`."""
-    without = "so that what is left out of its sessions is trimmed, and no summary is asked for"
+    """Yield warnings for `overflow: summarize`: upstreams without a configured key, and a summary of `most` tokens
+    that is too large for the limit `tokens`."""
+    without = "so its sessions are trimmed without a summary; set one, or set overflow to trim"
     if not any(keys):
-        why = "no upstream has an api_key of yours, so that what is left out is trimmed, and no summary is asked for"
+        why = "no upstream has an api_key, so sessions are trimmed without a summary; set one, or write trim"
         yield ("history", "overflow"), f"summarize: {why}"
     else:
         for index, key in enumerate(keys):
@@ -72,13 +72,13 @@ def unsummarized(keys: Sequence[bool], tokens: int | None, most: int | None) -> 
                 yield ("upstreams", index), f"has no api_key, {without}"
     if tokens and most and most > tokens // SHARE:
         part = f"one part in {SHARE} of history.max_tokens"
-        yield ("history", "summary", "max_tokens"), f"a summary gets at most {part}, which is {tokens // SHARE}"
+        yield ("history", "summary", "max_tokens"), f"a summary gets at most {part}; write at most {tokens // SHARE}"
 
 
 def renamed(
     before: Iterable[tuple[str, Iterable[str]]], after: Iterable[tuple[str, Iterable[str]]]
 ) -> list[tuple[str, str]]:
-    """Clients, as a name and its key hashes, whose keys had another name before: both names. Sessions are a name's."""
+    """Return the old and new name of each renamed client, found by its key hashes. Sessions belong to the name."""
     names = {each: name for name, hashes in before for each in hashes}
     now = list(after)
     found = {(names[each], name) for name, hashes in now for each in hashes if each in names}

@@ -1,7 +1,7 @@
-"""One YAML file: its values, where each stands, and all that is wrong with it.
+"""Reads a YAML file into strings, lists and mappings, and records the position of each value and each problem.
 
-Strings, lists and mappings come out, with `${...}` expanded in single values after parsing, so
-that a secret cannot change the structure. It does not know which keys there are.
+Expands `${...}` in single values after parsing, so that a secret cannot change the structure. Does not know which
+keys exist.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _START = yaml.Mark("", 0, 0, 0, None, 0)
 
 @dataclass
 class Source:
-    """One YAML file: its values, where each stands, and all that is wrong with it."""
+    """Holds one YAML file: its values, the position of each, and the problems found."""
 
     file: Path
     environ: Mapping[str, str]
@@ -36,7 +36,7 @@ class Source:
         self.problems.append(self.told(place, what, mark))
 
     def told(self, place: KeyPath, what: str, mark: yaml.Mark | None = None) -> tuple[int, int, str]:
-        """Line, column and words of what is to be said of a place."""
+        """Return line, column and text of a problem at a key."""
         at, path = mark or self.places.get(place, _START), ".".join(map(str, place))
         return at.line + 1, at.column + 1, f"{path}: {what}" if path else what
 
@@ -99,7 +99,7 @@ class Source:
         return ""
 
     def variable(self, name: str) -> str | None:
-        """The environment's, else a credential that systemd shows to this process alone."""
+        """Return a variable of the environment, else a systemd credential of that name."""
         value, folder = self.environ.get(name), self.environ.get("CREDENTIALS_DIRECTORY")
         try:
             return value or (_text(Path(folder, name)) if folder else value)
@@ -114,7 +114,7 @@ class Source:
 
 
 def readable_by_all(file: Path) -> bool:
-    """Whether every user of the machine can read a file; OSError where it is not there."""
+    """Whether every user of the machine can read a file. OSError if it does not exist."""
     found = file.resolve(strict=True)
     return bool(found.stat().st_mode & 0o004) and all(folder.stat().st_mode & 0o001 for folder in found.parents)
 

@@ -1,1 +1,1 @@
-"""What all requests share: tenants, routes, queues, the log line of a request."""
+"""Holds what all requests share: tenants, routes, queues, prepared summaries and the request log."""

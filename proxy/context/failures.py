@@ -1,4 +1,4 @@
-"""Errors that nobody could read, by session: one whose every turn fails in the same way may have grown too long."""
+"""Counts upstream errors of unknown meaning per session: where each turn fails, the session may be too long."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ class Failures:
         self._failed: OrderedDict[SessionKey, int] = OrderedDict()
 
     def again(self, key: SessionKey) -> int | None:
-        """Note one more; which try of a cut it calls for, from 0 on, None for none."""
+        """Count one more error. Return the number of the trim attempt that it calls for, from 0 on; None for no
+        attempt."""
         before = self._failed.pop(key, 0)
         self._failed[key] = before + 1
         if len(self._failed) > KEPT:
@@ -25,6 +26,6 @@ class Failures:
         return tried if 0 <= tried < TRIED else None
 
     def over(self, key: SessionKey) -> None:
-        """An answer came."""
+        """Reset the count of a session: an answer came."""
         if self._failed:
             self._failed.pop(key, None)

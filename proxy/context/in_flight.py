@@ -1,6 +1,6 @@
-"""What is in flight: who stands in line for a session, and what must end before the process does.
+"""Queues requests per session, and tracks the turns and tasks that must end before the process does.
 
-The only part of the house that assumes it is alone. Knows nothing of HTTP or of messages.
+This module relies on being the only process of its database. Knows nothing of HTTP or of messages.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from proxy.core.model import SessionKey
 from proxy.errors import Draining, ProxyError, SessionBusy, SessionQueueFull
 
 REMEMBERED = 5_000  # sessions of which it is known whether a client has seen the last answer: a retry comes soon
-_DRAINING = "The proxy is being stopped. Send the request again in a moment."
+_DRAINING = "The proxy is stopping. Send the request again in a moment."
 CUTTING = 5.0  # seconds that turns have to record what was said when a drain cuts them
 
 
@@ -30,22 +30,22 @@ class InFlight(Protocol):
 
     @property
     def record(self) -> Overtaken:
-        """Told when another turn of the session was kept meanwhile."""
+        """The record to mark when another turn of the session is committed meanwhile."""
 
     @property
     def parent(self) -> str | None:
-        """The turn it will follow."""
+        """The ID of the turn that it will follow."""
 
     def stop(self, fault: ProxyError | None = None, at_once: bool = False) -> None:
-        """Cut it; what was said is kept. `fault` is for clients that have been given nothing yet.
-        One that is about to end by itself may, unless `at_once`."""
+        """Stop the turn and record what came. Clients that were sent nothing yet get `fault`. A turn about to end by
+        itself may do so, unless `at_once`."""
 
 
 TurnT = TypeVar("TurnT", bound=InFlight)
 
 
 class QueueSlot:
-    """A place in a session's line, held until `leave`: it ends with its turn, never with a socket."""
+    """A slot in a session's queue, held until `leave`: it ends with its turn, never with a socket."""
 
     def __init__(self, leave: Callable[[], None]) -> None:
         self._leave: Callable[[], None] | None = leave
@@ -57,7 +57,7 @@ class QueueSlot:
 
 
 class TurnRegistry(Generic[TurnT]):
-    """Lines by session, first in first out, and the tasks that a stop waits for."""
+    """Keeps a first-in-first-out queue per session, and the tasks that a drain waits for."""
 
     def __init__(self) -> None:
         self.leaving = False  # no connection is kept for another request
@@ -73,11 +73,11 @@ class TurnRegistry(Generic[TurnT]):
         return self._queues.keys() | self._turns.keys()
 
     def turns(self, key: SessionKey) -> list[TurnT]:
-        """The turns of a session that are in flight, in the order of their start."""
+        """Return the turns of a session in flight, in the order of their start."""
         return list(self._turns.get(key, ()))
 
     def parents(self, key: SessionKey) -> list[str]:
-        """The turns that those in flight will follow."""
+        """Return the IDs of the turns that those in flight will follow."""
         return [turn.parent for turn in self.turns(key) if turn.parent is not None]
 
     def enter(self, key: SessionKey, turn: TurnT) -> None:
@@ -89,15 +89,15 @@ class TurnRegistry(Generic[TurnT]):
             del self._turns[key]
 
     def begin_commit(self, key: SessionKey) -> bool:
-        """Whether a commit of a session may begin: one after another, so that each sees the tip that the one before
-        has left. Who may not waits for `commit_ended` and asks again; who may calls `end_commit`."""
+        """Claim the commit of a session; return whether it was free. Commits run one after another, so that each sees
+        the tip of the one before. On True call `end_commit` later; on False await `commit_ended` and try again."""
         if key in self._commits:
             return False
         self._commits[key] = None  # a future only where somebody waits, which is rare
         return True
 
     async def commit_ended(self, key: SessionKey) -> None:
-        """Wait until the commit under way has ended."""
+        """Wait until the running commit has ended."""
         if key in self._commits:
             waiter = self._commits[key]
             if waiter is None:
@@ -105,7 +105,8 @@ class TurnRegistry(Generic[TurnT]):
             await asyncio.wait([waiter])
 
     def end_commit(self, key: SessionKey, kept: str | None) -> None:
-        """`kept`: the turn that stands at the tip now, which the others of the session that are in flight are told."""
+        """Release the commit. `kept` is the new tip, if there is one; the session's other turns in flight are marked as
+        overtaken."""
         if kept is not None:
             for turn in self._turns.get(key, ()):
                 turn.record.overtaken = turn.record.overtaken or turn.id != kept
@@ -113,19 +114,19 @@ class TurnRegistry(Generic[TurnT]):
             waiter.set_result(None)
 
     def delivered(self, key: SessionKey, id: str, whole: bool) -> None:
-        """Note whether a client has seen the end of a session's latest turn."""
+        """Note whether the end of a session's latest turn was delivered."""
         self._delivered.pop(key, None)
         self._delivered[key] = (id, whole)
         if len(self._delivered) > REMEMBERED:
             self._delivered.popitem(last=False)
 
     def was_delivered(self, key: SessionKey, id: str) -> bool | None:
-        """Whether a client has seen the end of this turn; None where nobody knows."""
+        """Return whether the end of this turn was delivered; None if that is unknown."""
         latest, whole = self._delivered.get(key, ("", False))
         return whole if latest == id else None
 
     def take_slot(self, key: SessionKey) -> QueueSlot | None:
-        """The place of the session's next turn, where nobody has it."""
+        """Take the session's queue slot if it is free; return None if another request holds it."""
         if key in self._queues:
             return None
         self._queues[key] = deque()
@@ -133,16 +134,16 @@ class TurnRegistry(Generic[TurnT]):
 
     @property
     def in_flight(self) -> int:
-        """Turns and pass-throughs whose answer has not ended."""
+        """Count the turns and pass-throughs whose answer has not ended."""
         return len(self._tasks)
 
     @property
     def waiting(self) -> int:
-        """Requests that stand in line."""
+        """Count the requests that wait in queues."""
         return sum([len(queue) for queue in self._queues.values()])
 
     async def wait_for_slot(self, key: SessionKey, limit: int, timeout: float) -> QueueSlot:
-        """Wait for the place of the session's next turn: at most `limit` wait, each `timeout` seconds.
+        """Wait for the session's queue slot: at most `limit` requests wait, each at most `timeout` seconds.
 
         Raises SessionQueueFull, SessionBusy, Draining.
         """
@@ -151,7 +152,9 @@ class TurnRegistry(Generic[TurnT]):
             return slot
         queue = self._queues[key]
         if len(queue) >= limit:
-            raise SessionQueueFull(f"{limit} requests wait for this session already. Send this one again later.")
+            raise SessionQueueFull(
+                f"Too many requests are queued for this session (limit {limit}). Send this one later."
+            )
         turn = asyncio.get_running_loop().create_future()
         queue.append(turn)
         try:
@@ -160,7 +163,9 @@ class TurnRegistry(Generic[TurnT]):
         except BaseException as error:
             self._give_up(key, turn)
             if isinstance(error, TimeoutError):
-                raise SessionBusy("The session's turns before this one took too long. Send it again later.") from None
+                raise SessionBusy(
+                    "Timed out waiting for the session's earlier requests. Send it again later."
+                ) from None
             raise
         slot = QueueSlot(lambda: self._next(key))
         try:
@@ -172,7 +177,7 @@ class TurnRegistry(Generic[TurnT]):
 
     @contextmanager
     def joined(self) -> Iterator[None]:
-        """The running task as one that a drain waits for or cuts."""
+        """Register the current task, so that a drain waits for it or cancels it."""
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
@@ -182,7 +187,7 @@ class TurnRegistry(Generic[TurnT]):
             self._tasks.discard(task)
 
     def start(self, work: Coroutine[Any, Any, None], over: Callable[[], None]) -> asyncio.Task[None]:
-        """Run a turn as a task of its own, which a drain waits for or cuts; `over` is called when it has ended."""
+        """Run a turn as a task that a drain waits for or cancels; call `over` when it has ended."""
         task = asyncio.get_running_loop().create_task(work)
 
         def ended(task: asyncio.Task[None]) -> None:
@@ -194,8 +199,8 @@ class TurnRegistry(Generic[TurnT]):
         return task
 
     async def drain(self, timeout: float) -> None:
-        """Refuse new turns, let what is in flight end within `timeout` seconds, cut the turns that have not,
-        so that they are recorded as cut, and end the rest."""
+        """Refuse new turns and wait `timeout` seconds for those in flight. Then stop the remaining turns, so that they
+        are recorded as interrupted, and cancel all other tasks."""
         self.draining = True
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=timeout)
@@ -210,7 +215,7 @@ class TurnRegistry(Generic[TurnT]):
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def refuse_when_draining(self) -> None:
-        """Raises Draining once a drain has begun."""
+        """Raise Draining once a drain has begun."""
         if self.draining:
             raise Draining(_DRAINING)
 
@@ -224,7 +229,7 @@ class TurnRegistry(Generic[TurnT]):
         del self._queues[key]
 
     def _give_up(self, key: SessionKey, turn: asyncio.Future[None]) -> None:
-        """Leave the line; where the place was given in the same moment, hand it on."""
+        """Leave the queue. If the slot was granted in the same moment, pass it to the next request."""
         if turn.done() and not turn.cancelled():
             self._next(key)
         elif turn in (queue := self._queues[key]):

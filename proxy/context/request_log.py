@@ -1,7 +1,7 @@
-"""What is known of a request when it has ended: one line of the log, and what is counted of it.
+"""Writes one log line for each request when it has ended, and counts it in the metrics.
 
-Filled in on the way, each moment by the part of the house that sees it. It never holds what was said, nor a
-credential; tenant and session are told by hashes that only this database's secret makes.
+Each module on a request's way fills in the moments that it sees. The line never holds content or a credential;
+tenant and session are hashes keyed by the secret of this database.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _WRONG = ("broken", "unkept")
 
 
 class AccessRecord(Struct, gc=False):
-    """Moments are those of the monotonic clock in seconds, 0 for one that has not come.
+    """Collects the fields of one request. Moments are monotonic seconds, 0 for one that has not come.
 
-    `read`: the body is here. `asked`: the request is on its way to the upstream. `ended`: the upstream's end is here.
-    `released`: the client may have it. `queue` is how long it waited in line, `size` the bytes of its body.
+    `read`: the body was read. `asked`: the request was sent upstream. `ended`: the upstream's answer ended.
+    `released`: its end was released to the client. `queue`: seconds in the queue. `size`: bytes of the body.
     """
 
     id: str
@@ -57,7 +57,7 @@ class AccessRecord(Struct, gc=False):
 
     @property
     def overhead(self) -> float | None:
-        """Seconds that the proxy itself took, before it asked and behind the upstream's end."""
+        """Return the seconds that the proxy itself took: before it sent the request, and after the upstream's end."""
         if not self.asked:
             return None
         before = self.asked - (self.read or self.begin) - self.queue
@@ -68,7 +68,7 @@ KEY = RequestKey("line", AccessRecord)
 
 
 def begin(request: ClientRequest, runtime: Runtime) -> AccessRecord:
-    """The line of a request that has just come."""
+    """Create the log record of a new request, with its request ID."""
     given = request.headers.get(NAME)
     if given is not None and GIVEN.fullmatch(given):
         access = AccessRecord(given, time.monotonic(), True)
@@ -83,7 +83,7 @@ def of(request: ClientRequest) -> AccessRecord:
 
 
 def finish(request: ClientRequest, runtime: Runtime, access: AccessRecord, answer: HandlerResult | None) -> None:
-    """It has its answer; None where its client has gone without one."""
+    """Count and log a request that has ended. `answer` is None if its client disconnected first."""
     now = time.monotonic()
     first: float | None = None
     status = size = 0
@@ -161,14 +161,14 @@ def _ms(seconds: float) -> float:
 
 @lru_cache(1024)
 def _shown(target: str) -> str:
-    """A path as it is shown: a query may hold a key, and the session API's paths hold a session ID."""
+    """Return a path for the log, without its query, which may hold a key, and without a session ID."""
     path = _SESSION.sub(r"\1*", target.partition("?")[0])
     return _ODD.sub(lambda found: quote(found[0], errors="surrogateescape"), path[:_PATH])
 
 
 @lru_cache(4096)
 def names(key: SessionKey, secret: bytes) -> tuple[str, str]:
-    """By which the log tells tenants and sessions apart."""
+    """Return the hashes by which the log names a tenant and a session."""
     whose = key.tenant.hex()[:8]
     session = blake2b(key.tenant + key.id.encode(), key=secret[:64], person=b"log", digest_size=6)
     return whose, session.hexdigest()

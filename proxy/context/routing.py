@@ -1,6 +1,6 @@
-"""Where a request goes: the mounted upstream, and the URL there. Pure; the only way to a URL.
+"""Maps a request's path to an upstream and its URL. Pure; no other module builds an upstream's URL.
 
-Targets come from the configuration alone; nothing in a request can name a host.
+Hosts come from the configuration alone; nothing in a request can name one.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ class Target(NamedTuple):
 
 
 def find(raw_target: str, method: str, upstreams: Iterable[Upstream]) -> Target | None:
-    """The target of a request, by its request target as sent; None where nothing is mounted.
+    """Find the upstream for a request target as sent; return None where nothing is mounted.
 
-    Raises BadRequest for a path that climbs (`..`, encoded or not): what it means the upstream
-    would decide, under our key.
+    Raises BadRequest for a path with `..`, encoded or not: the upstream would resolve it, with the proxy's key.
     """
     if not raw_target.startswith("/"):
         raise BadRequest("The request target must be a path, such as /v1/chat/completions.")

@@ -1,4 +1,4 @@
-"""What a request needs from the process: one value, replaced in part by a reload."""
+"""Bundles what a request needs from the process. A reload replaces the configuration in it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NOTES = 64  # texts that are remembered as told
 
 
 class Noted:
-    """What was told once and need not be told again; beyond so many nothing is told any more."""
+    """Remembers which warnings were logged. After `NOTES` of them it lets no new one through."""
 
     def __init__(self) -> None:
         self._seen: set[str] = set()
@@ -37,8 +37,8 @@ class Noted:
 
 @dataclass
 class Runtime:
-    """`now` gives the wall clock in ms, `turn_id` a new turn ID that nobody can guess, `request_id` a new name for a
-    request."""
+    """Holds the shared objects. `now` returns the wall clock in ms, `turn_id` a new turn ID that nobody can guess,
+    `request_id` a new request ID."""
 
     config: Config
     store: Store
@@ -65,7 +65,7 @@ class Runtime:
         )
 
     def find(self, raw_target: str, method: str) -> Target | None:
-        """Where a request goes; see `routing.find`. What was found is remembered as long as the configuration holds."""
+        """Find a request's target, as `routing.find` does. Results are cached until the configuration changes."""
         if self._routed is not self.config:
             self._routed, self._routes = self.config, {}
         key = (raw_target, method)

@@ -1,5 +1,5 @@
-"""Summaries that were asked for after a turn, until a turn takes them along. What a summary is of, and how one is
-asked for, stands in `summarize`."""
+"""Keeps the summaries that were written after a turn, until a later turn uses them. `turns/summarize.py` requests
+them."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ WAIT, MOST_WAIT = 60.0, 900.0
 
 
 class Ready(NamedTuple):
-    """A summary as the cut that it makes, the digest of the messages that it tells of, and the model that it was made
-    for. Where it does not tell of all that leaves yet, the cut is at 0."""
+    """A finished summary: the trim point that it allows, the digest of the messages it covers, and the model it was
+    written for. While it does not cover all that leaves the window, the trim point is 0."""
 
     trim_point: TrimPoint
     digest: bytes
@@ -46,19 +46,19 @@ class Summaries:
         self._hosts: Counter[str] = Counter()
 
     def ready(self, key: SessionKey, path: Entries, beyond: int = 0) -> Ready | None:
-        """How far the summaries of a session have come, where that is beyond so many messages and the line begins with
-        what they tell of."""
+        """Return the session's summary if it covers more than `beyond` messages, and the history still begins with
+        them."""
         found = self._ready.get(key)
         if found is None or not beyond < found.trim_point.covered <= len(path):
             return None
         return found if digest(path, found.trim_point.covered) == found.digest else None
 
     def is_free(self, key: SessionKey, host: str = "") -> bool:
-        """Whether one may be asked for."""
+        """Whether a summary of this session may be requested now."""
         return key not in self._asking and self._hosts[host] < AT_ONCE
 
     def has_rested(self, key: SessionKey, size: int) -> bool:
-        """Whether a session of so many messages may be asked for again since a summary of it failed."""
+        """Whether a session of `size` messages may try again after a failed summary."""
         failed = self._failed.get(key)
         if failed is None:
             return True
@@ -78,14 +78,14 @@ class Summaries:
         _kept(self._failed, key, Failed(times, size, time.monotonic()))
 
     def start(self, key: SessionKey, host: str, work: Coroutine[Any, Any, None]) -> None:
-        """Ask an upstream, beside everything else: no drain waits for it."""
+        """Request a summary in the background; a drain does not wait for it."""
 
         def over(task: asyncio.Task[None]) -> None:
             self._hosts[host] -= 1
             if self._asking.get(key) is task:
                 del self._asking[key]
             if not task.cancelled() and (fault := task.exception()):
-                log.error("no summary: %s", fault)
+                log.error("summary failed with an internal error: %s", fault)
 
         self._hosts[host] += 1
         task = self._asking[key] = asyncio.create_task(work)

@@ -1,6 +1,6 @@
-"""Who calls: the tenant and the session a request belongs to, and the credential that goes upstream.
+"""Decides which tenant and session a request belongs to, and which credential goes upstream.
 
-The rules stand here and nowhere else; a session is never looked up without them.
+No other module holds these rules, and no session is loaded without them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from proxy.errors import ConflictingSessionId, InvalidApiKey
 
 
 def tenant(config: Config, sent: headers.Fields, secret: bytes) -> bytes:
-    """The opaque tenant of a request with these headers, by the configured rule."""
+    """Derive the opaque tenant of a request from its headers, by the configured rule."""
     credential, rule = headers.credential(sent), config.tenant_rule
     value = None if isinstance(rule, str) else sent.get(rule["header"])
     if config.clients and (name := headers.client_name(credential, _clients(config))):
@@ -28,8 +28,8 @@ def tenant(config: Config, sent: headers.Fields, secret: bytes) -> bytes:
 
 
 def session_id(config: Config, sent: headers.Fields) -> tuple[str | None, bool]:
-    """The session ID of a request, None without one; and whether it was preferred to that of another header. Raises
-    InvalidSessionId, ConflictingSessionId."""
+    """Return a request's session ID, or None, and whether it was preferred to the ID of another header. Raises
+    InvalidSessionId and ConflictingSessionId."""
     names = config.sessions.headers
     try:
         return headers.session_id(sent, names), False
@@ -40,20 +40,20 @@ def session_id(config: Config, sent: headers.Fields) -> tuple[str | None, bool]:
         # Clients exist that always send an ID of their own. Only who can reach no sessions but the caller's own may
         # overrule it: elsewhere a front proxy says by the header whose session it is.
         if headers.credential(sent) is None:
-            raise ConflictingSessionId(f"{conflict.message} With a key of your own, sessionId would count.") from None
+            raise ConflictingSessionId(f"{conflict.message} With an API key of your own, sessionId wins.") from None
         return chosen, True
 
 
 def admit(config: Config, upstream: Upstream, sent: headers.Fields) -> None:
-    """Raise InvalidApiKey where our key would be lent to a caller who is not a client."""
+    """Raise InvalidApiKey if the proxy would lend its key to a caller who is no client."""
     if upstream.api_key is None or not config.clients:
         return
     if headers.client_name(headers.credential(sent), _clients(config)) is None:
-        raise InvalidApiKey("This key is not known here. Send one that the proxy's operator gave you.")
+        raise InvalidApiKey("Unknown API key. Send one that the proxy's operator gave you.")
 
 
 def with_our_key(upstream: Upstream, pairs: headers.Pairs) -> headers.Pairs:
-    """The headers with our key in place of the caller's, where the upstream has one of ours."""
+    """Replace the caller's credential by the upstream's configured key, if it has one."""
     if upstream.api_key is None:
         return pairs
     kept = [(name, value) for name, value in pairs if name.lower() not in headers.CREDENTIALS]

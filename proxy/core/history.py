@@ -25,7 +25,7 @@ from proxy.core.model import (
     Turn,
     TurnState,
 )
-from proxy.core.window.cuts import Trim, joined, made
+from proxy.core.window.cuts import Trim, joined, made, moved
 
 # What stays of branches that the tip has left, until the session expires.
 SPARE_TURNS = 64
@@ -292,27 +292,3 @@ def laid_out(path: Sequence[Entry], layout: Layout, own: Sequence[Entry]) -> lis
         else:
             made += path[part[0] : part[1]]
     return made
-
-
-def moved(trim_point: TrimPoint, layout: Layout | None) -> TrimPoint:
-    """A trim point moved to the path that `layout` makes of its own; none where the new path keeps nothing of the
-    window, as it went back to before it."""
-    if not trim_point.at or layout is None:
-        return trim_point
-    at = _placed(trim_point.at, layout)
-    if at is None:
-        return TrimPoint()
-    return TrimPoint(at, trim_point.summary, None if trim_point.told is None else _placed(trim_point.told, layout))
-
-
-def _placed(at: int, layout: Layout) -> int | None:
-    """The new position of the first message from `at` on that the layout keeps; None where it keeps none."""
-    place = 0
-    for part in layout:
-        if isinstance(part, int):
-            place += part
-        elif part[1] <= at:
-            place += part[1] - part[0]
-        else:
-            return place + max(0, at - part[0])
-    return None

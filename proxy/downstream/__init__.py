@@ -1,1 +1,1 @@
-"""Bytes from and to clients. Knows no session."""
+"""Reads requests from clients and writes answers to them. Knows no session."""

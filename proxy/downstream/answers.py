@@ -1,4 +1,4 @@
-"""Answers that the proxy gives itself: JSON, and errors in the shape of the API."""
+"""Builds the proxy's own answers: JSON, and errors in the shape of OpenAI's API."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _FRESH = {"Cache-Control": "no-store"}
 
 
 def json_answer(body: bytes, status: int = 200) -> web.Response:
-    """JSON that no cache keeps."""
+    """Build a JSON answer that no cache stores."""
     return web.Response(body=body, status=status, content_type="application/json", headers=_FRESH)
 
 
 def error_answer(fault: ProxyError, status: int | None = None) -> web.Response:
-    """An error, with what it says of another try. `status`: instead of its own."""
+    """Build an error's answer with its retry headers. `status` overrides that of the error."""
     response = json_answer(dumps(fault.body()), status or fault.status)
     if fault.delay is not None:
         response.headers["Retry-After"] = str(fault.delay)

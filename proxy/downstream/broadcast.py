@@ -1,8 +1,7 @@
-"""One answer and whoever listens to it: each gets all of it, from the first byte.
+"""Writes one answer to every client that reads it; each gets all of it, from the first byte.
 
-One listener alone is written to directly, and holds the upstream back while it does not keep up. Once a
-second one comes, each takes the pieces at its own pace: a client that has fallen silent holds up nobody.
-Knows nothing of sessions or of what the bytes mean.
+A single client is written to directly, and its backpressure slows down the upstream. Once a second one comes, each
+reads at its own pace, so that a stalled client blocks nobody. Knows nothing of sessions or of what the bytes mean.
 """
 
 from __future__ import annotations
@@ -19,9 +18,8 @@ AHEAD = 256 * 1024  # bytes that may be kept ahead of the listener that has take
 
 
 class Broadcast:
-    """Written by a turn: `begin`, `write_nowait` per piece and `wait_writable` where that says so, then `end`, or
-    `fail` at any time. `limit` bounds the bytes that are kept for listeners who come later; beyond it there can be
-    none."""
+    """A turn calls `begin`, then `write_nowait` per piece, and `wait_writable` where that returns False, then `end`;
+    or `fail` at any time. `limit` bounds the bytes kept for clients that come later; beyond it none can join."""
 
     def __init__(self, first: ClientStream, limit: int) -> None:
         self.status, self.headers = 0, Pairs()
@@ -40,12 +38,12 @@ class Broadcast:
 
     @property
     def abandoned(self) -> bool:
-        """Whether nobody listens."""
+        """Whether every client has disconnected."""
         first = self._first is not None and not self._first.left
         return not first and all([follower.left for follower in self._followers])
 
     def poll(self) -> None:
-        """Give up the first client where it takes nothing; see ClientStream."""
+        """Reset the first client if it has stalled; see ClientStream.poll."""
         if self._first is not None:
             self._first.poll()
 
@@ -56,14 +54,14 @@ class Broadcast:
             self._first.begin(status, headers, at_once)
 
     def tell(self, header: tuple[str, str]) -> None:
-        """One header more, for whoever has not been given the head yet."""
+        """Add a header for the clients that were not sent the head yet."""
         if header not in self.headers:
             self.headers = [*self.headers, header]
             if self._first is not None and self._first.take_back():
                 self._first.begin(self.status, self.headers, False)
 
     def write_nowait(self, piece: bytes, chunks: bytes = b"") -> bool:
-        """Write without waiting; whether more may come at once. `chunks` as ClientStream's."""
+        """Write a piece without waiting. Return whether more may be written at once. `chunks`: see ClientStream.put."""
         if self._pieces is not None:
             self._size += len(piece)
             if self._size > self._limit:
@@ -75,24 +73,24 @@ class Broadcast:
         return self._first.write_nowait(piece, chunks) if self._first is not None else self._is_writable
 
     async def wait_writable(self) -> None:
-        """Wait until more may come."""
+        """Wait until more may be written (backpressure)."""
         if self._first is not None:
             await self._first.wait_writable()
         while self._first is None and not self._is_writable:
             await self._changed()
 
     async def write(self, piece: bytes) -> None:
-        """`write_nowait`, and `wait_writable` where need be."""
+        """Write a piece, and wait for room if necessary."""
         if not self.write_nowait(piece):
             await self.wait_writable()
 
     @property
     def _is_writable(self) -> bool:
-        """Whether some listener there is keeps up."""
+        """Whether at least one client keeps up with the answer."""
         return not self._followers or self._size - max(self._followers.values()) <= AHEAD
 
     async def end(self) -> None:
-        """All has been written, and the client may see it."""
+        """Release the end of the answer to every client."""
         self.ended = self.whole = True
         self._tell()
         if self._first is not None:
@@ -101,8 +99,8 @@ class Broadcast:
         self._release()
 
     def fail(self, fault: ProxyError | None = None, broke: float | None = None) -> None:
-        """End what is not whole: with a reset, or with `fault` where nothing of it is out. `broke` as
-        ClientStream's."""
+        """End an incomplete answer: with `fault` if nothing was sent yet, else with a reset. `broke`: see
+        ClientStream.reset_later."""
         if self.ended:
             return
         self.ended, self.fault = True, fault
@@ -115,7 +113,7 @@ class Broadcast:
         self._release()
 
     async def attend(self) -> None:
-        """For the first listener's handler: wait until its answer has ended. Raises the fault before a head."""
+        """Wait, in the first client's handler, until its answer has ended. Raises the error if no head was sent."""
         first = await self._alone
         if first is not None:
             await self._follow(first, self._followers[first])
@@ -123,8 +121,8 @@ class Broadcast:
             raise self.fault
 
     async def resume(self, client: ClientStream, instead: Pairs = ()) -> None:  # type: ignore[assignment]
-        """For the handler of one who comes later: give it all, with the headers `instead` of ours of that
-        name. Raises the fault before a head."""
+        """Send the whole answer to a client that comes later; the headers `instead` replace those of the same name.
+        Raises the error if no head was sent."""
         if self._pieces is None:
             client.reset("limit")
             return
@@ -198,7 +196,7 @@ class Broadcast:
 
 
 async def replay(client: ClientStream, turn: Turn, answer: Answer, ours: Pairs = ()) -> None:  # type: ignore[assignment]
-    """Give a client what another one was given of a turn, or was to be given; of a cut one what there was."""
+    """Replay a stored answer to a client. An interrupted one breaks off where it was interrupted."""
     whole = turn.state is TurnState.COMPLETE
     sent = [("Content-Type", answer.content_type)] if answer.content_type is not None else []
     sent += [("Content-Length", str(len(answer.body)))] if whole else []

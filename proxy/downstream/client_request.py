@@ -1,4 +1,4 @@
-"""A client's request as aiohttp reads it, and its body, within limits. Knows no session."""
+"""Reads and decompresses the body of a client's request, within limits. Knows no session."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ RequestKey = web.RequestKey  # of what is kept beside a request
 
 
 async def read_body(request: ClientRequest, limit: int, timeout: float) -> bytes:
-    """The body, decompressed: at most `limit` bytes, within `timeout` seconds. Raises RequestTooLarge, RequestTimeout,
-    BadRequest where it is cut short, and UnsupportedEncoding."""
+    """Read and decompress a body of at most `limit` bytes within `timeout` seconds. Raises RequestTooLarge,
+    RequestTimeout, UnsupportedEncoding, and BadRequest if the body ends early."""
     named = request.headers.get("Content-Encoding")
     try:
         coding = None if named is None else inflater(",".join(request.headers.getall("Content-Encoding")))
     except Unknown as error:
         raise UnsupportedEncoding(
-            f"A request body in the encoding {str(error)!r} cannot be read here. Send it as gzip, or as it is, without"
+            f"The proxy cannot decode the Content-Encoding {str(error)!r}. Send gzip, or an uncompressed body without"
             " Content-Encoding."
         ) from None
     if (request.content_length or 0) > limit:
@@ -44,14 +44,14 @@ async def _received(request: ClientRequest, limit: int, timeout: float) -> bytes
                 if (size := size + len(piece)) > limit:
                     raise _too_large(limit)
     except TimeoutError:
-        raise RequestTimeout(f"The request body did not come within {timeout:g} seconds. Send it again.") from None
+        raise RequestTimeout(f"The request body did not arrive within {timeout:g} seconds. Send it again.") from None
     except (web.RequestPayloadError, ConnectionError) as error:
-        raise BadRequest("The request was cut short. Send it again.") from error
+        raise BadRequest("The request body ended early. Send it again.") from error
     return b"".join(pieces)
 
 
 async def _decompressed(coding: Coding, body: bytes, limit: int) -> bytes:
-    """The plain form of an encoded body, within the limit; other tasks run while it is made."""
+    """Decompress a body of at most `limit` bytes; let other tasks run in between."""
     pieces, size = [], 0
     try:
         for at in range(0, len(body), STEP):
@@ -63,13 +63,12 @@ async def _decompressed(coding: Coding, body: bytes, limit: int) -> bytes:
             await asyncio.sleep(0)
     except Broken as error:
         raise UnsupportedEncoding(
-            "The request body is not in the encoding that its Content-Encoding names. Encode it so, or leave the header"
-            " out."
+            "The request body does not match its Content-Encoding. Correct the header, or leave it out."
         ) from error
     if not coding.eof:
-        raise BadRequest("The encoded request body ends too early. Send all of it.")
+        raise BadRequest("The compressed request body ended early. Send all of it.")
     return b"".join(pieces)
 
 
 def _too_large(limit: int) -> RequestTooLarge:
-    return RequestTooLarge(f"The request body is over {limit} bytes. Send a smaller one.")
+    return RequestTooLarge(f"The request body is larger than {limit} bytes. Send a smaller one.")

@@ -1,5 +1,5 @@
-"""One client that listens to an answer: writes to it as it comes, notices when it is gone,
-and ends it so that a broken answer never looks like a whole one. Knows nothing of sessions.
+"""Writes an answer to one client's socket, notices its disconnect, and resets the connection of a broken answer, so
+that it never looks complete. Knows nothing of sessions.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from proxy.foundation.http_internals import connection_of, drained, let_drained,
 
 
 class ClientStream(web.StreamResponse):
-    """`begin`, `write_nowait` per piece and `wait_writable` where that says so, then `end`, `reset_later` or `reset`.
-    After `disconnected` every call does nothing. A handler returns it: as a response it writes its head and its body
-    itself.
+    """Call `begin`, then `write_nowait` for each piece and `wait_writable` where that returns False, then `end`,
+    `reset_later` or `reset`. Once `disconnected` is set every call does nothing. Handlers return this object to aiohttp
+    as their response.
 
-    A client that takes nothing for `limits.write_timeout` is gone, once `poll` is called.
+    `poll` resets a client that has read nothing for `limits.write_timeout`.
     """
 
     status = 0  # of the head that was written
@@ -50,22 +50,22 @@ class ClientStream(web.StreamResponse):
 
     @property
     def left(self) -> bool:
-        """Whether the client has gone, also where nothing was written to it since."""
+        """Whether the client has disconnected, even if nothing was written since."""
         transport = self._connection.transport
         return self.disconnected or transport is None or transport.is_closing()
 
     def watched(self) -> CancelOnDisconnect:
-        """For whoever writes and has no looks of its own: cut off once the client has gone."""
+        """Return a context that cancels its block on a disconnect, for callers that do not poll themselves."""
         return CancelOnDisconnect(self._request, self._watch, self.poll)
 
     def poll(self) -> None:
-        """Give up a client that takes nothing. Called from time to time: a timer for each piece would cost more
+        """Reset a client that has stalled. The watch calls this periodically: a timer for each piece would cost more
         than the piece."""
         if self._waits_since is not None and time.monotonic() - self._waits_since > self._timeout:
             self.reset()
 
     def begin(self, status: int, headers: Pairs, at_once: bool = True) -> None:
-        """The head; not `at_once` where what follows it is here, to go in one write with it."""
+        """Write the head. Without `at_once` it waits for the first piece, and both go out in one write."""
         request = self._request
         shown = cors.with_ours(request, self._config, headers)
         head = framed(request.version, request.method, status, shown, request.keep_alive)
@@ -76,15 +76,15 @@ class ClientStream(web.StreamResponse):
             self._write(b"")
 
     def write_nowait(self, data: bytes, chunks: bytes = b"") -> bool:
-        """Write without waiting; whether the client takes more at once. `chunks`: the data as chunks, where it came as
-        such."""
+        """Write data without waiting. Return whether the client takes more at once. `chunks`: the same data in HTTP
+        chunks, if it came so."""
         if self.status and data and not self._bodiless:
             self.size += len(data)
             self._write((chunks or chunk(data)) if self._in_chunks else data)
         return self.disconnected or not self._connection.writing_paused
 
     async def wait_writable(self) -> None:
-        """Wait until the client has taken what was written, most of it."""
+        """Wait until the client has read most of what was written (backpressure)."""
         if self.disconnected or not self._connection.writing_paused:
             return
         self._waits_since = time.monotonic()
@@ -96,19 +96,19 @@ class ClientStream(web.StreamResponse):
             self._waits_since = None
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
-        """`write_nowait`, and `wait_writable` where need be."""
+        """Write data, and wait for room if necessary."""
         if not self.write_nowait(bytes(data)):
             await self.wait_writable()
 
     def take_back(self) -> bool:
-        """Whether nothing of the answer is out yet; then it is as if it had not begun."""
+        """Withdraw the head if it was not written yet. Return whether it was withdrawn."""
         if not self._head:
             return False
         self._head, self.status = b"", 0
         return True
 
     def _write(self, data: bytes) -> None:
-        """Straight to the connection: what aiohttp's own response does for each piece costs as much as the piece."""
+        """Write directly to the transport: aiohttp's own response costs as much per piece as the piece."""
         if self._head:
             data, self._head = self._head + data, b""
             self.first = time.monotonic()
@@ -120,7 +120,8 @@ class ClientStream(web.StreamResponse):
             transport.write(data)
 
     def release_writer(self) -> None:
-        """Let who writes go on without waiting until this client has taken what was written."""
+        """Release a writer that waits in `wait_writable`. A cancellation would not do: aiohttp would give the cancelled
+        future to the next waiter."""
         let_drained(self._connection)
 
     async def end(self) -> None:
@@ -130,8 +131,9 @@ class ClientStream(web.StreamResponse):
         await self.wait_writable()
 
     def reset_later(self, broke: float | None = None, why: str = "upstream") -> None:
-        """End what is not whole: with a reset, once the client had a moment to read what it was given. Nobody need wait
-        for that: to whoever writes the client is gone at once. `broke`: when that was (monotonic), where not now."""
+        """Reset the connection of an incomplete answer, after a moment in which the client can read what it was sent.
+        Does not wait for that: `disconnected` is set at once. `broke`: when the answer broke (monotonic); now, if left
+        out."""
         transport = self._connection.transport
         if not self.left and transport is not None:
             self.why = why
@@ -139,8 +141,8 @@ class ClientStream(web.StreamResponse):
         self.disconnected = True
 
     def reset(self, why: str = "") -> None:
-        """End with a TCP reset at once. A mere close would look like success to an HTTP/1.0 client, such
-        as stock nginx, for which the end of the connection is the end of the body."""
+        """Reset the connection at once (TCP RST). A mere close looks like success to an HTTP/1.0 client such as stock
+        nginx, for which the end of the connection is the end of the body."""
         if not self.left:
             self.why = self.why or why
         self.disconnected = True
@@ -152,23 +154,24 @@ class ClientStream(web.StreamResponse):
     # What aiohttp does with a response that a handler returns
 
     async def prepare(self, request: web.BaseRequest) -> None:
-        """The head is out already, unless the client went before it. aiohttp closes the connection behind this."""
+        """Called by aiohttp to send the head, which `begin` has done. Raises on a disconnect, so that aiohttp closes
+        the connection."""
         if self._delayed_reset:
             await self._delayed_reset.over
         if self.disconnected or not self.status:
             raise ConnectionResetError("The client has gone.")
 
     async def write_eof(self, data: bytes = b"") -> None:
-        """The end is out already."""
+        """Called by aiohttp to send the end, which `end` has done."""
 
 
 HandlerResult = web.StreamResponse  # what a handler returns
 
 
 class CancelOnDisconnect:
-    """`async with`: cut the block off with a ConnectionResetError once the client has gone. aiohttp tells that
-    only to a handler that reads or writes, and an upstream may think for minutes. Calls `poll` each time that the
-    client was still there."""
+    """Cancels an `async with` block with ConnectionResetError when the client disconnects. aiohttp reports that only to
+    a handler that reads or writes, and an upstream may think for minutes. While the client is connected it calls `poll`
+    each time."""
 
     def __init__(self, request: web.BaseRequest, watch: Poller, poll: Callable[[], None]) -> None:
         self._request, self._watch, self._still_there = request, watch, poll

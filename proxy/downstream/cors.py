@@ -1,4 +1,4 @@
-"""Whom a browser lets see an answer: the origins that the configuration allows, whatever an upstream thinks of them."""
+"""Writes CORS headers: a browser may read answers from the configured origins, whatever the upstream allows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _EXPOSED = (
 
 
 def is_preflight(request: web.BaseRequest, config: Config) -> bool:
-    """Whether it is a browser's question that is ours to answer."""
+    """Whether a request is a CORS preflight that the proxy answers itself."""
     if request.method != "OPTIONS" or "Access-Control-Request-Method" not in request.headers:
         return False
     return _allowed_origin(request, config) is not None
@@ -31,7 +31,7 @@ def preflight(request: web.BaseRequest) -> web.Response:
 
 
 def with_ours(request: web.BaseRequest, config: Config, headers: Pairs) -> Pairs:
-    """An upstream's headers with ours in place of its own, where any origin is allowed."""
+    """Replace an upstream's CORS headers by the proxy's, if the configuration allows any origin."""
     if not config.cors.allow_origins:
         return headers
     kept = [(name, value) for name, value in headers if not name.lower().startswith("access-control-")]
@@ -39,7 +39,7 @@ def with_ours(request: web.BaseRequest, config: Config, headers: Pairs) -> Pairs
 
 
 def ours(request: web.BaseRequest, config: Config) -> Pairs:
-    """What an answer says to a browser whose origin is allowed."""
+    """Return the CORS headers for a request from an allowed origin; none for others."""
     origin = _allowed_origin(request, config)
     if origin is None:
         return []

@@ -1,4 +1,4 @@
-"""The head of an answer as it goes on the wire to a client, and how the body behind it is framed. Pure."""
+"""Encodes the head of an answer, and decides how its body is framed. Pure."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from proxy.core.headers import Pairs
 
 
 class Head(Struct, frozen=True, gc=False):
-    """Its bytes, and what follows: a body in chunks, or as it is, or none at all; and whether the connection can
-    carry another request behind it."""
+    """The bytes of a head; whether its body is chunked, or absent; whether the connection can carry another request."""
 
     raw: bytes
     chunked: bool
@@ -22,8 +21,8 @@ class Head(Struct, frozen=True, gc=False):
 
 
 def framed(version: HttpVersion, method: str, status: int, headers: Pairs, keeps: bool) -> Head:
-    """The head of an answer with exactly these headers, and what HTTP asks for beside them. `keeps`: the client wants
-    the connection to be kept."""
+    """Encode a head with exactly these headers and those that HTTP requires. `keeps`: the client wants to keep the
+    connection."""
     bodiless = method == "HEAD" or status in (204, 304)
     lines = [_status_line(version, status)]
     sized = chunked = False

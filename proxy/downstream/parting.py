@@ -1,7 +1,7 @@
-"""How the connection of an answer that broke off ends: by a reset, once its client had a moment to read what it got.
+"""Resets the connection of a broken answer, after a moment in which the client can read what it was sent.
 
-A reset makes a client's kernel, or the client itself, throw away what it has not read: Chromium lost whole answers. So
-it waits until the client's side has taken everything, and a moment more. Knows nothing of HTTP.
+On a reset a client's kernel, or the client itself, discards what it has not read: Chromium lost whole answers. So the
+reset waits until the client's kernel has acknowledged everything, and a moment more. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _POLL_INTERVAL = 0.005  # seconds between two looks: nobody tells when a send qu
 
 
 class ResetTimer:
-    """How long a client still has, by a clock that whoever asks looks at. Pure."""
+    """Computes how long a client still has until the reset; the caller passes the time. Pure."""
 
     def __init__(self, broke: float) -> None:
         self._end = broke + LONGEST
         self._empty: float | None = None  # since when nothing is unsent
 
     def left(self, now: float, unsent: bool) -> float:
-        """The seconds until the reset, where nothing changes before; 0 or less: now."""
+        """Return the seconds until the reset if nothing changes; 0 or less means now."""
         if unsent:
             self._empty = None
             return self._end - now
@@ -38,8 +38,8 @@ class ResetTimer:
 
 
 class DelayedReset:
-    """Resets a connection by itself; `over` is done once it is closed. `broke`: when the answer broke off (monotonic).
-    Once it `hurries` there is no time any more."""
+    """Resets a connection by timers of its own and completes `over` once it is closed. `broke`: when the answer broke
+    (monotonic). When `hurries` returns True it resets at once."""
 
     def __init__(self, transport: asyncio.Transport, broke: float, hurries: Callable[[], bool]) -> None:
         self._loop = asyncio.get_running_loop()
@@ -61,14 +61,14 @@ class DelayedReset:
 
 
 def harden(transport: asyncio.BaseTransport) -> None:
-    """From now on whatever closes the connection resets it."""
+    """Make any later close of the connection a reset (SO_LINGER)."""
     connection = transport.get_extra_info("socket")
     if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def has_unsent(transport: asyncio.WriteTransport) -> bool:
-    """Whether something is still with us: not written, or not acknowledged by the client's side."""
+    """Whether bytes are still unsent, or not acknowledged by the client's kernel."""
     if transport.get_write_buffer_size():
         return True
     connection = transport.get_extra_info("socket")

@@ -1,6 +1,6 @@
-"""Looks from time to time at what nobody tells: whether clients are still there, and take what they are given.
+"""Polls for client disconnects and stalled readers, which asyncio does not report.
 
-One timer for all: one for each request would cost a tenth of a request that is handed on.
+All requests share one timer: one each would cost a tenth of a pass-through.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ POLL_INTERVAL = 0.25  # seconds between two looks
 
 
 class Poller:
-    """`every` gives the seconds between two looks, at most LOOK; `hurries` says whether clients are given no time any
-    more."""
+    """`every` returns the seconds between two polls, at most LOOK; `hurries` returns True once the process drains."""
 
     def __init__(
         self, every: Callable[[], float] = lambda: POLL_INTERVAL, hurries: Callable[[], bool] = lambda: False
@@ -23,7 +22,7 @@ class Poller:
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, poll: Callable[[], None]) -> None:
-        """Call `poll` from time to time until it is taken out again; for the first time within the time of one look."""
+        """Call `poll` periodically until it is removed; first within one interval."""
         self._polls[poll] = None
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._every(), self._tick)

@@ -1,1 +1,1 @@
-"""What a request is answered with: dispatch, the pass-through, the session API, metrics."""
+"""Answers requests: dispatch, pass-through, session API, metrics and the control socket."""

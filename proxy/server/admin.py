@@ -1,6 +1,6 @@
-"""The admin listener: what an operator's tools may ask, on an address of its own and with a token.
+"""Serves metrics to an operator's tools, on an address of its own and with a token.
 
-Knows no upstream and no session. What a scrape looks like stands in `metrics`.
+Knows no upstream and no session; `observe/prometheus.py` renders the metrics.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Render = Callable[[Runtime, StoreStats | None], tuple[bytes, str]]  # the text o
 
 
 def build_runner(runtime: Runtime, render: Render) -> web.ServerRunner:
-    """The HTTP server of the admin listener."""
+    """Build the HTTP server of the admin listener."""
 
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
         return await _answer(request, runtime, render)
@@ -32,9 +32,9 @@ async def _answer(request: web.BaseRequest, runtime: Runtime, render: Render) ->
     try:
         _admit(request, runtime)
         if request.path != "/metrics":
-            raise NotFound("There is nothing at this path. The admin listener knows /metrics.")
+            raise NotFound("No such path. The admin listener serves only /metrics.")
         if request.method not in ("GET", "HEAD"):
-            raise MethodNotAllowed("/metrics can be read. Use GET.")
+            raise MethodNotAllowed("/metrics is read-only. Use GET.")
         body, content_type = render(runtime, await _store_stats(runtime))
         response = web.Response(body=body, headers={"Content-Type": content_type})
     except ProxyError as fault:
@@ -49,11 +49,11 @@ def _admit(request: web.BaseRequest, runtime: Runtime) -> None:
     token = runtime.config.admin.token  # a reload may have changed it
     sent = bare_key(request.headers.get("Authorization", "")).encode(errors="surrogateescape")
     if token is None or not hmac.compare_digest(sent, token.get_secret_value().encode()):
-        raise InvalidApiKey("This needs the token of the configuration. Send it as Authorization: Bearer TOKEN.")
+        raise InvalidApiKey("The admin token is missing or wrong. Send admin.token as Authorization: Bearer TOKEN.")
 
 
 async def _store_stats(runtime: Runtime) -> StoreStats | None:
-    """A store that fails is something to be told, not to fail with."""
+    """Return the figures of the store, or None while it is unavailable: the scrape must still succeed."""
     try:
         return await runtime.store.stats(runtime.now())
     except StoreUnavailable:

@@ -1,6 +1,7 @@
-"""The dispatch of a request, and the one place where a fault becomes an answer.
+"""Dispatches each request to its handler, and turns an error into an answer.
 
-Decides by path and headers alone: passed through, recorded, or ours. Knows nothing of bodies.
+Decides by path and headers alone whether a request is passed through, recorded or answered by the proxy. Never reads
+a body.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ Handler = Callable[[web.BaseRequest], Awaitable[HandlerResult]]
 
 
 class App:
-    """Answers requests. aiohttp's own Application would look for a route first, and there is none to find."""
+    """Handles every request. Replaces aiohttp's Application, which would search its routes first; there are none."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
@@ -43,7 +44,8 @@ class _Request(Request):
     runtime: Runtime
 
     def finish(self, response: web.StreamResponse) -> None:
-        """For answers of our own."""
+        """Complete the headers of the proxy's own answers, before aiohttp sends them. An Application has signals for
+        this; tests/server/test_untouched.py pins the hook."""
         response.headers.pop("Server", None)
         access = self.get(request_log.KEY)  # none where aiohttp refuses what is no HTTP
         if access and (access.route != "passed" or access.fault):
@@ -55,7 +57,8 @@ class _Request(Request):
 
     @property
     def keep_alive(self) -> bool:
-        """Not while the proxy leaves: the client's next request is to find the next process."""
+        """Whether to keep the connection. While the process stops, the client's next request must reach the next
+        one."""
         return bool(super().keep_alive) and not self.runtime.registry.leaving
 
 
@@ -64,7 +67,7 @@ def build_app(runtime: Runtime) -> App:
 
 
 def build_runner(app: App, config: Config, handler: Handler | None = None) -> web.ServerRunner:
-    """The HTTP server, with what must differ from aiohttp's defaults. `handler` may stand in front of the app."""
+    """Build the HTTP server with the settings that differ from aiohttp's defaults. `handler` may wrap the app."""
     server = web.Server(
         handler or app,
         request_factory=app.make_request,
@@ -79,7 +82,7 @@ def build_runner(app: App, config: Config, handler: Handler | None = None) -> we
 
 
 def _http_log() -> logging.Logger:
-    """aiohttp's log without the bytes it could not parse: they may hold a key."""
+    """Return a logger for aiohttp that drops the bytes it could not parse: they may hold a key."""
     logger = logging.getLogger("proxy.http")
     logger.addFilter(_without_bytes)
     return logger
@@ -104,8 +107,8 @@ async def _answer(request: web.BaseRequest, runtime: Runtime) -> HandlerResult:
     except ConnectionError:
         raise
     except Exception:
-        log.exception("a fault of the proxy's own, at request %s", access.id)
-        own = ProxyError("The proxy failed at this request. Its log says why.")
+        log.exception("internal error in request %s; report the traceback below", access.id)
+        own = ProxyError(f"Internal proxy error. Look for request {access.id} in the proxy's log.")
         access.fault, response = own.code, _fault(request, own)
     finally:
         request_log.finish(request, runtime, access, response)
@@ -127,7 +130,7 @@ async def dispatch(request: web.BaseRequest, runtime: Runtime, access: request_l
     found = runtime.find(request.raw_path, request.method)
     if found is None:
         mounts = ", ".join(mount for upstream in runtime.config.upstreams for mount in upstream.mount)
-        raise NotFound(f"Nothing is mounted at this path. Point the client's base URL at one of: {mounts}.")
+        raise NotFound(f"No upstream is mounted at this path. Set the client's base URL to one of: {mounts}.")
     if cors.is_preflight(request, runtime.config):
         return cors.preflight(request)
     access.upstream = found.host
@@ -150,10 +153,10 @@ async def dispatch(request: web.BaseRequest, runtime: Runtime, access: request_l
 
 
 def _tell_of_placeholder(shown: str) -> None:
-    """Once for each: whoever has the same key and the same gap in a template shares one session."""
+    """Warn, once for each text, of a session ID that is an unfilled template: such clients share one session."""
     log.warning(
-        "a session ID %s is no ID but a template that was not filled in, and all who send it under one key share a"
-        " session: correct the client that sends it",
+        "a session ID %s is a template that was not filled in; all requests that send it with one key share a session:"
+        " correct the client that sends it",
         f"with {shown[:80]!a}" if shown else "of blanks or quotes alone",
     )
 
@@ -161,7 +164,7 @@ def _tell_of_placeholder(shown: str) -> None:
 async def _health(path: str, runtime: Runtime) -> web.Response:
     if path == "/readyz":
         if runtime.registry.draining:
-            raise Draining("The proxy is being stopped.")
+            raise Draining("The proxy is stopping. Send the request again in a moment.")
         await runtime.store.ping()
     return web.Response(body=b'{"status":"ok"}', content_type="application/json")
 

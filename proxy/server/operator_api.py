@@ -1,6 +1,6 @@
-"""What the operator's commands ask of the process that writes, through the socket beside its database.
+"""Answers the operator's commands through the control socket beside the database.
 
-Whoever may open that socket may do it: there is no credential, and no tenant. Knows no upstream.
+File permissions of the socket are the only access control: no credential, no tenant. Knows no upstream.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BATCH = 100  # sessions; a batch is one short transaction
 
 @asynccontextmanager
 async def listening(runtime: Runtime, listener: socket.socket) -> AsyncIterator[None]:
-    """Answer on a bound socket until the block ends."""
+    """Serve the control endpoints on a bound socket until the block ends."""
 
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
         return await _answer(request, runtime)
@@ -41,16 +41,17 @@ async def listening(runtime: Runtime, listener: socket.socket) -> AsyncIterator[
 async def _answer(request: web.BaseRequest, runtime: Runtime) -> web.StreamResponse:
     try:
         if (request.method, request.path) != ("POST", "/purge"):
-            raise NotFound("An operator may POST to /purge?idle=MS, and to nothing else.")
+            raise NotFound("No such control endpoint. Use POST /purge?idle=MS.")
         return json_answer(dumps(await _purge(runtime, request.query.get("idle", ""))))
     except ProxyError as fault:
         return error_answer(fault)
 
 
 async def _purge(runtime: Runtime, idle: str) -> dict[str, object]:
-    """Empty the sessions that were silent for longer than `idle`, a batch of them; the files forget with the last."""
+    """Delete one batch of sessions idle longer than `idle` ms. The last batch also scrubs the deleted bytes from
+    disk."""
     if not idle.isascii() or not idle.isdecimal() or len(idle) > 15:
-        raise BadRequest("idle must be a number of milliseconds. Correct it.", param="idle")
+        raise BadRequest("idle must be a whole number of milliseconds. Correct it.", param="idle")
     gone = await runtime.store.sweep(runtime.now(), runtime.registry.in_use, BATCH, int(idle))
     if gone < BATCH:
         await runtime.store.scrub()

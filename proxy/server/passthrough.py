@@ -1,4 +1,4 @@
-"""Everything that is not a recorded turn: handed on as it is, both ways. Knows nothing of sessions."""
+"""Forwards requests that are not recorded turns, and WebSockets, unchanged in both directions. Knows no session."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ _NOT_REFUSED = frozenset(["content-length", "content-encoding", "content-type"])
 
 
 async def forward(request: web.BaseRequest, runtime: Runtime, target: Target) -> HandlerResult:
-    """One request and its answer, bodies streamed both ways with back-pressure.
+    """Forward one request and its answer; stream both bodies with backpressure.
 
-    A drain waits for it or cuts it: aiohttp's own clean-up would close the connection before the
+    A drain waits for it or cancels it: aiohttp's own clean-up would close the connection before the
     handler could reset it.
     """
     client = ClientStream(request, runtime.config, runtime.poller)
@@ -69,11 +69,11 @@ async def _hand_on(request: web.BaseRequest, runtime: Runtime, target: Target, c
 
 
 async def websocket(request: web.BaseRequest, runtime: Runtime, target: Target) -> web.StreamResponse:
-    """A WebSocket: messages, pings and close codes both ways, one message at a time."""
+    """Relay a WebSocket: messages, pings and close codes in both directions, one message at a time."""
     headers = with_our_key(target.upstream, end_to_end(request.headers.items(), _HANDSHAKE))
     protocols = [name.strip() for name in request.headers.get("Sec-WebSocket-Protocol", "").split(",") if name.strip()]
     if not web.WebSocketResponse().can_prepare(request):
-        raise BadRequest("The WebSocket handshake is not complete. Send it as RFC 6455 says.")
+        raise BadRequest("The WebSocket handshake is incomplete. Send the headers that RFC 6455 requires.")
     try:
         upstream = await runtime.client.websocket(target.url, headers, protocols, target.upstream)
     except aiohttp.WSServerHandshakeError as refusal:
@@ -95,7 +95,7 @@ _NO_CODE = (0, 1005, 1006, 1015)  # what a peer that gave no code is reported as
 
 
 async def _converse(client: _Socket, upstream: _Socket) -> None:
-    """Hand on both ways until one side ends, and the other has had time to answer its close."""
+    """Relay both directions until one side ends, then give the other time to answer the close."""
     pumps = [asyncio.create_task(_pump(client, upstream)), asyncio.create_task(_pump(upstream, client))]
     try:
         done, _ = await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
@@ -108,7 +108,7 @@ async def _converse(client: _Socket, upstream: _Socket) -> None:
 
 
 async def _pump(source: _Socket, sink: _Socket) -> bool:
-    """Hand on what `source` says until it ends, its close code as well. Whether it closed in order."""
+    """Relay the messages of `source`, and its close code, until it ends. Return whether it closed in order."""
     while True:
         message = await source.receive()
         if message.type is aiohttp.WSMsgType.TEXT:
@@ -130,9 +130,10 @@ async def _pump(source: _Socket, sink: _Socket) -> bool:
 
 
 def _refused(refusal: aiohttp.WSServerHandshakeError) -> web.Response:
-    """The client library keeps the status and the headers of a refusal, not its body."""
+    """Build the answer to a refused handshake: the upstream's status and headers, with a body of the proxy's, because
+    the client library drops the upstream's."""
     headers: Pairs = end_to_end((refusal.headers or {}).items(), _NOT_REFUSED)
-    fault = UpstreamUnreachable("The upstream refused the WebSocket.")
+    fault = UpstreamUnreachable("The upstream refused the WebSocket. Check the path and the credential.")
     response = error_answer(fault, refusal.status if refusal.status >= 300 else None)
     for name, value in headers:
         response.headers.add(name, value)

@@ -1,6 +1,6 @@
-"""The session API: what a caller may see and do of its own sessions, under the same credential as the chat.
+"""Serves the session API: a caller shows, reads, follows, stops and deletes its own sessions, with the key of the chat.
 
-A foreign session is not to be told from one that does not exist. Knows no upstream.
+Another tenant's session gives the same answer as one that does not exist. Knows no upstream.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ Handler = Callable[[web.BaseRequest, Runtime, SessionKey], Awaitable[HandlerResu
 
 
 async def answer(request: web.BaseRequest, runtime: Runtime) -> HandlerResult:
-    """Any request below /sessions/."""
+    """Route a request below /sessions/ to its handler."""
     _, _, id, *rest = request.raw_path.partition("?")[0].split("/")
     methods = _ROUTES.get("/".join(rest))
     if methods is None:
-        raise NotFound("There is no such path. Below /sessions/ID there are messages, stream and stop.")
+        raise NotFound("No such path. Use /sessions/ID, or messages, stream or stop below it.")
     if request.method not in methods:
-        raise MethodNotAllowed(f"This path knows {' and '.join(methods)}. Use that.")
+        raise MethodNotAllowed(f"This path does not take this method. Use {' or '.join(methods)}.")
     try:
         name = headers.valid_id(unquote(id, errors="strict"))
     except UnicodeDecodeError:
-        raise BadRequest("The session ID in the path is not valid UTF-8. Encode it so.") from None
+        raise BadRequest("The session ID in the path is not valid UTF-8. Encode it as UTF-8.") from None
     tenant = tenants.tenant(runtime.config, request.headers, runtime.secret)
     key = request_log.of(request).key = SessionKey(tenant, name)
     return await methods[request.method](request, runtime, key)
@@ -76,7 +76,7 @@ async def _show(request: web.BaseRequest, runtime: Runtime, key: SessionKey) -> 
 
 
 def _totals(branch: Sequence[Turn]) -> dict[str, int]:
-    """What the upstream counted over all turns: of the prompts' tokens, how many it had in its cache."""
+    """Sum up the tokens that the upstream counted over all turns; cached ones are part of the prompts'."""
     told = [counts(turn.usage) for turn in branch if turn.usage]
     return {
         "prompt_tokens": sum([each.prompt for each in told]),
@@ -102,19 +102,20 @@ async def _messages(request: web.BaseRequest, runtime: Runtime, key: SessionKey)
 
 
 def _beside(history: History) -> list[Turn]:
-    """The side requests, but those that a later list showed to be the conversation's own."""
+    """Return the side requests, without those that a later list showed to belong to the conversation."""
     own = {turn.id for turn in history.ancestors(history.tip)}
     return [turn for turn in history.side_requests if turn.id not in own]
 
 
 def _said_beside(turn: Turn) -> list[Entry]:
-    """The messages of a side request: its system messages, what of its list is not the history's, and the reply."""
+    """Return the messages of a side request: its system messages, those of its list that the history lacks, its
+    reply."""
     blocks = elements(b"[" + turn.system + b"]") if turn.system else []
     return [*[Entry(Message("system", raw), turn, False) for raw in blocks], *own_entries(turn)]
 
 
 def _message(at: int, entry: Entry) -> bytes:
-    """A message with the turn that brought it; a reply as the upstream gave it."""
+    """Encode a message with the turn that brought it; a reply keeps the upstream's bytes."""
     raw = entry.turn.reply if entry.message is entry.turn.rendered else entry.message.raw
     about = dumps({"position": at, "turn": entry.turn.id, "state": entry.turn.state})
     return about[:-1] + b',"message":' + raw + b"}"
@@ -128,7 +129,7 @@ async def _stop(request: web.BaseRequest, runtime: Runtime, key: SessionKey) -> 
 
 
 async def _stopped(runtime: Runtime, key: SessionKey) -> list[dict[str, Any]]:
-    """Cut the turns in flight and wait until each is recorded, as far as it went."""
+    """Stop the turns in flight and wait until what came of each is recorded."""
     turns: list[RecordedTurn] = runtime.registry.turns(key)
     for limit in (GRACE, None):  # a reply that is whole has a moment to end as the upstream ends it
         for turn in turns:
@@ -148,7 +149,7 @@ async def _stream(request: web.BaseRequest, runtime: Runtime, key: SessionKey) -
     last = history.last
     kept = await runtime.store.answer(key, last.id) if last else None
     if last is None or kept is None:
-        raise TurnNotFound("This session has no turn in flight, and its last answer is not kept.")
+        raise TurnNotFound("No turn is in flight, and the last answer is not stored. Read GET /sessions/ID/messages.")
     await replay(client, last, kept, [*_NO_STORE, (request_log.NAME, request_log.of(request).id)])
     if last.state is TurnState.COMPLETE and not client.disconnected:
         runtime.registry.delivered(key, last.id, True)
@@ -182,7 +183,7 @@ async def _load(runtime: Runtime, key: SessionKey) -> tuple[History, list[Record
     turns: list[RecordedTurn] = runtime.registry.turns(key)
     session = await runtime.store.load(key, runtime.now(), in_use=bool(turns))
     if session.state is not SessionState.CONTINUED and not turns:
-        raise SessionNotFound("There is no such session. It may have expired.")
+        raise SessionNotFound("No such session; it may have expired. Check the ID and the key.")
     return session.history, turns
 
 

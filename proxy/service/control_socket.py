@@ -1,6 +1,6 @@
-"""The Unix socket beside a database: how a command reaches the process that writes there.
+"""Opens the control socket beside a database, by which commands reach the running proxy.
 
-Its owner alone can connect. What is said through it stands in `server/operator_api.py`.
+Only the owner of the file can connect. `server/operator_api.py` answers the requests.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def bound(database: Path) -> socket.socket:
-    """A socket to listen on, for whoever holds the lock: what another process left there is replaced. OSError."""
+    """Bind the control socket, and replace one that a dead process left. Hold the lock first. Raises OSError."""
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         os.fchmod(made.fileno(), 0o600)  # Linux gives it to the file that bind makes
@@ -28,7 +28,7 @@ def bound(database: Path) -> socket.socket:
 
 
 def connected(database: Path, timeout: float) -> socket.socket:
-    """A connection to the process that listens there; seconds. OSError where nobody does."""
+    """Connect to the running proxy, with a timeout in seconds. Raises OSError if none listens."""
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         made.settimeout(timeout)
@@ -42,14 +42,14 @@ def connected(database: Path, timeout: float) -> socket.socket:
 
 
 def left(database: Path) -> None:
-    """Take the socket's name away, while the lock is still held."""
+    """Remove the socket's file. Call it while the lock is still held."""
     with suppress(OSError), _short(database) as name:
         os.unlink(name)
 
 
 @contextmanager
 def _short(database: Path) -> Iterator[str]:
-    """The socket's name in the 107 bytes that an address has, however deep its folder lies."""
+    """Yield a path to the socket that fits in an address's 107 bytes, however deep its folder is."""
     target = database.resolve()  # one socket, as there is one lock
     folder = os.open(target.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

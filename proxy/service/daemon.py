@@ -1,6 +1,6 @@
-"""The life of the process: open the store, listen, reload, sweep, drain. The only wiring.
+"""Runs the process: opens the store, listens, reloads, sweeps expired sessions and drains. Wires all objects together.
 
-Knows no HTTP details; what a request does stands in `web`.
+Knows no details of HTTP; `server` answers the requests.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ CLEANING = 15.0  # seconds that the end takes at most after the drain
 
 
 def database_path(config: Config, environ: Mapping[str, str]) -> Path | None:
-    """Where the database is; None for `memory:`. Relative paths start at $STATE_DIRECTORY, else
+    """Return the path of the database; None for `memory:`. Relative paths start at $STATE_DIRECTORY, else
     at the user's state folder."""
     if config.store.path == "memory:":
         return None
@@ -62,7 +62,7 @@ def database_path(config: Config, environ: Mapping[str, str]) -> Path | None:
 
 
 async def open_store(config: Config, environ: Mapping[str, str]) -> tuple[Store, bytes]:
-    """The store and the secret that belongs to it."""
+    """Open the store and load its secret. Raises StoreUnavailable and StoreLocked."""
     ttl = round(config.sessions.ttl * 1000)
     path = database_path(config, environ)
     fresh = secrets.token_bytes(SIZE)
@@ -82,17 +82,17 @@ async def open_store(config: Config, environ: Mapping[str, str]) -> tuple[Store,
 
 
 def copy_before_migration(path: Path) -> None:
-    """Make, and tell of, the copy with which the older version can go on."""
+    """Copy the database before a migration, so that the older version can be restored; log what was done."""
     for folder in remove_old_copies(path, time.time()):
-        log.info("the copy %s was made before a migration more than a week ago, and is removed", folder)
+        log.info("removed %s, a copy made before a migration more than a week ago", folder)
     if made := copy_before(path):
-        became = f"the database had schema {made.old} and gets schema {made.new}"
+        became = f"migrating the database from schema {made.old} to {made.new}"
         if made.folder:
             log.warning(
-                "%s; `restore %s` brings it back for the older version, remove it otherwise", became, made.folder
+                "%s; to go back to the older version, `restore %s`; delete that copy otherwise", became, made.folder
             )
         else:
-            log.warning("%s; no copy of it was made: %s", became, made.why)
+            log.warning("%s without a copy of it: %s", became, made.why)
 
 
 async def serve(
@@ -103,7 +103,7 @@ async def serve(
     lines: LogHandler,
     greet: Callable[[], None],
 ) -> None:
-    """Run until SIGTERM or SIGINT. `load` reads the configuration, now and at each reload; `greet` is called once the
+    """Run until SIGTERM or SIGINT. Calls `load` for the configuration now and at each reload, and `greet` once the
     proxy listens.
 
     Raises UnfitLibrary, CannotListen, StoreLocked, StoreUnavailable and ConfigError, each with a sentence.
@@ -117,7 +117,7 @@ async def serve(
     administered = Listening(config.admin.listen, ()) if config.admin.listen else None
 
     def read() -> Config:
-        """What the file says now, if it may be served at the addresses we have."""
+        """Load the configuration again. Raises ConfigError if it must not be served at the current addresses."""
         config = _onto_demo(load(), demo_port) if with_demo else load()
         for address in listening.addresses:
             if why := configuration.unsafe(config, address):
@@ -140,7 +140,7 @@ async def serve(
         greet()
         log.info("listening on %s", listening)
         if (named := listen or config.listen) not in listening.addresses:
-            log.warning("listen: %s is not used, for systemd holds the sockets", named)
+            log.warning("listen: %s is ignored, because systemd holds the sockets", named)
         status = Status(lambda: runtime.registry.in_flight, environ, os.getpid())
         async with _operated(runtime, database_path(config, environ)), _administered(runtime, administered):
             await _live(runtime, listening, read, status)
@@ -154,7 +154,7 @@ async def serve(
 
 @asynccontextmanager
 async def _operated(runtime: Runtime, database: Path | None) -> AsyncIterator[None]:
-    """Answer the commands of the operator meanwhile; where that cannot be, everything else goes on."""
+    """Serve the control socket during the block. Without one the proxy runs on, with a warning."""
     async with AsyncExitStack() as stack:
         if database:
             try:
@@ -162,13 +162,13 @@ async def _operated(runtime: Runtime, database: Path | None) -> AsyncIterator[No
                 stack.callback(control.left, database)
                 await stack.enter_async_context(operator_api.listening(runtime, listener))
             except OSError as error:
-                log.warning("commands that need a running proxy cannot reach this one: %s", error.strerror)
+                log.warning("cannot open the control socket, so commands cannot reach this proxy: %s", error.strerror)
         yield
 
 
 @asynccontextmanager
 async def _administered(runtime: Runtime, listening: Listening | None) -> AsyncIterator[None]:
-    """Answer an operator's tools meanwhile, where the configuration asks for it. Raises CannotListen."""
+    """Serve the admin listener during the block, if it is configured. Raises CannotListen."""
     if listening is None:
         yield
         return
@@ -211,7 +211,7 @@ async def _live(runtime: Runtime, listening: Listening, load: Callable[[], Confi
     draining = asyncio.create_task(runtime.registry.drain(drain))
     await asyncio.wait([draining, again], return_when=asyncio.FIRST_COMPLETED)
     if not draining.done():
-        log.warning("stopping at once: a second signal came")
+        log.warning("stopping at once after a second signal")
         await runtime.registry.drain(0)
     await draining
     for task in (*tasks, again):
@@ -219,13 +219,13 @@ async def _live(runtime: Runtime, listening: Listening, load: Callable[[], Confi
 
 
 def _reload(runtime: Runtime, load: Callable[[], Config], status: Status, fixed: Mapping[str, str]) -> None:
-    """Swap the configuration for the file's, if it is one; what is `fixed` stays as it was at the start."""
+    """Reload the configuration if the file is valid; the `fixed` values stay as at the start."""
     status.reloading()
     try:
         before, runtime.config = runtime.config, load()
     except ConfigError as error:
         for problem in error.problems:
-            log.error("configuration unchanged: %s", problem)
+            log.error("configuration not reloaded: %s", problem)
         status.fault = f"the configuration was not reloaded: {error.problems[0]}"
     else:
         status.fault = ""
@@ -234,10 +234,11 @@ def _reload(runtime: Runtime, load: Callable[[], Config], status: Status, fixed:
         log.info("configuration reloaded")
         for key, value in _fixed(runtime.config).items():
             if value != fixed[key]:
-                log.warning("%s: %s takes effect with a restart; %s is in force", key, value, fixed[key])
+                log.warning("%s: %s takes effect after a restart; %s stays in force", key, value, fixed[key])
         for was, name in renamed(_clients(before), _clients(runtime.config)):
             log.warning(
-                "clients: %s was called %s, and its sessions are those of that name; call it so again to have them",
+                "clients: %s was renamed from %s and cannot reach the sessions of that name; rename it back to"
+                " reach them",
                 name,
                 was,
             )
@@ -249,7 +250,7 @@ def _clients(config: Config) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def _fixed(config: Config) -> dict[str, str]:
-    """What holds until a restart, as a file would have it."""
+    """Return the settings that only a restart changes, as a file spells them."""
     limits = config.limits
     return {
         "listen": config.listen,
@@ -270,32 +271,32 @@ async def _sweep(runtime: Runtime) -> None:
             while full:
                 full = await runtime.store.sweep(runtime.now(), runtime.registry.in_use, SWEEP_BATCH) == SWEEP_BATCH
         except Exception:
-            log.exception("sweeping failed; it will be tried again")
+            log.exception("cannot delete expired sessions; trying again in a minute")
 
 
 def _spare_the_collector() -> None:
-    """What lives long here are modules and warm sessions, which hold no cycles. To look at them again and again took a
-    sixth of a turn's CPU, and all streams waited meanwhile. An answer in flight holds some 160 values: that 200 begin
-    at once is no reason to look, either."""
+    """Make the garbage collector run rarely. Modules and cached sessions live long and hold no cycles; scanning them
+    took a sixth of a turn's CPU and paused all streams. The thresholds let 200 answers, of some 160 objects each, begin
+    at once without a run."""
     gc.freeze()
     gc.set_threshold(50_000, 20, 1_000)
 
 
 def _onto_demo(config: Config, port: int) -> Config:
-    """The same configuration with the embedded demo as its one upstream."""
+    """Replace the upstreams of a configuration by the embedded demo."""
     first = config.upstreams[0].model_copy(update={"base_url": f"http://127.0.0.1:{port}/v1", "api_key": None})
     return config.model_copy(update={"upstreams": (first,)})
 
 
 def _ids(prefix: str) -> Iterator[str]:
-    """Each call to the kernel for randomness costs as much as forty IDs do otherwise."""
+    """Yield random IDs. Draws randomness for 64 at once: a call to the kernel costs as much as forty IDs."""
     while True:
         drawn = secrets.token_hex(12 * 64)
         yield from [prefix + drawn[at : at + 24] for at in range(0, len(drawn), 24)]
 
 
 def configure_logging(config: Config, environ: Mapping[str, str]) -> LogHandler:
-    """Log to the error output from now on."""
+    """Send the log to the standard error."""
     descriptor = sys.stderr.fileno()
     lines = LogHandler(descriptor, config.log.level, config.log.format, is_journal(descriptor, environ))
     lines.install()

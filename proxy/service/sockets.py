@@ -1,4 +1,4 @@
-"""Where requests come in: an address of the configuration, or the sockets that systemd holds open.
+"""Listens for requests on a configured address, or on sockets that systemd passes.
 
 Knows nothing of what is served there.
 """
@@ -22,14 +22,12 @@ BACKLOG = 4096  # connections that wait to be taken, as systemd's own; listening
 
 
 class Listening:
-    """The addresses of this process, from `start` to `stop`: those of `inherited` sockets, else `listen`."""
+    """Listens from `start` to `stop`: on the `inherited` sockets if there are any, else on `listen`."""
 
     def __init__(self, listen: str, inherited: Sequence[socket.socket]) -> None:
         for each in inherited:
             if each.type != socket.SOCK_STREAM or not each.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                raise CannotListen(
-                    "systemd handed over a socket that does not listen. Use ListenStream= and Accept=no."
-                )
+                raise CannotListen("systemd passed a socket that does not listen. Use ListenStream= and Accept=no.")
         self.addresses = tuple([_name(each) for each in inherited]) or (listen,)
         self._inherited = inherited
         self._sites: list[web.BaseSite] = []
@@ -39,7 +37,7 @@ class Listening:
         return ", ".join(self.addresses)
 
     def secure(self, tls: Tls) -> None:
-        """Show this certificate to new connections. Where there was none at the start there is none.
+        """Present this certificate to new connections. Has no effect on a listener that started without TLS.
 
         Raises ConfigError.
         """
@@ -55,7 +53,7 @@ class Listening:
             self._certificate = Certificate(context)
 
     async def start(self, runner: web.ServerRunner) -> None:
-        """Listen; with TLS where there is a certificate, but not on Unix sockets. Raises CannotListen."""
+        """Start to listen; with TLS if there is a certificate, but never on Unix sockets. Raises CannotListen."""
         context = self._certificate.context if self._certificate else None
         if self._inherited:
             self._sites = [_taken(runner, each, context) for each in self._inherited]
@@ -68,8 +66,8 @@ class Listening:
             raise _refused(str(self), error) from error
 
     async def stop(self) -> None:
-        """Take no more connections. Those that a client has opened and we have not taken wait for the next process,
-        where systemd holds the socket."""
+        """Stop accepting connections. Where systemd holds the socket, connections not accepted yet wait for the next
+        process."""
         for site in self._sites:
             await site.stop()
 
@@ -81,7 +79,9 @@ def _site(runner: web.ServerRunner, listen: str, context: ssl.SSLContext | None)
     with socket.socket(socket.AF_UNIX) as probe:
         # one that nobody listens on any more is replaced; another process's would be, too
         if probe.connect_ex(address) == 0:
-            raise CannotListen(f"Cannot listen on {listen}: another process does. Stop it, or choose another address.")
+            raise CannotListen(
+                f"Cannot listen on {listen}: another process listens there. Stop it, or choose another address."
+            )
     return web.UnixSite(runner, address, backlog=BACKLOG)
 
 
@@ -91,7 +91,7 @@ def _taken(runner: web.ServerRunner, inherited: socket.socket, context: ssl.SSLC
 
 
 def _name(inherited: socket.socket) -> str:
-    """The socket's address as the configuration would say it."""
+    """Return a socket's address as the configuration spells it."""
     address = inherited.getsockname()
     if inherited.family == socket.AF_UNIX:
         path = os.fsdecode(address)

@@ -1,4 +1,4 @@
-"""What systemd is told of the running process: its state, what is in flight, that its loop still turns.
+"""Reports the state of the process to systemd: its phase, what is in flight, and watchdog pings.
 
 Knows nothing of requests, nor why a state changes.
 """
@@ -15,7 +15,7 @@ LOOK = 1.0  # seconds between two looks at what is in flight
 
 
 class Status:
-    """Says each state with one line for `systemctl status`: the phase, what is in flight, what is wrong.
+    """Sends each state to systemd with one line for `systemctl status`: the phase, what is in flight, the last fault.
 
     `in_flight` counts the answers that have not ended.
     """
@@ -38,16 +38,16 @@ class Status:
         self._say("READY=1")
 
     def reloading(self) -> None:
-        """systemd takes the next READY=1 for the end of the reload if it is younger than this."""
+        """Report that a reload begins. systemd takes a READY=1 after this moment as its end."""
         self._say("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self, limit: float) -> None:
-        """The process will have ended within `limit` seconds."""
+        """Report that the process stops, and will have ended within `limit` seconds."""
         self._phase = "stopping"
         self._say("STOPPING=1", f"EXTEND_TIMEOUT_USEC={round(limit * 1e6)}")
 
     async def keep(self, look: float = LOOK) -> None:
-        """Tell what changes, and from this loop that it turns, until cancelled."""
+        """Report changes, and ping the watchdog from the event loop, until cancelled."""
         beat = min(look, self._patience / 4) if self._patience else look
         silent = 0.0
         while True:

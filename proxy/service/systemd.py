@@ -1,6 +1,6 @@
-"""What systemd wants to hear, and what it hands over: one datagram per state, open sockets, a limit for signs of life.
+"""Speaks systemd's protocols: sends states, takes over open sockets, reads the watchdog's timeout.
 
-It never knows the daemon, the configuration or an event loop.
+Knows neither the daemon, nor the configuration, nor an event loop.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ FIRST = 3  # the descriptor of the first socket that is handed over
 
 
 def notify(state: str, environ: Mapping[str, str]) -> bool:
-    """Send a state such as `READY=1` to $NOTIFY_SOCKET; whether somebody took it."""
+    """Send a state such as `READY=1` to $NOTIFY_SOCKET. Return whether it was sent."""
     address = environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
         return False
@@ -29,9 +29,9 @@ def notify(state: str, environ: Mapping[str, str]) -> bool:
 
 
 def inherited(environ: Mapping[str, str], process: int) -> list[socket.socket]:
-    """The sockets that systemd opened for this process; none where they are meant for another, or there are none.
+    """Take over the sockets that systemd opened for this process; none if they are meant for another.
 
-    Each may be taken once. OSError where a descriptor is not a socket.
+    Call it once. Raises OSError if a descriptor is not a socket.
     """
     if environ.get("LISTEN_PID") != str(process):
         return []
@@ -43,7 +43,7 @@ def inherited(environ: Mapping[str, str], process: int) -> list[socket.socket]:
 
 
 def patience(environ: Mapping[str, str], process: int) -> float | None:
-    """After how many seconds without `WATCHDOG=1` systemd kills this process; None where it does not."""
+    """Return the watchdog's timeout in seconds, after which systemd kills this process; None without a watchdog."""
     if environ.get("WATCHDOG_PID", str(process)) != str(process):
         return None
     return _number(environ.get("WATCHDOG_USEC", "")) / 1e6 or None

@@ -1,1 +1,1 @@
-"""A recorded turn: the request, how it is meant, the exchange with the upstream, the record."""
+"""Runs a recorded turn: reads the request, decides what it means, asks the upstream, commits the turn."""

@@ -1,7 +1,7 @@
-"""A request for a recorded turn: read it, decide how it is meant, wait in line where it must, start the turn.
+"""Admits a request for a recorded turn: reads it, decides how it is meant, queues it if necessary, starts the turn.
 
-Decided twice: on arrival, against the history and the turns in flight, and in its place again, for the tip
-may have moved. The turn itself stands in `turn_task`; how lists are read, in `core.matching`.
+Decides on arrival, against the history and the turns in flight, and again after the queue, because the tip may have
+moved. `turn_task` runs the turn; `core.matching` reads the lists.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ log = logging.getLogger("proxy.relay")
 
 
 class Admission(Struct, frozen=True):
-    """A request held against its session: how it is meant, and where it tries a turn again, which: one in
-    flight, or one that is kept, with the `answer` that its client was given."""
+    """The decision on a request. A retry names its turn: `attached` if it is in flight, else `earlier`, with the stored
+    `answer`."""
 
     session: Session
     plan: Plan
@@ -47,7 +47,7 @@ class Admission(Struct, frozen=True):
 
     @property
     def is_answered(self) -> bool:
-        """Whether the upstream need not be asked."""
+        """Whether the request is answered without the upstream."""
         return self.attached is not None or self.answer is not None
 
 
@@ -56,7 +56,7 @@ async def handle(request: ClientRequest, runtime: Runtime, target: Target, sessi
     client = ClientStream(request, runtime.config, runtime.poller)
     admission = await _admit(runtime, chat, options)
     if options.must_exist and admission.session.state is not SessionState.CONTINUED:
-        raise SessionNotFound("There is no such session. Leave x-session-must-exist out to begin one.")
+        raise SessionNotFound("No such session. Leave x-session-must-exist out to begin one.")
     if options.dry_run:
         return _dry_run(runtime, chat, admission)
     slot: QueueSlot | None = None
@@ -89,13 +89,16 @@ async def handle(request: ClientRequest, runtime: Runtime, target: Target, sessi
 
 
 def _is_abandoned(turn: RecordedTurn, chat: ChatRequest) -> bool:
-    """Whether a list in flight, that nobody listens to any more, is of the client that sends another one: it has gone
-    on without that answer, which would be the latest where it ends last."""
+    """Whether a turn in flight carries a list, has lost its client, and belongs to the software that sends this one.
+    That client continues without the answer, which must not become the tip."""
     return turn.broadcast.abandoned and turn.plan.resends and turn.chat.client == chat.client
 
 
 def _interrupted() -> Interrupted:
-    return Interrupted("Another request of the session interrupted this one. Nothing was recorded.")
+    return Interrupted(
+        "Another request of this session interrupted this one, and nothing was recorded. Send it again if it is still"
+        " wanted."
+    )
 
 
 async def _answer_retry(
@@ -119,7 +122,7 @@ async def _answer_retry(
 
 
 async def _admit(runtime: Runtime, chat: ChatRequest, options: RequestOptions) -> Admission:
-    """The session as it stands, and how the request is read against it and the turns in flight."""
+    """Load the session, and decide what the request means against it and the turns in flight."""
     turns, session = await _snapshot(runtime, chat)
     history = session.history
     flights = [turn.flight for turn in turns if not turn.plan.side]
@@ -147,7 +150,7 @@ async def _admit(runtime: Runtime, chat: ChatRequest, options: RequestOptions) -
 
 
 async def _snapshot(runtime: Runtime, chat: ChatRequest) -> tuple[list[RecordedTurn], Session]:
-    """The turns in flight and the session, of one moment: a turn may begin or end while a session is loaded."""
+    """Return the turns in flight and the session of one moment: a turn may begin or end during a load."""
     while True:
         turns: list[RecordedTurn] = runtime.registry.turns(chat.key)
         session = await runtime.store.load(chat.key, runtime.now(), in_use=bool(turns))
@@ -156,7 +159,7 @@ async def _snapshot(runtime: Runtime, chat: ChatRequest) -> tuple[list[RecordedT
 
 
 def _retried_in_flight(chat: ChatRequest, turns: list[RecordedTurn], counted: bool) -> RecordedTurn | None:
-    """The turn in flight that a request tries again."""
+    """Find the turn in flight that a request retries."""
     for turn in turns:
         equal = turn.chat.request == chat.request
         if chat.idempotency_key is not None and turn.chat.idempotency_key == chat.idempotency_key:
@@ -172,7 +175,7 @@ def _retried_in_flight(chat: ChatRequest, turns: list[RecordedTurn], counted: bo
 def _retried_turn(
     runtime: Runtime, chat: ChatRequest, history: History, counted: bool, delivered: bool | None
 ) -> Turn | None:
-    """The turn of the history that a request tries again; `delivered`: whether a client saw the end of the last."""
+    """Find the turn of the history that a request retries. `delivered`: whether the end of the last was delivered."""
     if chat.idempotency_key is not None:
         for turn in reversed(history.turns):
             if turn.idempotency_key == chat.idempotency_key:
@@ -190,8 +193,8 @@ def _retried_turn(
 
 
 def _retried_with_another_prompt(chat: ChatRequest, history: History, last: Turn, mode: Mode) -> Plan | None:
-    """The plan of the `last` turn, whose client gave up before it saw the end, where it asks the same under another
-    system prompt: one with a clock in it. It is run again from where it began."""
+    """Return a plan that runs the undelivered `last` turn again, if the request differs from it in the system prompt
+    alone, such as one with a clock in it."""
     if not last.asked:
         return None
     plan = decide(chat.ask, history.before(last), fingerprints, mode, (), chat.client)
@@ -204,17 +207,20 @@ def _retried_with_another_prompt(chat: ChatRequest, history: History, last: Turn
 
 def _reused() -> IdempotencyKeyReused:
     return IdempotencyKeyReused(
-        "This Idempotency-Key came with another body before. Send the same body, or choose another key.",
+        "This Idempotency-Key was already used with a different body. Send the same body, or choose another key.",
         param="Idempotency-Key",
     )
 
 
 async def _wait_for_slot(request: ClientRequest, runtime: Runtime, chat: ChatRequest, on_busy: Busy) -> QueueSlot:
-    """The place in a line that is not free now. Turns that nobody listens to any more are cut for it, but not
-    one with the same body: its client may come back for it. One that has its finish_reason has a moment to end."""
+    """Wait for the session's queue slot. Turns without a client are stopped for it, except one with the same body,
+    whose client may come back. A turn that has its finish_reason gets a moment to end."""
     sessions, registry = runtime.config.sessions, runtime.registry
     if on_busy is Busy.REJECT:
-        raise SessionBusy("A turn of this session is in flight. Send this one when it has ended, or let it queue.")
+        raise SessionBusy(
+            "Another request of this session is running. Send this one when it has ended, or set x-session-on-busy:"
+            " queue."
+        )
 
     patient = time.monotonic() + GRACE
 
@@ -238,7 +244,7 @@ async def _wait_for_slot(request: ClientRequest, runtime: Runtime, chat: ChatReq
 
 
 def _dry_run(runtime: Runtime, chat: ChatRequest, admission: Admission) -> HandlerResult:
-    """What `x-session-dry-run` answers: the exact body, and where each of its messages came from."""
+    """Answer a dry run: the exact body that would be sent, and the origin of each message."""
     plan = admission.plan
     first = Attempts(runtime, chat, plan, admission.session.history, probes=False)
     dropped = first.fit.dropped

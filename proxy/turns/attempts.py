@@ -1,5 +1,5 @@
-"""What goes upstream for a call, and what goes there next where that is refused: without a member, or with less of
-the history. Knows nothing of what becomes of an answer that is none of these refusals.
+"""Builds the body that goes upstream, and the next one after a refusal: without a refused member, or with less
+history. Handles no other answers.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _REFUSALS = 3  # members that a request is stripped of, one after another
 
 
 class Attempts:
-    """`body` is what to send, in pieces, `injected` how many messages in it the client did not send. Raises BadRequest
-    and ContextTooLong."""
+    """Holds the next `body` to send, in pieces; `injected` counts its messages that the client did not send. Raises
+    BadRequest and ContextTooLong."""
 
     def __init__(self, runtime: Runtime, chat: ChatRequest, plan: Plan, history: History, probes: bool = True) -> None:
         self._runtime, self._chat = runtime, chat
@@ -31,7 +31,7 @@ class Attempts:
         self.body, self.injected = self.fit.body(self.rendering)
 
     async def refused(self, answer: Response, body: Body) -> bool:
-        """Whether an answer refuses what was sent, and something else is to be sent now."""
+        """Whether an answer refuses the request, and `body` holds another one to try now."""
         if answer.status == 200 and not self.rendering.refused and self.fit.is_taken(answer, body):
             return False
         if await self.fit.refused(answer, body):
@@ -45,8 +45,8 @@ class Attempts:
         return False
 
     async def refused_within(self, answer: Response, body: Body, sink: Sink) -> bool:
-        """Whether the first event of a stream refuses what was sent, and something else is to be sent now. What comes
-        before it keeps the connection alive, and goes to `sink`."""
+        """Whether the first event of a stream refuses the request, and `body` holds another one to try now. Comments
+        before it, which keep the connection alive, go to `sink`."""
         try:
             while piece := await body.peek():
                 if not begins(piece):
@@ -61,7 +61,7 @@ class Attempts:
         return True
 
     def _strip(self, member: str | None) -> bool:
-        """Leave a refused member out of the body; whether that changed it."""
+        """Remove a refused member from the body. Return whether the body changed."""
         if member is None or len(self.rendering.refused - self._known) >= _REFUSALS:
             return False
         before, self.rendering = b"".join(self.body), self._rendering(self.rendering.refused | {member})

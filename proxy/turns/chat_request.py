@@ -1,5 +1,4 @@
-"""A request for a recorded turn, as it comes: its body within its limits, what it asks of us, and what of its
-headers goes on.
+"""Reads a request for a recorded turn: its body, the options in its headers, and the headers to forward.
 
 Decides nothing and knows no history.
 """
@@ -33,7 +32,7 @@ _VERSION = re.compile(r"[\d.]+")
 
 
 class Busy(StrEnum):
-    """What a turn does that would have to wait."""
+    """Selects what a request does while another one of its session runs: wait, fail, or interrupt it."""
 
     QUEUE = "queue"
     REJECT = "reject"
@@ -45,7 +44,7 @@ _YES, _NO, _POLICIES = ("yes",), ("no",), ("finish", "cancel")
 
 
 class RequestOptions(Struct, frozen=True, gc=False):
-    """What a request asks of us by headers of ours."""
+    """The options that a request sets by `x-session-*` headers."""
 
     mode: Mode
     on_busy: Busy
@@ -55,7 +54,7 @@ class RequestOptions(Struct, frozen=True, gc=False):
 
 
 class ChatRequest(Struct, frozen=True):
-    """A request for a recorded turn, before anything is decided of it."""
+    """A chat request as it was read, before any decision."""
 
     target: Target
     key: SessionKey
@@ -114,7 +113,7 @@ def _ask(request: ClientRequest, body: bytes, runtime: Runtime, target: Target, 
 
 
 def upstream_headers(chat: ChatRequest, runtime: Runtime) -> headers.Pairs:
-    """What goes upstream with the call; the answer is to come as it is, to be read on its way."""
+    """Build the headers to send upstream. They ask for an uncompressed answer, because the proxy reads it."""
     upstream, names = chat.target.upstream, runtime.config.sessions.headers
     without = _NOT_SENT if upstream.forward else _with_names(tuple(names))
     sent = tenants.with_our_key(upstream, headers.end_to_end(chat.pairs, without))
@@ -126,7 +125,7 @@ def upstream_headers(chat: ChatRequest, runtime: Runtime) -> headers.Pairs:
 
 
 def client_headers(answer: Response, chat: ChatRequest, inflated: bool) -> headers.Pairs:
-    """What of an answer's headers goes to the client: without its encoding, where that was undone."""
+    """Build the headers to send to the client, without Content-Encoding if the proxy decompressed the answer."""
     sent = headers.end_to_end(answer.headers, _CODED if inflated else frozenset())
     if chat.access.chosen:
         kept = [pair for pair in sent if pair[0].lower() != request_log.CHOSEN]
@@ -136,13 +135,13 @@ def client_headers(answer: Response, chat: ChatRequest, inflated: bool) -> heade
 
 @lru_cache(1024)
 def software(user_agent: str) -> bytes:
-    """The fingerprint of a client's software, whatever its version: who updates it goes on with its sessions."""
+    """Fingerprint a client's software without its version, so that sessions survive an update."""
     name = _VERSION.sub("", user_agent).encode(errors="replace")
     return blake2b(name, digest_size=CLIENT).digest() if name else bytes(CLIENT)
 
 
 def of_turn(state: str, turn: str, decision: str, injected: int, dropped: int) -> headers.Pairs:
-    """What an answer says of its turn."""
+    """Build the `x-session-*` headers that describe the turn."""
     return [
         ("x-session-state", state),
         ("x-session-turn", turn),
@@ -153,7 +152,7 @@ def of_turn(state: str, turn: str, decision: str, injected: int, dropped: int) -
 
 
 def not_recorded(reason: str) -> tuple[str, str]:
-    """What an answer says whose turn is not in the history."""
+    """Build the header that says why a turn is not recorded."""
     return "x-session-recorded", f"no; reason={reason}"
 
 
@@ -163,5 +162,5 @@ def _with_names(names: tuple[str, ...]) -> frozenset[str]:
 
 
 def affinity(key: SessionKey, secret: bytes) -> str:
-    """A session's name for upstream caches: a keyed hash, never the ID."""
+    """Derive a session's name for upstream caches: a keyed hash, never the ID."""
     return digest(secret, b"affinity\0" + key.tenant + key.id.encode(), sha256).hex()[:32]

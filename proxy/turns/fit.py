@@ -1,7 +1,6 @@
-"""The window of a recorded turn, as it is chosen before it is sent; see `narrowing` for what follows of a refusal.
+"""Chooses the window of a recorded turn before it is sent; `narrowing` reacts to a refusal.
 
-Puts together what is known of limits (the configuration's, and those that upstreams named); what a window is, and
-where it may begin, stands in `core.window`.
+Combines the configured limits with those that upstreams named; `core.window` computes where a window may begin.
 """
 
 from __future__ import annotations
@@ -46,8 +45,8 @@ FILLED = 0.9  # of that it takes
 
 
 def limit_of(runtime: Runtime, tenant: bytes, last: Turn) -> int | None:
-    """The tokens that a session's next prompt may have, as far as that is known of its last turn. A reply may name a
-    dated version of the model that was asked for."""
+    """Return the token limit of a session's next prompt, by the model of its last turn; None if unknown. A reply may
+    name a dated version of the requested model."""
     settings, model = runtime.config.history, last.model or ""
     named = None
     while named is None and model:
@@ -59,9 +58,8 @@ def limit_of(runtime: Runtime, tenant: bytes, last: Turn) -> int | None:
 
 
 class FittedWindow:
-    """What of a history goes with a call: `window` of what is injected. Raises ContextTooLong where the history is
-    over a limit of ours and is not to be trimmed. `probes`: it may ask for more than a learned limit, to find out
-    whether that still holds."""
+    """Chooses the `window` of the injected history. Raises ContextTooLong if the history exceeds a limit and must not
+    be trimmed. With `probes` it may exceed a learned limit, to find out whether that still holds."""
 
     def __init__(
         self,
@@ -88,26 +86,26 @@ class FittedWindow:
                 self._probe()
 
     def body(self, rendering: Rendering) -> tuple[Sequence[bytes], int]:
-        """The body to send, and how many messages in it the client did not send; see `compose.compose`."""
+        """Compose the body to send, and count its messages that the client did not send."""
         now = self._runtime.now()
         body, injected = compose.compose(self._chat.ask, self._plan, self._history, rendering, self.window, now)
         self._size = sum(map(len, body))
         return body, injected
 
     def _is_free(self) -> bool:
-        """Whether nothing bounds what goes along, nor ever did in this session: as for most."""
+        """Whether no limit applies to this session or ever did, which is the common case."""
         learned, history = self._runtime.store.learned, self._history
         bounded = learned.limits or learned.images or history.trim_points or self._plan.path is not history.path
         return self._settings.is_free and not bounded
 
     @property
     def dropped(self) -> int:
-        """How many messages are left out."""
+        """Count the messages that are left out."""
         return self.window.start
 
     @property
     def trim_point(self) -> TrimPoint | None:
-        """Where the window begins, if that is to be kept with the turn."""
+        """Return the trim point if it must be stored with the turn, else None."""
         start, kept = self.window.start, self._taken
         if not start and kept is self._last:
             return None
@@ -116,7 +114,7 @@ class FittedWindow:
 
     @property
     def limit(self) -> int | None:
-        """The tokens that a prompt may have: by the configuration, and by what the upstream said once."""
+        """Return the token limit of a prompt: the lower of the configured and the learned one."""
         known = [self._settings.max_tokens] if self._settings.max_tokens else []
         learned = self._runtime.store.learned
         if learned.limits and self._trims and (named := learned.limit(self._model, self._runtime.now())):
@@ -125,13 +123,13 @@ class FittedWindow:
         return min(known, default=None)
 
     def committed(self) -> None:
-        """The turn is kept: what it leaves may have to be summarized for the next one."""
+        """Call after the commit: ends a probe, and requests a summary of what the window left out."""
         if self._probed is not None:
             self._end_probe(True)
         if self._settings.overflow == "summarize" and not self._plan.resends:
             chat, trim_point = self._chat, self.trim_point
             if trim_point and trim_point.at > max(trim_point.covered, self._last.at):
-                log.info("%d messages are left out that no summary tells of yet", trim_point.at - trim_point.covered)
+                log.info("%d messages are left out and not in a summary yet", trim_point.at - trim_point.covered)
             told = chat.key, chat.target, chat.ask.model, self._rendering, self._frame, self.limit
             after(self._runtime, Asked(*told, self._is_same()))
 
@@ -145,7 +143,7 @@ class FittedWindow:
 
     @cached_property
     def _name(self) -> str:
-        """By which cuts tell models apart."""
+        """The name under which trim points are stored for this model."""
         return f"{self._model.upstream} {self._model.model}"
 
     def _choose(self, depth: float = DEPTH) -> None:
@@ -159,8 +157,8 @@ class FittedWindow:
         self.window = self._chosen(self._taken, depth)
 
     def _probe(self) -> None:
-        """Every so often more is sent than a learned limit allows: that it grew is told by nobody. Where that is
-        refused, what is usual is sent, and the client sees nothing of it."""
+        """Now and then exceed a learned limit, to notice that it grew. After a refusal the usual window is sent, and
+        the client does not notice."""
         learned, usual = self._runtime.store.learned, (self._taken, self.window, self.trimmed_for)
         named = learned.limit(self._model, self._runtime.now()) if learned.limits else None
         if not named or self._plan.decision is Decision.RETRY or not learned.is_probed(self._model):
@@ -189,7 +187,7 @@ class FittedWindow:
 
     @cached_property
     def _own(self) -> Size:
-        """What the client sends itself."""
+        """The size of the messages that the client sends itself."""
         sizes = [size_of(message.raw) for message in self._plan.messages]
         return Size(*[sum(each) for each in zip(Size(), *sizes, strict=True)])
 
@@ -204,16 +202,16 @@ class FittedWindow:
         return found.grown(now - then)
 
     def _is_same(self) -> Callable[[Turn], bool]:
-        """Which turns had this one's window: of several models each has its own. A reply may name another model than
-        was asked for, and does so throughout."""
+        """Return a predicate for turns that share this one's window: each of several models has its own. A reply may
+        name another model than the requested one, and does so consistently."""
         recent = self._plan.path[: self._plan.injected][-LOOK_BACK:] if self._history.trim_points else ()
         several = len({entry.turn.model for entry in recent if entry.ours}) > 1
         asked = self._chat.ask.model
         return lambda turn: self._rendering.binds(turn.rendering_key) and (not several or is_of(turn.model, asked))
 
     def _summarized(self, now: TrimPoint) -> TrimPoint | None:
-        """The cut with a summary that tells more than the one in force: one that was prepared, or that of a cut which
-        another model needed."""
+        """Return a trim point whose summary covers more than the current one: a prepared one, or one that was made for
+        another model."""
         if self._settings.overflow != "summarize":
             return None
         others = self._history.trim_points if self._plan.path is self._history.path else ()
@@ -243,8 +241,8 @@ class FittedWindow:
             return self.window
         if not self._trims:
             raise ContextTooLong(
-                "With this session's history the request is over the limit that the proxy's operator has set. Begin a"
-                " new session, or send a shorter message.",
+                "With this session's history the request exceeds the limit that the proxy's operator set. Begin a new"
+                " session, or send a shorter message.",
                 param="messages",
             )
         if not self._is_long:
@@ -252,7 +250,7 @@ class FittedWindow:
         return self.window._replace(start=start)
 
     def _fitting(self, summary: bytes | None) -> bytes | None:
-        """A summary that was written for a larger model takes no more than a quarter of this one's limit."""
+        """Shorten a summary that was written for a larger model to a quarter of this one's limit."""
         limit = self.limit if summary else None
         return within(summary, limit) if summary and limit else summary
 

@@ -1,5 +1,5 @@
-"""What becomes of a window that an upstream refuses: less of the history is sent, of what it says that there is too
-much of. An error that nobody can read gets the benefit of the doubt, once the session has failed a few times.
+"""Narrows a window that an upstream refuses: leaves out more tokens, messages, bytes or images, as its error says. An
+error of unknown meaning counts as too long once the session has failed a few times.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _UNREAD = frozenset((200, 400, 413, 422))  # errors with these that nobody can r
 
 
 class Narrowing(FittedWindow):
-    """A window that may be refused."""
+    """Chooses a window, and narrower ones after refusals."""
 
     def is_taken(self, answer: Response, body: Body) -> bool:
-        """Whether what has come of an answer with 200 shows already that it refuses nothing, as of most."""
+        """Whether the bytes of a 200 that have come already show that it is no refusal, which is the common case."""
         if self._may_be_refused(answer):
             said = body.come()
             if b'"choices"' not in said or b'"error' in said or len(said) != answer.length:
@@ -36,7 +36,7 @@ class Narrowing(FittedWindow):
         return True
 
     async def refused(self, answer: Response, body: Body) -> bool:
-        """Whether an answer says that the prompt is too long, and less of it can be sent."""
+        """Whether an answer refuses the prompt as too long, and the window was narrowed for another try."""
         status = answer.status
         if status < 400 and not self._may_be_refused(answer):
             if not self._chat.ask.stream:
@@ -51,12 +51,12 @@ class Narrowing(FittedWindow):
         return await self._read_error(status, said, overflow(status, said))
 
     async def refused_within(self, event: bytes) -> bool:
-        """The same of the first event of a stream."""
+        """Whether the first event of a stream refuses the prompt as too long, and the window was narrowed."""
         return await self._read_error(200, event, within(event))
 
     @property
     def looks_within(self) -> bool:
-        """Whether the first event of a stream may say that the prompt is too long."""
+        """Whether the first event of a stream may be such a refusal."""
         return self._is_trimmed and self._size >= _LEAST and self._trims
 
     async def _read_error(self, status: int, said: bytes, found: Overflow | None) -> bool:
@@ -66,7 +66,7 @@ class Narrowing(FittedWindow):
         return await self._narrowed(status, found)
 
     async def _narrowed(self, status: int, found: Overflow | None) -> bool:
-        """Whether there is less to be sent, after an error that says what was `found` in it."""
+        """Narrow the window after an error; `found` is its meaning, None if unknown. Return whether it is narrower."""
         if found and found.kind is Kind.TOKENS and found.limit and self._trims:
             await self._runtime.store.learn_limit(self._model, found.limit, self._runtime.now())
         if self._probed is not None:  # it asked for more than is known to be taken
@@ -81,14 +81,14 @@ class Narrowing(FittedWindow):
             tried = self._runtime.failures.again(self._chat.key)
             if tried is None:
                 return False
-            log.warning("errors in a row that nobody can read: less of the history is tried")
+            log.warning("repeated errors that do not say why: retrying with less of the history")
             self.window = self._from(self._narrower(None, None, DEPTH / 2**tried))
         elif found.kind is Kind.IMAGES:
             self._without_images(found.limit)
         elif found.kind is not Kind.TOKENS:
             self.window = self._from(self._fewer(found))
         elif is_own(self._chat.ask, found, self._tokens().of(before.start)):
-            log.info("the answer that a request asks for does not fit, whatever is left out")
+            log.info("the max_tokens of a request do not fit, however much history is left out")
         else:
             depth = DEPTH / (1 + self._tries)
             self.window = self._from(self._narrower(found.limit, found.tokens, depth))
@@ -103,13 +103,13 @@ class Narrowing(FittedWindow):
         return True
 
     def _from(self, start: int) -> Window:
-        """The window from there on; where it begins there already, without the summary, the last that can be left out:
-        what its client says now counts for more."""
+        """Return the window from `start` on. If it begins there already, drop the summary as the last resort: the
+        client's own messages matter more."""
         less = self.window._replace(start=start, summary=self._fitting(self.window.summary))
         return less if less != self.window else less._replace(summary=None)
 
     def _narrower(self, limit: int | None, counted: int | None, depth: float) -> int:
-        """Where a window begins that is refused as it is."""
+        """Compute the start of a window with fewer tokens than the refused one."""
         start, found = self.window.start, self._tokens()
         if counted or (limit and found.of(start) < limit):
             found = found.corrected(start, counted or limit or 0)
@@ -118,14 +118,14 @@ class Narrowing(FittedWindow):
         return begin([Bound(takes, found.of)], start, self._plan.injected, self._legal_starts, depth)
 
     def _fewer(self, found: Overflow) -> int:
-        """Where a window begins that has too many messages or bytes as it is."""
+        """Compute the start of a window with fewer messages or bytes than the refused one."""
         start, end = self.window.start, self._plan.injected
         cost = self._messages if found.kind is Kind.MESSAGES else self._bytes
         takes = min(found.limit or cost(start), cost(start) - 1)
         return begin([Bound(takes, cost)], start, end, self._legal_starts, DEPTH / (1 + self._tries))
 
     def _without_images(self, limit: int | None) -> None:
-        """Leave images out: all but as many as are taken, which is remembered; of those that nobody named the half."""
+        """Leave out images above the limit and remember it; without a named limit leave out half of the history's."""
         end, sizes = self._plan.injected, self._sizes
         own, sent = self._own.images, sizes.images[end] - sizes.images[max(self.window.start, self.window.blank)]
         takes = limit if limit is not None else own + sent // 2
@@ -135,7 +135,7 @@ class Narrowing(FittedWindow):
             self.window = self.window._replace(blank=blank)
 
     def _may_be_refused(self, answer: Response) -> bool:
-        """Whether a 200 may be an error: LM Studio and routers answer so. Of a stream see `looks_within`."""
+        """Whether a 200 may hold an error, as LM Studio and routers send it. For streams see `looks_within`."""
         if not self._is_trimmed or self._size < _LEAST:
             return False
         length = answer.length

@@ -1,4 +1,4 @@
-"""The record of a turn: what is kept of it, behind the tip as it stands at the commit.
+"""Commits a turn after the tip, as the tip stands at the commit.
 
 Knows nothing of how the answer came, nor of who waits for it.
 """
@@ -21,14 +21,14 @@ from proxy.turns.chat_request import ChatRequest
 
 
 class Record:
-    """`overtaken`: another turn of the session was kept since this one was read against `session`."""
+    """Builds and commits the record. `overtaken`: another turn was committed since `session` was loaded."""
 
     def __init__(self, runtime: Runtime, chat: ChatRequest, session: Session, attempts: Attempts, id: str) -> None:
         self.overtaken = False
         self._runtime, self._chat, self._session, self._attempts, self._id = runtime, chat, session, attempts, id
 
     async def commit(self, plan: Plan, outcome: Outcome, started: int, answer: Answer) -> bool:
-        """Record the turn, unless it was cut before it said anything, or began a call that may be answered. Raises
+        """Commit the turn; return False if it was interrupted before any content or answerable tool call. Raises
         StoreUnavailable."""
         registry, key = self._runtime.registry, self._chat.key
         while not registry.begin_commit(key):
@@ -62,7 +62,7 @@ class Record:
             registry.end_commit(key, kept)
 
     async def _latest(self) -> History:
-        """The history as it stands now."""
+        """Load the current history."""
         return (await self._runtime.store.load(self._chat.key, self._runtime.now(), in_use=True)).history
 
     def _turns(self, plan: Plan, history: History, outcome: Outcome, started: int) -> list[Turn]:
@@ -85,7 +85,8 @@ class Record:
         )
 
     def _note_seen(self, plan: Plan, history: History, turns: Sequence[Turn]) -> None:
-        """What of the list the next request of a client that resends need not bring to be read again."""
+        """Cache which prefix of the list was read, so that the next request that resends it is not read from the
+        start."""
         if plan.injected or not plan.whole or plan.parent != history.tip or turns[-1].rendered is None:
             return
         news = sum([len(turn.asked) for turn in turns]) + len(turns) - 1

@@ -1,9 +1,7 @@
-"""What leaves a window, as a summary that the upstream writes: asked for after a turn, in requests of its own, in as
-many as it takes.
+"""Requests a summary of the messages that leave the window, after a turn, in as many requests as it takes.
 
-Never in a turn's way: a summary that is not there in time, or fails, leaves the one that was there, and what it does
-not tell of is trimmed until one does. Only where the upstream's key is ours, for there is no caller to pay for it
-otherwise.
+No turn waits for it. Until a summary is ready, or if it fails, the last one stays, and the messages that it does not
+cover are trimmed. Runs only with the proxy's own upstream key, because no caller pays for it.
 """
 
 from __future__ import annotations
@@ -38,8 +36,8 @@ _ANSWER = 1 << 20  # bytes of an answer
 
 
 class Asked(NamedTuple):
-    """The turn after which a summary may be asked for. `frame`: bytes of its system block and tools, `limit`: the
-    tokens that its prompt might have, None where that is not known; `same`: which turns had its window."""
+    """Describes the turn after which a summary may be requested. `frame`: bytes of its system prompt and tools.
+    `limit`: the token limit of its prompt, if known. `same`: tells which turns had its window."""
 
     key: SessionKey
     target: Target
@@ -51,15 +49,15 @@ class Asked(NamedTuple):
 
 
 class _Failed(Exception):
-    """No summary; the message says why."""
+    """The summary failed; the message says why."""
 
 
 class _TooLong(Exception):
-    """The upstream says that the request is too long for its model."""
+    """The upstream refused the request as too long for its model."""
 
 
 def after(runtime: Runtime, asked: Asked) -> None:
-    """A turn was kept: ask for a summary, if one is due."""
+    """Start to request a summary after a committed turn, if one is due."""
     settings = runtime.config.history
     host = asked.target.host
     paid, free = asked.target.upstream.api_key is not None, runtime.summaries.is_free(asked.key, host)
@@ -90,7 +88,7 @@ async def _prepared(runtime: Runtime, asked: Asked) -> None:
         runtime.counters.summaries["failed"] += 1
         missing = max(0, now.at - made.covered)
         log.warning(
-            "no summary: %s. The last one stays; %d messages are left out that none tells of.",
+            "summary failed: %s. The last one stays; %d messages are left out and in no summary.",
             str(why).rstrip("."),
             missing,
         )
@@ -100,7 +98,7 @@ async def _prepared(runtime: Runtime, asked: Asked) -> None:
 
 @dataclass
 class _Chain:
-    """A summary of what leaves, part by part: each has the summary so far in front."""
+    """Summarizes messages part by part; each request carries the summary so far."""
 
     runtime: Runtime
     asked: Asked
@@ -113,7 +111,7 @@ class _Chain:
         self._most = 0
 
     async def run(self) -> None:
-        """Raises _Failed; what was told until then is kept."""
+        """Request all parts. Raises _Failed; the parts that succeeded are kept."""
         start, at, before = self.leaving
         texts = summary.texts([entry.message for entry in self.history.path[start:at]])
         position, requests, smaller = Position(), 0, 0
@@ -124,7 +122,7 @@ class _Chain:
             part = chain.part(texts, position, room)
             if part.text:
                 if requests == PARTS:
-                    log.info("messages %d to %d are in a summary so far; the next turn goes on", start, self.covered)
+                    log.info("messages %d to %d are summarized so far; the next turn continues", start, self.covered)
                     return
                 requests += 1
                 try:
@@ -132,15 +130,15 @@ class _Chain:
                 except _TooLong:
                     smaller, room = smaller + 1, chain.size_of(part.text) // 2
                     if smaller > SMALLER or room < chain.LEAST:
-                        raise _Failed("the upstream finds its request too long") from None
+                        raise _Failed("the upstream refused its request as too long") from None
                     continue
             position = part.after
             self._keep(start + position.message, before)
         if requests:
-            log.info("messages %d to %d are in a summary of %d bytes", start, at, len(before or b""))
+            log.info("messages %d to %d are summarized in %d bytes", start, at, len(before or b""))
 
     def _keep(self, covered: int, before: bytes | None) -> None:
-        """A summary of so many messages is there."""
+        """Store a summary that covers `covered` messages."""
         if before is None or covered <= self.covered:
             return
         self.covered = covered
@@ -149,14 +147,14 @@ class _Chain:
         self.runtime.summaries.keep(self.asked.key, ready)
 
     def _whole(self, text: str, room: int) -> str:
-        """A message's text, unless it would take very many requests: then the middle is left out."""
+        """Return a message's text; leave out its middle if it would take too many requests."""
         kept = chain.abridged(text, chain.ROOMS * room)
         if kept is not text:
             log.warning("a message of %d characters is summarized without its middle", len(text))
         return kept
 
     def _measured(self, before: bytes | None) -> int:
-        """The bytes of text that the next request may carry. Raises _Failed where that is next to nothing."""
+        """Compute the bytes of text that the next request may carry. Raises _Failed if that is too little."""
         settings, limit = self.runtime.config.history, self._limit
         self._most = chain.most_of(settings.summary.max_tokens, limit, settings.max_bytes)
         taken = len(settings.summary.prompt.encode()) + len(before or b"")
@@ -169,7 +167,7 @@ class _Chain:
 
     @property
     def _limit(self) -> int | None:
-        """The tokens that a request may have: as the turn's, and as the model that summarizes is known to take."""
+        """The token limit of a request: the lower of the turn's and that learned for the summarizing model."""
         named = self.runtime.store.learned.limit(self._model, self.runtime.now())
         return min([limit for limit in (self.asked.limit, named) if limit], default=None)
 
@@ -180,7 +178,7 @@ class _Chain:
         return ModelKey(asked.key.tenant, asked.target.host, model)
 
     async def _written(self, told: str, before: bytes | None) -> bytes:
-        """The message with a summary, as the upstream wrote it. Raises _Failed and _TooLong."""
+        """Request one summary and return it as a message. Raises _Failed and _TooLong."""
         asked, settings = self.asked, self.runtime.config.history.summary
         body = summary.request(
             settings.prompt, settings.model or asked.model, self._most, asked.rendering.profile, told, before
@@ -197,7 +195,7 @@ class _Chain:
             raise _Failed(found if status != 200 else f"the upstream answered 200, but {found}")
         self.runtime.counters.summarized(counts(found.usage) if found.usage else None)
         if found.truncated:
-            log.warning("a summary was cut at %d tokens: history.summary.max_tokens is what it may have", self._most)
+            log.warning("a summary was cut off at %d tokens; see history.summary.max_tokens", self._most)
         return summary.message(settings.heading, found.text)
 
     async def _answered(self, body: bytes) -> tuple[int, bytes]:
@@ -212,6 +210,6 @@ class _Chain:
                 with closing(answer):
                     return answer.status, await Body(answer).beginning(_ANSWER)
         except TimeoutError:
-            raise _Failed(f"it took longer than {seconds:g} s") from None
+            raise _Failed(f"no answer came within {seconds:g} s") from None
         except ProxyError as error:
             raise _Failed(str(error)) from None

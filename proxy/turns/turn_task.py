@@ -93,16 +93,13 @@ class RecordedTurn:
         """End the turn; what came is recorded. One whose reply has its finish_reason goes on to its end, unless
         `at_once`. `fault` is for clients that have been given nothing yet."""
         phase = self._machine.phase
-        self._end(phase, self._machine.stop(self._has_finished, at_once), fault)
-
-    def _has_finished(self) -> bool:
-        return self._exchange.has_finished
+        self._end(phase, self._machine.stop(lambda: self._exchange.has_finished, at_once), fault)
 
     def _poll(self) -> None:
         """Look at the clients: one that leaves while nothing is written to it is told nowhere else."""
         self.broadcast.poll()
-        phase = self._machine.phase
-        self._end(phase, self._machine.watch(self.broadcast.abandoned, time.monotonic(), self._has_finished))
+        phase, finished = self._machine.phase, lambda: self._exchange.has_finished
+        self._end(phase, self._machine.watch(self.broadcast.abandoned, time.monotonic(), finished))
 
     def _end(self, phase: Phase, commands: Commands, fault: ProxyError | None = None) -> None:
         if self._machine.phase is not phase:

@@ -75,7 +75,7 @@ async def test_a_backup_under_load_is_one_moment_of_all_sessions(
             folder, latest, ended = await backed_up(proxy, clients, chance)
             beside += ended
             code, output, errors = await run("restore", "--config", str(proxy.config), str(folder), folder=tmp_path)
-            assert (code, errors) == (0, "") and f"{proxy.database} is restored." in output
+            assert (code, errors) == (0, "") and f"Restored {proxy.database}." in output
             await proxy.start()
             models += latest
             for model in [*latest, *chance.sample(models, 4)]:

@@ -98,10 +98,10 @@ def test_a_proxy_that_keeps_nothing_has_no_backup(tmp_path: Path) -> None:
     file = tmp_path / "proxy.yaml"
     file.write_text('store: {path: "memory:"}\n')
     done = session_proxy("backup", "--config", str(file), str(tmp_path / "made"))
-    assert done.returncode == 1 and "keeps nothing" in done.stderr
+    assert done.returncode == 1 and "has no database" in done.stderr
 
 
 @pytest.mark.parametrize("count", ["0", "-1", "many"])
 def test_a_backup_keeps_at_least_itself(tmp_path: Path, count: str) -> None:
     done = session_proxy("backup", "--config", GOOD, "--keep", count, str(tmp_path))
-    assert done.returncode == 2 and "from 1 on" in done.stderr
+    assert done.returncode == 2 and "at least 1" in done.stderr

@@ -82,7 +82,7 @@ def test_a_reload_cannot_lend_our_key_beyond_loopback(tmp_path: Path) -> None:
         daemon.write(listen="127.0.0.1:1", upstreams=[{"api_key": "sk-canary"}], tenant="one")
         daemon.process.send_signal(signal.SIGHUP)
         said = daemon.notified("READY")["STATUS"] if daemon.notified("RELOADING") else ""
-        assert "not reloaded: 0.0.0.0:" in said and "would lend your api_key" in said
+        assert "not reloaded: 0.0.0.0:" in said and "use your api_key" in said
 
 
 def test_who_just_came_is_served_and_told_that_the_connection_ends(daemon: Daemon) -> None:

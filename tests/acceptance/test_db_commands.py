@@ -64,7 +64,7 @@ async def test_check_and_stats_work_under_load(tmp_path: Path) -> None:
             assert least <= json.loads(output)["turns"] <= sum(len(client.sent) for client in clients)
             await proxy.kill()
         code, output, _ = await db(proxy, "stats")
-        assert code == 0 and "sessions  4, and 0 that expired" in output
+        assert code == 0 and "sessions  4, and 0 expired" in output
         assert (await db(proxy, "check"))[0] == 0
         await proxy.start()
         assert "Traceback" not in proxy.log
@@ -201,7 +201,7 @@ async def test_a_proxy_that_cannot_be_reached_by_commands_serves_and_is_named(tm
     (tmp_path / "session-proxy" / "sessions.db.control" / "in the way").mkdir(parents=True)
     async with ScriptedUpstream() as upstream, Proxy(upstream.base_url, tmp_path) as proxy:
         assert await say(proxy.port, "s") == "new"
-        assert "commands that need a running proxy cannot reach this one: Is a directory" in proxy.log
+        assert "commands cannot reach this proxy: Is a directory" in proxy.log
         code, _, errors = await db(proxy, "purge", "--older-than", "1d")
         assert code == 1 and f"is in use by session-proxy, process {proxy.pid}" in errors
         assert (await db(proxy, "check"))[0] == 0
@@ -212,8 +212,8 @@ async def test_what_the_proxy_refuses_is_told(tmp_path: Path) -> None:
     async with ScriptedUpstream() as upstream, Proxy(upstream.base_url, tmp_path) as proxy:
         await say(proxy.port, "s")
         for method, path, said in (
-            ("GET", "/purge", "POST to /purge?idle=MS"),
-            ("POST", "/sessions", "POST to /purge?idle=MS"),
+            ("GET", "/purge", "POST /purge?idle=MS"),
+            ("POST", "/sessions", "POST /purge?idle=MS"),
             ("POST", "/purge?idle=-1", "number of milliseconds"),
             ("POST", "/purge", "number of milliseconds"),
         ):
@@ -258,5 +258,5 @@ async def test_a_state_that_this_user_may_not_open_is_named(tmp_path: Path) -> N
         assert done.returncode == 1
         assert done.stderr == (
             f"session-proxy: Permission denied: {proxy.database}."
-            " Run this as the user of the proxy, or correct its rights.\n"
+            " Run this as the proxy's user, or correct the permissions.\n"
         )

@@ -50,11 +50,11 @@ async def test_all_is_well(tmp_path: Path) -> None:
         assert code == 0
         assert [line for line in found if line.startswith("fail")] == []
         for words in (
-            f"configuration: {proxy.config} is right",
+            f"configuration: {proxy.config} is valid",
             "SQLite: version",
             "HTTP: aiohttp",
             f"of process {proxy.pid}",
-            "rights: nobody else",
+            "rights: only the owner",
             "database: whole, 1 sessions with 1 turns",
             "secret: it is there",
             "/models answers with 2 models",
@@ -119,10 +119,10 @@ async def test_a_client_key_is_needed_where_the_proxy_lends_its_own(
 @pytest.mark.parametrize(
     ("status", "body", "key", "said"),
     [
-        (401, b"{}", None, "ok    upstream: {url}/models answers; it wants a caller's key (401)"),
-        (401, b"{}", KEY, "fail  upstream: {url}/models refuses our key (401); check api_key"),
+        (401, b"{}", None, "ok    upstream: {url}/models answers; it requires a caller's key (401)"),
+        (401, b"{}", KEY, "fail  upstream: {url}/models refuses the configured key (401); check api_key"),
         (404, b"not here", None, "warn  upstream: {url}/models answers with 404; check base_url"),
-        (200, b"<html>", None, "warn  upstream: {url}/models answers with something else than a list of models"),
+        (200, b"<html>", None, "warn  upstream: {url}/models answers with something other than a list of models"),
     ],
 )
 async def test_what_the_upstream_says_is_told(
@@ -165,8 +165,8 @@ async def test_what_is_wrong_with_the_state_is_told(tmp_path: Path) -> None:
         os.chmod(proxy.config, 0o666)
         code, found = await doctor(proxy)
         assert code == 1
-        assert f"fail  rights: others can open {secret}; chmod 600 {secret}" in found
-        assert f"fail  configuration: others can change {proxy.config}; chmod go-w {proxy.config}" in found
+        assert f"fail  rights: other users can open {secret}; chmod 600 {secret}" in found
+        assert f"fail  configuration: other users can change {proxy.config}; chmod go-w {proxy.config}" in found
         secret.unlink()
         assert [line for line in (await doctor(proxy))[1] if line.startswith("fail  database:") and "missing" in line]
         with closing(sqlite3.connect(proxy.database)) as connection:
@@ -182,7 +182,9 @@ async def test_a_key_that_others_can_read_is_a_failure(tmp_path: Path) -> None:
         proxy = Proxy(upstream.base_url, tmp_path, settings)
         os.chmod(proxy.config, 0o644)
         code, found = await doctor(proxy)
-        assert code == 1 and f"fail  configuration: others can read the key in {proxy.config}; chmod 600" in str(found)
+        assert code == 1 and f"fail  configuration: other users can read the key in {proxy.config}; chmod 600" in str(
+            found
+        )
         os.chmod(proxy.config, 0o600)
         assert (await doctor(proxy))[0] == 0
 

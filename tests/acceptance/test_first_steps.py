@@ -54,7 +54,7 @@ async def served(folder: Path, *arguments: str, **environ: str) -> AsyncIterator
                 log += (line := await process.stderr.readline())
                 assert line, log
             said = b""
-            while b"answer is not known" not in said:
+            while b"it cannot be answered" not in said:
                 said += (line := await process.stdout.readline())
                 assert line, said
         yield said.decode()
@@ -167,7 +167,7 @@ def test_init_writes_a_file_that_explains_every_key_and_no_second_one(tmp_path: 
     file.write_text("listen: 127.0.0.1:1\n")
     again = init()
     assert (again.returncode, file.read_text()) == (1, "listen: 127.0.0.1:1\n")
-    assert again.stderr == f"session-proxy: {file.name} is there already, and stays as it is. Name another file.\n"
+    assert again.stderr == f"session-proxy: {file.name} exists already and was not changed. Name another file.\n"
 
 
 def test_init_says_where_it_cannot_write(tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_the_address_is_one_that_this_machine_reaches(listen: str, url: str) -> 
 
 def test_the_mount_and_the_header_are_those_of_the_configuration() -> None:
     said = said_of(upstreams=[{"mount": "/"}], sessions={"headers": ["x-chat"]})
-    assert "8484/chat/completions" in said and "-H 'x-chat: try-1'" in said and "Leave the x-chat header" in said
+    assert "8484/chat/completions" in said and "-H 'x-chat: try-1'" in said and "Without the x-chat header" in said
 
 
 # make

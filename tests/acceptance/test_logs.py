@@ -108,7 +108,7 @@ async def test_a_reload_changes_level_and_form(tmp_path: Path) -> None:
         assert json.loads(proxy.log.splitlines()[-1])["logger"] == "daemon"
         proxy.config.write_text(json.dumps({**kept, "log": {"level": "warning"}, "sessions": {"ttl": "1h"}}))
         os.kill(proxy.pid, signal.SIGHUP)
-        await eventually(lambda: "sessions.ttl: 3600s takes effect with a restart; 86400s is in force" in proxy.log)
+        await eventually(lambda: "sessions.ttl: 3600s takes effect after a restart; 86400s stays in force" in proxy.log)
         await call(proxy.port, "GET", "/second")
         await proxy.stop()
     assert "second" not in proxy.log and proxy.log.splitlines()[-1].startswith("time=")
@@ -128,11 +128,11 @@ async def test_a_reload_tells_what_is_in_force(tmp_path: Path) -> None:
             await eventually(lambda: f"/reload{number}" in proxy.log)
             return proxy.log[before:]
 
-        wanted = "limits.cache: 1MiB takes effect with a restart; 64MiB is in force"
+        wanted = "limits.cache: 1MiB takes effect after a restart; 64MiB stays in force"
         for number in (1, 2):
             assert wanted in await reload(number, limits={"cache": "1MiB"})
         assert "takes effect" not in await reload(3)
         hashes = ["ab" * 32]
-        assert "was called" not in await reload(4, clients=[{"name": "kitchen", "key_hashes": hashes}])
+        assert "was renamed" not in await reload(4, clients=[{"name": "kitchen", "key_hashes": hashes}])
         said = await reload(5, clients=[{"name": "hall", "key_hashes": hashes}])
-        assert "clients: hall was called kitchen, and its sessions are those of that name" in said
+        assert "clients: hall was renamed from kitchen and cannot reach the sessions of that name" in said

@@ -51,7 +51,7 @@ def test_a_client_that_comes_between_two_processes_is_served_by_the_second(tmp_p
                 assert b" 200 " in asked(early)
                 with connected(opened) as late:
                     assert b" 200 " in asked(late)
-                assert "is not used, for systemd holds the sockets" in daemon.logged("listen:")
+                assert "is ignored, because systemd holds the sockets" in daemon.logged("listen:")
                 daemon.process.send_signal(ends)
                 assert daemon.process.wait(10) == (0 if ends == signal.SIGTERM else -ends)
 
@@ -71,7 +71,7 @@ def test_the_unix_socket_of_another_process_is_not_taken(tmp_path: Path) -> None
         taken.listen()
         listen = f"unix:{tmp_path}/taken"
         done = session_proxy("serve", "--config", GOOD, "--listen", listen, XDG_STATE_HOME=str(tmp_path))
-    assert done.returncode == 1 and "another process does" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 1 and "another process listens there" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_our_key_is_not_lent_through_a_socket_of_systemds(tmp_path: Path) -> None:
@@ -80,14 +80,14 @@ def test_our_key_is_not_lent_through_a_socket_of_systemds(tmp_path: Path) -> Non
         opened.listen()
         with Daemon(tmp_path, handed=opened, upstreams=[{"api_key": "sk-canary"}], tenant="one") as daemon:
             assert daemon.process.wait(10) == 78
-            assert "0.0.0.0" in (said := daemon.log.read()) and "would lend" in said and "canary" not in said
+            assert "0.0.0.0" in (said := daemon.log.read()) and "use your api_key" in said and "canary" not in said
 
 
 def test_a_socket_that_does_not_listen_is_one_sentence(tmp_path: Path) -> None:
     with tcp() as deaf, Daemon(tmp_path, handed=deaf) as daemon:
         assert daemon.process.wait(10) == 1
         assert daemon.log.read() == (
-            "session-proxy: systemd handed over a socket that does not listen. Use ListenStream= and Accept=no.\n"
+            "session-proxy: systemd passed a socket that does not listen. Use ListenStream= and Accept=no.\n"
         )
 
 

@@ -140,7 +140,7 @@ def test_a_unix_socket_of_systemds_stays_plain(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("certificate", "key", "say"),
     [
-        ("proxy.pem", None, "a certificate and its key belong together; name both, or neither"),
+        ("proxy.pem", None, "a certificate needs its key; set both, or neither"),
         ("none.pem", "proxy.key", "none.pem cannot be read: no such file or directory; correct this"),
         ("proxy.pem", "none.key", "none.key cannot be read: no such file or directory; correct this"),
         ("proxy.pem", "other.key", "are not a certificate and its key; both must be PEM, the key without a password"),

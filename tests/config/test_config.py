@@ -109,15 +109,15 @@ def test_other_base_urls_are_not_doubted(written: Path, end: str) -> None:
         ("history: {overflow: trim, max_messages: 1, summary: {max_tokens: 9000}}", []),
         (
             "history: {overflow: summarize}",
-            ["1:11: warning: history.overflow: summarize: no upstream has an api_key of yours, so that what is left"],
+            ["1:11: warning: history.overflow: summarize: no upstream has an api_key, so sessions are trimmed"],
         ),
         (
             "upstreams: [{mount: /a, api_key: k}, {mount: /b}]\nhistory: {overflow: summarize}",
-            ["1:38: warning: upstreams.1: has no api_key, so that what is left out of its sessions is trimmed"],
+            ["1:38: warning: upstreams.1: has no api_key, so its sessions are trimmed without a summary"],
         ),
         (
             "upstreams: [{api_key: k}]\nhistory: {overflow: summarize, max_tokens: 800, summary: {max_tokens: 101}}",
-            ["2:59: warning: history.summary.max_tokens: a summary gets at most one part in 8 of", "which is 100"],
+            ["2:59: warning: history.summary.max_tokens: a summary gets at most one part in 8 of", "write at most 100"],
         ),
     ],
 )
@@ -342,7 +342,7 @@ MISTAKES = [
     ("history: {overflow: fail}", "1:11: history.overflow: must be 'trim', 'error' or 'summarize'"),
     ("history: {summary: {max_tokens: 0}}", "1:21: history.summary.max_tokens: must be at least 1"),
     ("history: {summary: {timeout: 0s}}", "1:21: history.summary.timeout: must be a duration above zero"),
-    ("history: {summary: {heading: ' '}}", "1:21: history.summary.heading: must be a text that says something"),
+    ("history: {summary: {heading: ' '}}", "1:21: history.summary.heading: must be a text that is not blank"),
     (
         "history: {overflow: summarize, max_tokens: 150}",
         "1:32: history.max_tokens: cannot hold a summary, the prompt that asks for it and a message; write at least",
@@ -353,17 +353,20 @@ MISTAKES = [
     ),
     (
         "history: {max_messages: 2, overflow: summarize}",
-        "1:11: history.max_messages: cannot hold a summary and a message; write at least 3, or let overflow be trim",
+        "1:11: history.max_messages: cannot hold a summary and a message; write at least 3, or set overflow to trim",
     ),
     (
         "history: {max_bytes: 1KiB, overflow: summarize}",
         "1:11: history.max_bytes: cannot hold a summary, the prompt that asks for it and a message; write at least",
     ),
-    ("history: {summary: {prompt: ' '}}", "1:21: history.summary.prompt: must be a text that says something"),
+    ("history: {summary: {prompt: ' '}}", "1:21: history.summary.prompt: must be a text that is not blank"),
     ("history: {summary: {model: 'a b'}}", "1:21: history.summary.model: must be the name of a model"),
     ("history: {summary: {modell: m}}", "1:21: history.summary.modell: unknown key 'modell'; did you mean 'model'?"),
     ("admin: {listen: 127.0.0.1:1}", "1:9: admin.listen: needs a token; write admin.token as well"),
-    ("admin: {listen: 127.0.0.1:8484, token: t}", "1:9: admin.listen: is the address of listen; choose another one"),
+    (
+        "admin: {listen: 127.0.0.1:8484, token: t}",
+        "1:9: admin.listen: is the same address as listen; choose another one",
+    ),
     ("admin: {listen: here, token: t}", "1:9: admin.listen: must be HOST:PORT"),
     ("admin: {token: 'a b'}", "1:9: admin.token: must be the key alone"),
     (

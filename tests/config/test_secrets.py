@@ -167,7 +167,7 @@ CLOSED = ["127.0.0.1:80", "127.9.9.9:80", "[::1]:80", "localhost:80", "LocalHost
 def test_our_key_without_clients_is_not_served_to_the_world(written: Path, listen: str) -> None:
     found = problems(written, json.dumps({"listen": listen, "upstreams": [{"api_key": SECRET}]}))
     assert found == [
-        "1:2: listen: would lend your api_key to everybody who reaches this address; listen on 127.0.0.1 or"
+        "1:2: listen: lets everybody who reaches this address use your api_key; listen on 127.0.0.1 or"
         " unix:/path, list the callers under clients, or remove api_key"
     ]
 

@@ -351,6 +351,8 @@ class Talk:
         self.truth, self.system, self.resends = truth, request.system, request.resends
         self.ours.add(number)
         self.firsts.add(truth[0])
+        if request.kind == "append" and resent:
+            self.firsts.add(request.fresh[0])  # who carries its list and says one message alone begins another chat
         self.check_kept(request, posted, tried)
         assert before <= {turn.id for turn in self.session.history.turns}
 

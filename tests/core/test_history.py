@@ -19,7 +19,6 @@ from proxy.core.history import (
     followed,
     fresh,
     laid_out,
-    moved,
     own_entries,
 )
 from proxy.core.model import CARRIES, SIDE, HistoryCache, Layout, Message, SessionState, TrimPoint, Turn, TurnState
@@ -415,28 +414,6 @@ def test_each_model_has_its_own_trim_points() -> None:
     ]
     beside = turn("s", "6", "u5 a5", traits=SIDE)
     assert told.plus(beside).trim_points == both
-
-
-@pytest.mark.parametrize(
-    ("layout", "wanted"),
-    [
-        (None, TrimPoint(4, b"s")),
-        (((0, 8),), TrimPoint(4, b"s")),
-        (((0, 3), 1, (4, 8)), TrimPoint(4, b"s")),
-        (((0, 2), (6, 8), 1), TrimPoint(2, b"s")),
-        ((2, (3, 8)), TrimPoint(3, b"s")),
-        (((0, 4), 1), TrimPoint()),
-        ((1,), TrimPoint()),
-    ],
-)
-def test_a_cut_and_what_its_summary_tells_of_move_with_the_messages_behind_them(
-    layout: Layout | None, wanted: TrimPoint
-) -> None:
-    assert moved(TrimPoint(4, b"s"), layout) == wanted
-    partly = moved(TrimPoint(4, b"s", 2), layout)
-    assert (partly.at, partly.summary) == (wanted.at, wanted.summary)
-    assert partly.covered <= wanted.covered
-    assert moved(TrimPoint(), layout) == TrimPoint()
 
 
 def test_what_clients_did_is_known_and_handed_on() -> None:

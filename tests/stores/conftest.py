@@ -17,7 +17,8 @@ from proxy.core.model import Answer, Message, SessionKey, SessionState, Turn
 from proxy.stores.base import Store
 from proxy.stores.cache import CachedStore
 from proxy.stores.memory import MemoryStore
-from proxy.stores.sqlite.store import PACE, Pace, SQLiteStore
+from proxy.stores.sqlite.store import SQLiteStore
+from proxy.stores.sqlite.write_queue import PACE, Pace
 
 TTL = 1000  # ms
 DAY = 24 * 3600 * 1000

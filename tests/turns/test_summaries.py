@@ -246,7 +246,7 @@ async def test_a_dry_run_lists_the_summary_and_operators_see_it(serve: Serve, ca
     assert numbers.summaries == {"made": len(writing.summaries)} and writing.summaries
     used = numbers.summary_prompt, numbers.summary_completion
     assert used == (3 * len(writing.summaries), 2 * len(writing.summaries))
-    assert "are in a summary of" in caplog.text
+    assert "are summarized in" in caplog.text
 
 
 async def test_a_summary_that_fails_is_counted(serve: Serve) -> None:

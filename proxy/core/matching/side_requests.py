@@ -98,11 +98,9 @@ class SideRequestCheck:
     @cached_property
     def _latest(self) -> Turn | None:
         """The latest turn of the chat that the same software asked for: how others ask tells nothing of it."""
-        history = self._history
-        last = history.last
+        last, recent = self._history.last, reversed(self._history.turns[-NEAR:])
         if last is None or not self.is_of_another(last):
             return last
-        recent = reversed(history.turns[-NEAR:])
         return next((turn for turn in recent if not (turn.is_side_request or self.is_of_another(turn))), None)
 
     @property

@@ -10,11 +10,11 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
-from proxy.core.history import History, moved
+from proxy.core.history import History
 from proxy.core.matching.alignment import Entries
 from proxy.core.model import Message, TrimPoint
 from proxy.core.plan import Decision, Plan
-from proxy.core.window.cuts import Trim, holding, newest
+from proxy.core.window.cuts import Trim, holding, moved, newest
 from proxy.core.window.token_estimate import GRID
 
 DEPTH = 0.6  # what a cut leaves, as a share of what the limit leaves to the history

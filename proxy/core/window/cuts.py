@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from proxy.core.model import TrimPoint
+from proxy.core.model import Layout, TrimPoint
 
 GROWN = 1.25  # a limit that is larger by less does not bring back what was left out: the prefix would change for little
 KEPT = 16  # cuts of a branch that are remembered
@@ -64,3 +64,27 @@ def holding(trim_points: Sequence[Trim], limit: float | None, model: str) -> Tri
         if each.trim_point.at >= best.at and each.holds(limit, model):
             best = each.trim_point
     return best
+
+
+def moved(trim_point: TrimPoint, layout: Layout | None) -> TrimPoint:
+    """A trim point moved to the path that `layout` makes of its own; none where the new path keeps nothing of the
+    window, as it went back to before it."""
+    if not trim_point.at or layout is None:
+        return trim_point
+    at = _placed(trim_point.at, layout)
+    if at is None:
+        return TrimPoint()
+    return TrimPoint(at, trim_point.summary, None if trim_point.told is None else _placed(trim_point.told, layout))
+
+
+def _placed(at: int, layout: Layout) -> int | None:
+    """The new position of the first message from `at` on that the layout keeps; None where it keeps none."""
+    place = 0
+    for part in layout:
+        if isinstance(part, int):
+            place += part
+        elif part[1] <= at:
+            place += part[1] - part[0]
+        else:
+            return place + max(0, at - part[0])
+    return None

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import aiosqlite
 
@@ -31,7 +31,16 @@ from proxy.stores.sqlite.migration import migrate
 from proxy.stores.sqlite.remedy import remedy
 from proxy.stores.sqlite.rows import history_of, row_of, unpacked
 from proxy.stores.sqlite.snapshot import uri
-from proxy.stores.sqlite.write_queue import GROUP, GroupCommitConnection, Statement, Write, WriteQueue, merged
+from proxy.stores.sqlite.write_queue import (
+    GROUP,
+    PACE,
+    GroupCommitConnection,
+    Pace,
+    Statement,
+    Write,
+    WriteQueue,
+    merged,
+)
 
 _PRAGMAS = (
     "PRAGMA journal_mode=WAL",
@@ -40,20 +49,6 @@ _PRAGMAS = (
 )
 REWRITTEN = 16 << 20  # bytes up to which a database is written anew after a deletion: a fifth of a second
 BUSY = 5000  # ms a commit waits for a stranger who locks the database
-
-
-class Pace(NamedTuple):
-    """How long, in seconds, a write waits for others to share its transaction, and a deletion for readers that keep its
-    content in the log."""
-
-    gathering: float = 0.002  # turns behind a group, at most: about what a commit takes
-    share: float = 0.03  # of the time that a turn took itself
-    longest: float = 0.02  # a turn, at most
-    touching: float = 1.0  # signs of life, beside turns
-    emptying: float = 5.0
-
-
-PACE = Pace()
 
 
 class SQLiteStore:
@@ -68,9 +63,7 @@ class SQLiteStore:
         turn_id: int,
         learned: LearnedLimits,
     ) -> None:
-        self._opened = opened
-        self._writer = writer
-        self._reader = reader
+        self._opened, self._writer, self._reader = opened, writer, reader
         self._path, self._ttl, self._pace = path, ttl, pace
         self._turn_id = turn_id  # the newest; the one writer counts
         self.learned = learned
@@ -102,8 +95,8 @@ class SQLiteStore:
                 reader = await opening.enter_async_context(opening_reader)
                 await reader.execute("PRAGMA query_only=ON")
                 refusals, limits = [await reader.execute_fetchall(each) for each in (sql.REFUSALS, sql.LIMITS)]
-                learned = LearnedLimits(refusals, limits)
-                return cls(opening.pop_all(), writer, reader, path, ttl, pace, newest or 0, learned)
+                known = LearnedLimits(refusals, limits)
+                return cls(opening.pop_all(), writer, reader, path, ttl, pace, newest or 0, known)
         except OSError as error:
             raise StoreUnavailable(f"Cannot use {path}: {error.strerror}. {remedy(error)}") from error
         except sqlite3.Error as error:

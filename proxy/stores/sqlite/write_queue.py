@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from proxy.errors import StoreUnavailable
 from proxy.stores.sqlite import sql
@@ -30,6 +30,20 @@ TOGETHER = 32  # turns in a statement
 _PLACES = f"({', '.join('?' * len(sql.COLUMNS.split(',')))})"
 
 Statement = tuple[str, Sequence[Any]]
+
+
+class Pace(NamedTuple):
+    """How long, in seconds, a write waits for others to share its transaction, and a deletion for readers that keep its
+    content in the log."""
+
+    gathering: float = 0.002  # turns behind a group, at most: about what a commit takes
+    share: float = 0.03  # of the time that a turn took itself
+    longest: float = 0.02  # a turn, at most
+    touching: float = 1.0  # signs of life, beside turns
+    emptying: float = 5.0
+
+
+PACE = Pace()
 
 
 @dataclass(slots=True)

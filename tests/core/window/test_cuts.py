@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.model import TrimPoint
-from proxy.core.window.cuts import GROWN, KEPT, Trim, holding, joined, made, newest, purpose
+from proxy.core.model import Layout, TrimPoint
+from proxy.core.window.cuts import GROWN, KEPT, Trim, holding, joined, made, moved, newest, purpose
 
 LIMITS = st.one_of(st.just(0), st.integers(1, 4000))
 MADES = st.builds(Trim, st.builds(TrimPoint, st.integers(0, 90)), LIMITS, st.sampled_from(["", "h a", "h b"]))
@@ -66,3 +67,25 @@ def test_the_trim_points_of_a_branch_are_bounded() -> None:
     for n in range(100):
         kept = joined(kept, Trim(TrimPoint(100 - n), n + 1))
     assert len(kept) == KEPT and kept[-1].limit == 100
+
+
+@pytest.mark.parametrize(
+    ("layout", "wanted"),
+    [
+        (None, TrimPoint(4, b"s")),
+        (((0, 8),), TrimPoint(4, b"s")),
+        (((0, 3), 1, (4, 8)), TrimPoint(4, b"s")),
+        (((0, 2), (6, 8), 1), TrimPoint(2, b"s")),
+        ((2, (3, 8)), TrimPoint(3, b"s")),
+        (((0, 4), 1), TrimPoint()),
+        ((1,), TrimPoint()),
+    ],
+)
+def test_a_cut_and_what_its_summary_tells_of_move_with_the_messages_behind_them(
+    layout: Layout | None, wanted: TrimPoint
+) -> None:
+    assert moved(TrimPoint(4, b"s"), layout) == wanted
+    partly = moved(TrimPoint(4, b"s", 2), layout)
+    assert (partly.at, partly.summary) == (wanted.at, wanted.summary)
+    assert partly.covered <= wanted.covered
+    assert moved(TrimPoint(), layout) == TrimPoint()
