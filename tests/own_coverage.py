@@ -29,8 +29,9 @@ PURE = ("core", "dialects")
 # How a list is read is proven in one table and by the shapes of clients, whatever module says it.
 READINGS = ("reconcile", "usual", "repeats", "starts", "side_requests", "planner", "retries")
 TABLE = ("core/matching/test_reconcile*.py", "conversations/test_shapes_of_clients.py")
-# What a process runs; the longest first, because two run at a time.
-JOBS = {"turns": ["turns"], "stores": ["stores"], "pure": [*PURE, "conversations/test_shapes_of_clients.py"]}
+# What is run, and in how many processes; the longest first, because two run at a time.
+JOBS = {"turns": ["turns"], "pure": [*PURE, "conversations/test_shapes_of_clients.py"], "stores": ["stores"]}
+HALVED = ("turns",)
 
 # Percent of lines and branches, as measured. It may rise and not sink; a module that is not listed begins with NEW.
 NEW = 95.0
@@ -105,13 +106,22 @@ def own_tests(module: Path) -> list[str]:
     return [file.relative_to(ROOT).as_posix() for pattern in patterns for file in (ROOT / "tests").glob(pattern)]
 
 
-def run(job: str, data: Path) -> str | None:
-    """Run the tests of a job; what they said, where they failed."""
+def parts(job: str) -> list[list[str]]:
+    """The tests of a job, as many lists as it has processes."""
+    tests = [f"tests/{each}" for each in JOBS[job]]
+    if job not in HALVED:
+        return [tests]
+    files = sorted([file.relative_to(ROOT).as_posix() for each in tests for file in (ROOT / each).rglob("test_*.py")])
+    return [files[::2], files[1::2]]
+
+
+def run(job: str, tests: list[str], data: Path) -> str | None:
+    """Run tests of a job; what they said, where they failed."""
     folders = ["proxy/core", "proxy/dialects"] if job == "pure" else [f"proxy/{job}"]
     command = [sys.executable, "-m", "coverage", "run", "--branch", f"--source={','.join(folders)}", "-m", "pytest"]
     command += ["-q", "--durations=20", *(["-p", "tests.own_coverage"] if job == "pure" else [])]
     environ = {**os.environ, "COVERAGE_FILE": str(data)}
-    start, tests = time.monotonic(), [f"tests/{each}" for each in JOBS[job]]
+    start = time.monotonic()
     done = subprocess.run([*command, *tests], cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
     print(f"tests of {job}: {time.monotonic() - start:.0f} s\n{done.stdout[done.stdout.find('=====') :]}", flush=True)
     return None if done.returncode == 0 else f"the tests of {job} failed:\n{done.stdout}{done.stderr}"
@@ -124,9 +134,9 @@ def reached(measured: Coverage, module: Path, contexts: list[str] | None = None)
     return share, told.getvalue().splitlines()[2]
 
 
-def problems_of(job: str, data: Path) -> Iterator[str]:
-    measured = Coverage(data_file=str(data), branch=True)
-    measured.load()
+def problems_of(job: str, data: list[Path]) -> Iterator[str]:
+    measured = Coverage(data_file=str(data[0].with_suffix(".all")), branch=True)
+    measured.combine([str(file) for file in data])
     if job == "pure":
         for module in pure_modules():
             own = own_tests(module)
@@ -152,10 +162,10 @@ def unlisted() -> Iterator[str]:
 
 def main() -> int:
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(2) as pool:
-        files = {job: Path(scratch, job) for job in JOBS}
-        problems = [problem for problem in pool.map(run, files, files.values()) if problem]
-        if not problems:
-            problems = [problem for job, data in files.items() for problem in problems_of(job, data)]
+        runs = [(job, part, Path(scratch, f"{job}-{n}")) for job in JOBS for n, part in enumerate(parts(job))]
+        problems = [problem for problem in pool.map(lambda each: run(*each), runs) if problem]
+        for job in JOBS if not problems else ():
+            problems += problems_of(job, [data for name, _, data in runs if name == job])
         problems += unlisted()
     count = len(list(pure_modules()))
     print("\n".join(problems) or f"{count} pure modules, each covered by its own tests; the others above their bars")
