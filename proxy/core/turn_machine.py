@@ -156,8 +156,10 @@ class TurnMachine:
 
     def feed(self, event: Event) -> Commands:
         """What to do now."""
-        self.phase, commands = TABLE[self.phase].get(event) or (self.phase, ())
-        return commands
+        if row := TABLE[self.phase].get(event):
+            self.phase, commands = row
+            return commands
+        return ()
 
     def end(self, verdict: Verdict, recorded: bool) -> Commands:
         """What to do at the end of the answer, of which the exchange has given its verdict. `recorded`: the turn may be

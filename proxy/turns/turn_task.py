@@ -16,7 +16,7 @@ from msgspec import structs
 from proxy.context.in_flight import QueueSlot
 from proxy.context.runtime import Runtime
 from proxy.core import headers, turn_machine
-from proxy.core.exchange import Dialect, Exchange, Outcome
+from proxy.core.exchange import Dialect, Exchange
 from proxy.core.history import Session
 from proxy.core.inflate import Broken
 from proxy.core.model import Answer
@@ -87,7 +87,7 @@ class RecordedTurn:
         if not self._machine.has_end:
             self.plan = structs.replace(self.plan, parent=None, layout=None, side=True)
             self._machine.may_return = self.follows = False
-            self._leave()
+            self._do((turn_machine.LEAVE_QUEUE,))
 
     def stop(self, fault: ProxyError | None = None, at_once: bool = False) -> None:
         """End the turn; what came is recorded. One whose reply has its finish_reason goes on to its end, unless
@@ -119,8 +119,7 @@ class RecordedTurn:
     def _over(self) -> None:
         # Not in the task itself: one that is cancelled before its first step runs no `finally`.
         self._runtime.poller.remove(self._poll)
-        failed = self._stopped or ProxyError("The proxy failed at this request. Its log says why.")
-        self._do(self._machine.feed(Event.OVER), failed)
+        self._do(self._machine.feed(Event.OVER))
         if self._recorded:
             self._runtime.registry.leave(self.chat.key, self)
         if self.committed and not self.plan.side:
@@ -128,44 +127,47 @@ class RecordedTurn:
         self._runtime.counters.turns[self.plan.decision, self.chat.access.outcome or "failed"] += 1
 
     async def _run(self) -> None:
+        """Ask and relay, until a stop cancels that; what came by then is settled."""
+        machine, store, key = self._machine, self._runtime.store, self.chat.key
         try:
             self._started = self._runtime.now()
-            await self._runtime.store.touch(self.chat.key, self._started)
+            await store.touch(key, self._started)
             try:
-                await self._answer()
+                if turn_machine.ASK in machine.feed(Event.STARTED):
+                    while await self._try():
+                        pass
+            except asyncio.CancelledError:
+                if self._stopped is None or (self.task and self.task.uncancel()):
+                    raise  # it was not, or not only, the stop
+                if machine.phase is Phase.STOPPING:
+                    await self._settle(False)
+            except ProxyError as fault:
+                self._do(machine.feed(Event.FAULT), fault)  # before the wait below, in which a stop may come
             finally:
                 if not self.committed:  # the end of a turn is a sign of life, whatever became of it
-                    await self._runtime.store.touch(self.chat.key, self._runtime.now())
+                    await store.touch(key, self._runtime.now())
         except ProxyError as fault:
-            self._do(self._machine.feed(Event.FAULT), fault)
+            self._do(machine.feed(Event.FAULT), fault)
         except Exception:
             log.exception("a fault of the proxy's own")
 
-    async def _answer(self) -> None:
-        """Ask and relay, until a stop cancels that; what came by then is settled."""
-        if turn_machine.ASK not in self._machine.feed(Event.STARTED):
-            return
-        try:
-            while await self._try():
-                pass
-        except asyncio.CancelledError:
-            if self._stopped is None or (self.task and self.task.uncancel()):
-                raise  # it was not, or not only, the stop
-            if self._machine.phase is Phase.STOPPING:
-                await self._settle(False)
-
     def _do(self, commands: Commands, fault: ProxyError | None = None, broke: float | None = None) -> None:
-        """What needs no wait. `fault` and `broke` as Broadcast's."""
+        """What needs no wait. `fault` and `broke` as Broadcast's; without a fault FAIL takes that of the stop."""
         for command in commands:
             if command is turn_machine.LEAVE_QUEUE:
-                self._leave()
-            elif command is turn_machine.RESET or command is turn_machine.FAIL:
-                self.broadcast.fail(fault if command is turn_machine.FAIL else None, broke)
+                if slot := self._slot:
+                    self._slot = None
+                    slot.leave()
+            elif command is turn_machine.RESET:
+                self.broadcast.fail(None, broke)
+            elif command is turn_machine.FAIL and not self.broadcast.ended:
+                told = fault or self._stopped or ProxyError("The proxy failed at this request. Its log says why.")
+                self.broadcast.fail(told, broke)
             elif command is turn_machine.NOTE_UNSEEN and not self.plan.side:
                 self._runtime.registry.delivered(self.chat.key, self.id, False)  # it may be in the history all the same
 
     async def _try(self) -> bool:
-        """Ask the upstream once; whether to ask again, for it refused what was sent."""
+        """Ask the upstream once, and relay its answer; whether to ask again, for it refused what was sent."""
         runtime, target = self._runtime, self.chat.target
         sent = upstream_headers(self.chat, runtime)
         self.chat.access.asked = self.chat.access.asked or time.monotonic()
@@ -175,33 +177,43 @@ class RecordedTurn:
             body = Body(answer)
             if await self._attempts.refused(answer, body):
                 return True
-            await self._relay(answer, body, asked)
+            if turn_machine.BEGIN in self._machine.feed(Event.HEAD):
+                self._begin(answer, body)
+            if self.chat.ask.stream and self._streams(answer) and self._attempts.fit.looks_within:
+                body = await self._opened(answer, body, asked)
+            clean = await self._pieces(body) and body.is_whole
+            if not self._machine.has_end:
+                await self._settle(clean)
+            commands = self._machine.feed(Event.TRANSFER_ENDED if clean else Event.TRANSFER_BROKEN)
+            if turn_machine.END in commands:
+                await self.broadcast.end()
+                self.note_delivery()
+            else:
+                self._do(commands)
         finally:
             for each in asked:
                 each.close()
         return False
 
-    async def _relay(self, answer: Response, body: Body, asked: list[Response]) -> None:
-        inflated = 200 <= answer.status < 300 and body.undo()
+    def _begin(self, answer: Response, body: Body) -> None:
+        """Hand the head on, with our headers; the upstream's own errors go through untouched."""
         self._said = status, kind = answer.status, answer.get("content-type")
+        succeeds = 200 <= status < 300
+        inflated = succeeds and body.undo()
         self._exchange.begin(status, kind, None if inflated else answer.length, body.unknown)
-        if turn_machine.BEGIN in self._machine.feed(Event.HEAD):
-            self.broadcast.begin(answer.status, self._client_headers(answer, inflated), not answer.is_here)
-        if self._streams(answer) and self._attempts.fit.looks_within:
-            body = await self._opened(answer, body, asked)
-        clean = await self._pieces(body) and body.is_whole
-        if not self._machine.has_end:
-            await self._settle(clean)
-        commands = self._machine.feed(Event.TRANSFER_ENDED if clean else Event.TRANSFER_BROKEN)
-        if turn_machine.END in commands:
-            await self.broadcast.end()
-            self.note_delivery()
+        if succeeds:
+            told = self._session.state, self.id, self.plan.decision, self._attempts.injected, self._attempts.fit.dropped
+            ours = of_turn(*told)
+            if self._recorded and (reason := self._exchange.unrecorded):  # it is known from the head
+                ours.append(not_recorded(reason))
+            shown = client_headers(answer, self.chat, inflated) + ours
         else:
-            self._do(commands)
+            shown = headers.end_to_end(answer.headers)
+        self.broadcast.begin(status, shown, not answer.is_here)
 
     def _streams(self, answer: Response) -> bool:
-        streams = self.chat.ask.stream and answer.status == 200 and answer.length is None
-        return streams and answer.get("content-encoding") is None
+        """Whether an answer to a request for a stream is one."""
+        return answer.status == 200 and answer.length is None and answer.get("content-encoding") is None
 
     async def _opened(self, answer: Response, body: Body, asked: list[Response]) -> Body:
         """The body of a stream, or of the one that comes in its place: where its first event says that the prompt is
@@ -255,7 +267,12 @@ class RecordedTurn:
             self.broadcast.tell(not_recorded(reason))
         commands = self._machine.end(outcome.verdict, self._recorded)
         if turn_machine.COMMIT in commands:
-            fault = await self._commit(outcome)
+            try:
+                answer = Answer(*self._said, self._exchange.answer)
+                self.committed = await self.record.commit(self.plan, outcome, self._started, answer)
+            except StoreUnavailable as error:
+                log.error("turn %s is not kept, its end is not released: %s", self.id, error)
+                fault, access.outcome, self.broadcast.why = error, "unkept", "store"
             commands = self._machine.feed(Event.COMMIT_FAILED if fault else Event.COMMITTED)
         access.released = time.monotonic()
         self._do(commands, fault, access.ended)
@@ -266,17 +283,6 @@ class RecordedTurn:
         if usage := outcome.reply.usage:
             self._runtime.counters.used(counts(usage))
 
-    async def _commit(self, outcome: Outcome) -> StoreUnavailable | None:
-        """Why the turn is not on disk; None once it is."""
-        try:
-            answer = Answer(*self._said, self._exchange.answer)
-            self.committed = await self.record.commit(self.plan, outcome, self._started, answer)
-        except StoreUnavailable as error:
-            log.error("turn %s is not kept, its end is not released: %s", self.id, error)
-            self.chat.access.outcome, self.broadcast.why = "unkept", "store"
-            return error
-        return None
-
     def note_delivery(self) -> None:
         """For retries: whether a client has seen the end of what was kept. One who takes long tells nothing of
         a session whose next turn is kept already."""
@@ -285,16 +291,3 @@ class RecordedTurn:
             if self._noted is None or registry.was_delivered(key, self.id) is not None:
                 registry.delivered(key, self.id, delivered)
             self._noted = delivered
-
-    def _leave(self) -> None:
-        if self._slot:
-            self._slot.leave()
-
-    def _client_headers(self, answer: Response, inflated: bool) -> headers.Pairs:
-        if not 200 <= answer.status < 300:
-            return headers.end_to_end(answer.headers)  # the upstream's own errors go through untouched
-        told = self._session.state, self.id, self.plan.decision, self._attempts.injected, self._attempts.fit.dropped
-        ours = of_turn(*told)
-        if self._recorded and (reason := self._exchange.unrecorded):  # it is known from the head
-            ours.append(not_recorded(reason))
-        return client_headers(answer, self.chat, inflated) + ours

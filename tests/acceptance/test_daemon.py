@@ -54,7 +54,7 @@ def test_a_reload_takes_a_good_file_and_refuses_a_bad_one(daemon: Daemon) -> Non
     assert daemon.logged("reloaded") and "store.path: other.db" in daemon.logged("restart")
     daemon.write(log={"level": "loud"})
     daemon.process.send_signal(signal.SIGHUP)
-    assert "proxy.yaml:3:" in daemon.logged("unchanged")
+    assert "proxy.yaml:3:" in daemon.logged("not reloaded")
     assert "not reloaded" in (status := daemon.notified("READY")["STATUS"]) and "proxy.yaml:3:" in status
     answer = requests.get(daemon.url + "/models", headers={"Origin": "http://here"}, timeout=5)
     assert (answer.status_code, answer.headers["Access-Control-Allow-Origin"]) == (200, "http://here")

@@ -77,6 +77,7 @@ PLAYBOOKS = [
     Playbook("client: behind the end", f"{ANSWERED}{KEPT}stop now; 0 gone < cancel; {CLOSED}"),
     # The upstream
     Playbook("upstream: before its head: unreachable, or silent", f"started < ask; fault < fail; {CLOSED}"),
+    Playbook("upstream: before its head: unreachable, or silent", f"started < ask; fault < fail; stop now; {CLOSED}"),
     Playbook("upstream: before the first token", f"{ANSWERED}{BROKEN}"),
     Playbook("upstream: in the stream", f"{ANSWERED}{INTERRUPTED}"),
     Playbook("upstream: in a JSON body", f"{ANSWERED}{BROKEN}"),

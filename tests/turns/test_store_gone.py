@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -11,7 +12,7 @@ from proxy.core.history import Session
 from proxy.core.model import SessionKey
 from proxy.errors import StoreUnavailable
 from proxy.stores.memory import MemoryStore
-from tests.support.fakes import RawClient, ScriptedUpstream
+from tests.support.fakes import RawClient, ScriptedUpstream, eventually
 from tests.support.serving import Serve
 
 
@@ -36,6 +37,20 @@ class Fragile(MemoryStore):
 
     async def ping(self) -> None:
         self._try("ping")
+
+
+class Slow(MemoryStore):
+    """A store that takes as long as it is told to note the second sign of life."""
+
+    def __init__(self) -> None:
+        super().__init__(10**9)
+        self.touched, self.noted = 0, asyncio.Event()
+
+    async def touch(self, key: SessionKey, now: int) -> None:
+        self.touched += 1
+        if self.touched == 2:
+            await self.noted.wait()
+        await super().touch(key, now)
 
 
 async def asked(port: int, text: str, *headers: tuple[str, str]) -> tuple[int, Any]:
@@ -70,3 +85,16 @@ async def test_it_is_not_ready_while_it_cannot_write(serve: Serve) -> None:
         async with RawClient(proxy.port) as client:
             await client.request("GET", "/readyz")
             assert (await client.head()).status == wanted
+
+
+async def test_a_stop_behind_a_fault_takes_the_fault_from_nobody(serve: Serve) -> None:
+    store = Slow()
+    proxy = await serve("http://127.0.0.1:1/v1", store=store)
+    asking = asyncio.create_task(asked(proxy.port, "1", ("x-session-id", "s")))
+    await eventually(lambda: store.touched == 2)
+    (key,) = proxy.runtime.registry.in_use
+    (turn,) = proxy.runtime.registry.turns(key)
+    turn.stop()
+    store.noted.set()
+    status, answer = await asking
+    assert (status, answer["error"]["code"]) == (502, "upstream_unreachable")
