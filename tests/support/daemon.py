@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -16,6 +17,8 @@ from tests.support.fakes import free_port
 
 # a shell knows its own process before it becomes the proxy, as systemd does
 HAND_OVER = 'exec 3<&0; export LISTEN_PID=$$ LISTEN_FDS=1; exec "$@"'
+
+PATIENCE = 20.0  # seconds for a line of the log
 
 
 class Daemon:
@@ -71,7 +74,15 @@ class Daemon:
                 return said
 
     def logged(self, words: str) -> str:
-        return next(line for line in self.log if words in line)
+        """The next line of its log with these words. Who does not say them is killed, so that the log ends."""
+        ending = threading.Timer(PATIENCE, self.process.kill)
+        ending.start()
+        try:
+            line = next((line for line in self.log if words in line), None)
+        finally:
+            ending.cancel()
+        assert line is not None, f"the log has no line with {words!r}"
+        return line
 
     @property
     def url(self) -> str:
