@@ -83,7 +83,8 @@ class RecordedTurn:
         return Flight(plan.asked, ask.system, ask.tools, plan.resends, self.id, client, gone, *shown, ask)
 
     def demote(self) -> None:
-        """It turned out to be a side request: the chat that it was asked for is here, and takes its place."""
+        """Turn this turn into a side request, because the main chat's request has arrived. Leaves the session's queue.
+        Does nothing once the answer has ended."""
         if not self._machine.has_end:
             self.plan = structs.replace(self.plan, parent=None, layout=None, side=True)
             self._machine.may_return = self.follows = False

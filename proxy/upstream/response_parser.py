@@ -26,8 +26,8 @@ def is_valid(message: RawResponseMessage) -> bool:
 
 
 def unchunked(data: bytes) -> bytes | None:
-    """What some bytes carry that are whole chunks and nothing else, plainly written and none of them the last; None of
-    any other, which are the parser's. A piece of a stream is one such chunk, and the parser takes ten calls for it."""
+    """Decode bytes that are whole HTTP chunks without extensions and without the last chunk. None for anything else,
+    which the parser must read."""
     pieces, at = [], 0
     while at < len(data):
         if not (found := _SIZE.match(data, at)):

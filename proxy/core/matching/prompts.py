@@ -49,8 +49,8 @@ def _is_number(one: str, other: str) -> bool:
 
 
 def is_quoted(text: str, within: str, least: int = QUOTE) -> bool:
-    """Whether a text stands within another one that says more. Of a long one its beginning or its end is enough: what
-    clients quote they cut."""
+    """Whether `within` contains `text` and says more; a text shorter than `least` never counts. Of a long text its
+    beginning or its end is enough, because clients shorten what they quote."""
     if len(text) < least or text == within:
         return False
     return text in within or (len(text) >= LONG and (text[:PART] in within or text[-PART:] in within))

@@ -96,8 +96,9 @@ def legal_starts(path: Entries, asked: Sequence[Message], start: int, end: int, 
 
 
 def reaching(path: Entries, asked: Sequence[Message], start: int, end: int, groups: Groups) -> int:
-    """`start`, or where a window has to begin that holds the calls whose results are among the `asked` messages: one
-    may be late, and its call have left."""
+    """Move a window's `start` back far enough to include each call whose result is among the `asked` messages, and on
+    to the user's message before it. `start` itself where that is so already: a late result may answer a call that the
+    window has dropped."""
     told = [groups.answered(message.role, message.raw) for message in asked]
     wanted = {id for id in told if id}
     first = index = end

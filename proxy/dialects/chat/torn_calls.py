@@ -84,8 +84,8 @@ def _sent(call: Json, profile: Profile, bound: bool, without: frozenset[str]) ->
 def torn(
     raw: bytes, role: str, wanted: str, id: str, *, finish_reason: str | None = None, interrupted: bool = False
 ) -> bytes | None:
-    """A message that makes the call `wanted` under an `id`, where the reply began it and does not go back with it: it
-    was torn, or has no name. Arguments that are not whole are none. None where there is no such call."""
+    """Build an assistant message with the torn call `wanted`, under the ID `id`. A call is torn where the reply broke
+    off within it, or where it has no name. Incomplete arguments become `{}`. None where the reply has no such call."""
     if b"_call" not in raw:
         return None
     try:

@@ -21,9 +21,9 @@ _BEGINNINGS = [field + b":" for field in _FIELDS]
 
 
 def chunks(data: bytes) -> tuple[list[Any], bool]:
-    """What stands in the data of an event that is no JSON as a whole: lines that are an object each, with one line end
-    between two events, and what lies between them, an object in several lines; None for what is no JSON either. And
-    whether the terminator stands in it."""
+    """Parse the data of an event that is not one JSON value. Each line may be an object, and the lines between two such
+    lines may be one object together. Gives the parsed values, with None in the place of each part that is not JSON, and
+    whether a `[DONE]` line came."""
     found: list[Any] = []
     rest: list[bytes] = []
     lines = data.split(b"\n") if b"\n" in data else []
