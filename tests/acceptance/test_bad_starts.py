@@ -34,7 +34,9 @@ def test_a_file_that_is_no_database_refuses_the_start(tmp_path: Path, content: b
     database.write_bytes(content)
     code, said = start(tmp_path)
     assert code == 1 and said.startswith(f"session-proxy: Cannot open the database {database}: {fault}")
-    assert said.endswith("Restore a backup, move it away to begin afresh, or choose another store.path.\n")
+    assert said.endswith(
+        "Restore a backup, move the file away to start with an empty one, or choose another store.path.\n"
+    )
     assert database.read_bytes() == content
 
 
@@ -54,7 +56,7 @@ def test_an_unreadable_secret_refuses_the_start(tmp_path: Path) -> None:
     assert (code, said) == (
         1,
         f"session-proxy: Cannot use {tmp_path}/sessions.db.secret: Is a directory."
-        " Check that its folder belongs to the user of the proxy, and can be written to.\n",
+        " Check that its folder belongs to the user of the proxy and is writable.\n",
     )
 
 

@@ -127,7 +127,7 @@ async def test_a_write_to_a_locked_database_names_the_process_that_holds_it(tmp_
     async with ScriptedUpstream() as upstream, Proxy(upstream.base_url, tmp_path) as proxy:
         await say(proxy.port, "s")
         code, _, errors = await run("restore", "--config", str(proxy.config), str(tmp_path / "x"), folder=tmp_path)
-        assert code == 1 and "is no backup" in errors
+        assert code == 1 and "is not a backup" in errors
         assert (await run("backup", "--config", str(proxy.config), str(tmp_path / "b"), folder=tmp_path))[0] == 0
         (made,) = (tmp_path / "b").iterdir()
         code, _, errors = await run("restore", "--config", str(proxy.config), str(made), folder=tmp_path)

@@ -300,7 +300,7 @@ def test_a_state_folder_without_rights_logs_one_sentence(service: Service) -> No
     service.machine.run("rmdir", "/opt/closed")
     assert said == (
         "session-proxy: Cannot use /opt/closed/sessions.db: Permission denied."
-        " Check that its folder belongs to the user of the proxy, and can be written to.\n"
+        " Check that its folder belongs to the user of the proxy and is writable.\n"
     )
 
 

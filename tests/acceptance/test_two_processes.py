@@ -26,7 +26,7 @@ async def test_a_second_process_on_one_database_is_refused(tmp_path: Path) -> No
         assert code == 1
         assert errors.splitlines() == [
             f"session-proxy: {first.database} is in use by session-proxy, process {first.pid}."
-            " Stop it, or give this one another store.path."
+            " Stop it, or set another store.path for this proxy."
         ]
         async with RawClient(first.port) as client:
             messages = [{"role": "user", "content": "hello"}]
