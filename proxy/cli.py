@@ -28,6 +28,7 @@ FAILURE, CONFIGURATION = 1, 78
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command. Return its exit code: 0, 1 failure, 2 wrong usage, 78 wrong configuration."""
     options = _parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], int] = options.command
     try:

@@ -1,9 +1,7 @@
-"""The embedded demo upstream: a small rule-based stand-in for a model.
+"""Runs the embedded demo upstream, a small rule-based replacement of a model.
 
-It speaks chat completions and answers from the messages of each request alone, so
-that memory, or its absence, is there to see. `answer` is the whole of its mind and
-pure; the rest is a small aiohttp application around it. It knows nothing of
-sessions and nothing of the proxy in front of it.
+It answers chat completions from the messages of each request alone, so a user sees whether the history was sent.
+`answer` holds all rules and is pure; an aiohttp application serves it. Knows nothing of sessions or of the proxy.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ _ASKS = re.compile(r"\s*what(?:['\u2019]s|\s+is)\s+my\s+name[\s.!?]*", re.IGNORE
 
 
 def answer(messages: list[Any]) -> str:
-    """What the demo says to these messages, and to nothing else."""
+    """Return the demo's reply to a list of messages."""
     said = [_text(message) for message in messages if _role(message) == "user"]
     last = said[-1] if said else ""
     if told := _TELLS.fullmatch(last):
@@ -53,7 +51,7 @@ def _role(message: Any) -> Any:
 
 
 def _text(message: Any) -> str:
-    """The text of a message, whose content may be a string, a list of parts, or anything."""
+    """Return the text of a message; its content may be a string, a list of parts, or anything else."""
     content = message.get("content") if isinstance(message, dict) else None
     if isinstance(content, str):
         return content
@@ -63,7 +61,7 @@ def _text(message: Any) -> str:
 
 
 def application() -> web.Application:
-    """The demo upstream as an aiohttp application."""
+    """Build the demo upstream as an aiohttp application."""
     app = web.Application(client_max_size=32 * 2**20)
     app.router.add_post("/v1/chat/completions", _chat)
     app.router.add_get("/v1/models", _models)
@@ -71,7 +69,7 @@ def application() -> web.Application:
 
 
 async def start(host: str = "127.0.0.1", port: int = 0) -> tuple[web.AppRunner, int]:
-    """Start the demo upstream; gives the runner, to be cleaned up, and the bound port."""
+    """Start the demo upstream. Return the runner, which the caller must clean up, and the bound port."""
     runner = web.AppRunner(application(), access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     await web.TCPSite(runner, host, port).start()
@@ -99,20 +97,20 @@ async def _chat(request: web.Request) -> web.StreamResponse:
 
 
 def _parsed(data: bytes) -> dict[str, Any]:
-    """The body of a request that has messages, or BadRequest."""
+    """Parse the body of a chat request. Raises BadRequest if it is not JSON or has no messages."""
     try:
         body = json.loads(data)
     except (ValueError, RecursionError):
-        raise BadRequest("The body is not valid JSON.") from None
+        raise BadRequest("The body is not valid JSON. Correct it.") from None
     if not isinstance(body, dict):
-        raise BadRequest("The body must be a JSON object.")
+        raise BadRequest("The body must be a JSON object. Send one with a list of messages.")
     if not isinstance(body.get("messages"), list) or not body["messages"]:
         raise BadRequest("'messages' must be a list with at least one message.", param="messages")
     return body
 
 
 async def _stream(request: web.Request, text: str, usage: dict[str, int] | None) -> web.StreamResponse:
-    """The answer word by word, each event a write of its own."""
+    """Stream the answer word by word, with one write for each event."""
     response = web.StreamResponse(
         headers={"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
     )
@@ -133,7 +131,7 @@ async def _stream(request: web.Request, text: str, usage: dict[str, int] | None)
 
 
 def _completion(kind: str) -> dict[str, Any]:
-    """The fields that all chunks of an answer, or the whole of it, begin with."""
+    """Return the fields with which each chunk of a stream, or a whole answer, begins."""
     return {
         "id": f"chatcmpl-demo-{uuid.uuid4().hex}",
         "object": kind,
@@ -147,7 +145,7 @@ def _choice(delta: dict[str, str], finish: str | None = None) -> dict[str, Any]:
 
 
 def _usage(messages: list[Any], text: str) -> dict[str, int]:
-    """Words, for want of tokens."""
+    """Return a usage that counts words as tokens."""
     asked = sum(len(_text(message).split()) for message in messages)
     said = len(text.split())
     return {"prompt_tokens": asked, "completion_tokens": said, "total_tokens": asked + said}

@@ -100,6 +100,27 @@ def test_no_page_names_a_target_of_make_that_is_not_there() -> None:
     assert named and named <= targets
 
 
+@each_page
+def test_no_line_of_prose_is_longer_than_120_characters(page: Path) -> None:
+    text = re.sub(r"^```.*?^```|^\|.*?$", "", page.read_text(), flags=re.M | re.S)
+    assert [line for line in text.splitlines() if len(line) > 120] == []
+
+
+def test_every_path_and_name_in_the_recipes_is_in_the_code() -> None:
+    recipes = (ROOT / "CONTRIBUTING.md").read_text().partition("## Recipes")[2].partition("\n## ")[0]
+    steps = re.split(r"^\d\. |\n\n", recipes, flags=re.M)
+    assert len(steps) > 20
+    for step in steps:
+        spans = [span for span in re.findall(r"`([^`]+)`", step) if "NAME" not in span]
+        files = [ROOT / span.partition("::")[0] for span in spans if "/" in span or span == "setup.cfg"]
+        assert [str(file) for file in files if not file.exists()] == []
+        names = [
+            name for span in spans if span != "setup.cfg" for name in re.findall(r"^(?:\w+\.)?([A-Za-z_]\w+)$", span)
+        ]
+        said = "".join([file.read_text() for file in files if file.is_file()])
+        assert [name for name in names if files and not re.search(rf"\b{name}\b", said)] == [], step
+
+
 # The glossary
 
 

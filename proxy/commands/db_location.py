@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options --config and --state to a command."""
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="the proxy's configuration file")
     parser.add_argument(
         "--state", type=Path, metavar="FOLDER", help="the proxy's state folder; overrides $STATE_DIRECTORY"

@@ -29,6 +29,7 @@ FIXED = (3, 51, 3)  # the version from which SQLite bears two writers
 
 
 def config_file(file: Path, config: Config) -> Iterator[Finding]:
+    """Check the configuration file: its warnings, and who can change it or read a key in it."""
     yield Finding("ok", f"configuration: {file} is valid")
     for doubt in examine(file, os.environ)[1]:
         yield Finding("warn", f"configuration: {doubt.replace(' warning:', '', 1)}")
@@ -42,6 +43,7 @@ def config_file(file: Path, config: Config) -> Iterator[Finding]:
 
 
 def state(database: Path) -> Iterator[Finding]:
+    """Check the state folder: permissions, free disk space, database and secret."""
     folder = database.parent
     if not folder.is_dir():
         yield Finding("warn", f"state: {folder} does not exist yet; the first start creates it")
@@ -132,6 +134,7 @@ def _is_used(host: str, port: int) -> bool:
 
 
 def sqlite() -> Iterator[Finding]:
+    """Report the version of SQLite, and what must be avoided with an old one."""
     said = f"SQLite: version {sqlite3.sqlite_version}"
     if sqlite3.sqlite_version_info < FIXED:
         said += "; before 3.51.3 no other program may write to the database while the proxy runs"

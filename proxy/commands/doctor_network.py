@@ -17,6 +17,7 @@ _PROBE = {"model": "session-proxy-doctor", "messages": [], "max_tokens": 1}
 
 
 async def upstreams(config: Config) -> AsyncIterator[Finding]:
+    """Check that each upstream answers a request for its list of models, with the configured key if there is one."""
     async with aiohttp.ClientSession(timeout=TIMEOUT) as client:
         for upstream in config.upstreams:
             yield await _models(client, upstream)

@@ -192,6 +192,7 @@ def address(listen: str) -> tuple[str, int] | str:
 
 
 def loopback(listen: str) -> bool:
+    """Whether only this machine can reach an address: a loopback host or a Unix socket."""
     place = address(listen)
     return isinstance(place, str) or bool(re.fullmatch(r"localhost|::1|127\.[0-9.]+", place[0].lower()))
 

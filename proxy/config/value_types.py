@@ -61,6 +61,7 @@ def doubtful(base_url: str) -> str | None:
 
 
 def rows(value: object) -> list[Any]:
+    """Return a list or tuple as a list, and any other value as a list with that value."""
     return list(value) if isinstance(value, list | tuple) else [value]
 
 

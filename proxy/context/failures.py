@@ -12,6 +12,8 @@ KEPT = 1000  # sessions
 
 
 class Failures:
+    """Counts, for the newest sessions, the errors in a row whose meaning is unknown."""
+
     def __init__(self) -> None:
         self._failed: OrderedDict[SessionKey, int] = OrderedDict()
 

@@ -20,6 +20,8 @@ CUTTING = 5.0  # seconds that turns have to record what was said when a drain cu
 
 
 class Overtaken(Protocol):
+    """Is told when another turn of its session is committed first."""
+
     overtaken: bool
 
 

@@ -79,6 +79,7 @@ def begin(request: ClientRequest, runtime: Runtime) -> AccessRecord:
 
 
 def of(request: ClientRequest) -> AccessRecord:
+    """Return the log record of a request."""
     return request[KEY]
 
 

@@ -16,6 +16,8 @@ CHAT = "/chat/completions"
 
 
 class Target(NamedTuple):
+    """Names the upstream and the URL that a request is forwarded to."""
+
     upstream: Upstream
     url: str
     is_chat: bool  # where a POST with a session ID is a recorded turn

@@ -33,12 +33,16 @@ class Ready(NamedTuple):
 
 
 class Failed(NamedTuple):
+    """Records the failed summaries of a session: how many in a row, and the latest (monotonic seconds)."""
+
     times: int
     size: int  # messages of the session
     when: float
 
 
 class Summaries:
+    """Keeps finished summaries by session, and the requests for summaries that are running or failed."""
+
     def __init__(self) -> None:
         self._ready: OrderedDict[SessionKey, Ready] = OrderedDict()
         self._failed: OrderedDict[SessionKey, Failed] = OrderedDict()

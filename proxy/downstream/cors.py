@@ -22,6 +22,7 @@ def is_preflight(request: web.BaseRequest, config: Config) -> bool:
 
 
 def preflight(request: web.BaseRequest) -> web.Response:
+    """Answer a preflight: 204 with the method and headers that the browser asked for."""
     response = web.Response(status=204)
     response.headers["Access-Control-Allow-Methods"] = request.headers["Access-Control-Request-Method"]
     if wanted := request.headers.get("Access-Control-Request-Headers"):

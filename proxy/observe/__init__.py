@@ -1,1 +1,1 @@
-"""The log, what is counted, and how Prometheus reads it."""
+"""Writes the log, counts what happens, and renders the counters for Prometheus."""

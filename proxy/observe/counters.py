@@ -1,7 +1,7 @@
-"""What has happened so far, as plain numbers: cheap to count on the way of a request, read when somebody asks.
+"""Counts requests, turns, tokens and times as plain numbers, which are cheap to increment during a request.
 
-Knows no request, no clock and no format; times are in seconds. Whatever is counted by a name takes names that the
-house or the configuration chose, never a client's: there are as many numbers after a year as after a day.
+Knows no request, no clock and no format; times are in seconds. Labels come from the code or the configuration, never
+from a client, so the number of counters does not grow with time.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ SHORT = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 
 
 
 class Histogram:
-    """How values lie: how many up to each bound and above the one before, the last of all `counts` for those above
-    all bounds; and their sum."""
+    """A histogram with fixed buckets. `counts[i]` counts values up to `bounds[i]` and above the bound before; the
+    last count is for values above all bounds. `total` is the sum of the values."""
 
     __slots__ = ("bounds", "counts", "total")
 
@@ -33,7 +33,7 @@ class Histogram:
 
 
 class Counters:
-    """All of them, from the start of the process."""
+    """Holds all counters of the process, which start at zero with it."""
 
     def __init__(self) -> None:
         self.requests: Counter[tuple[str, str, int]] = Counter()  # by route, upstream, first digit of the status
@@ -52,7 +52,8 @@ class Counters:
     def answered(
         self, route: str, upstream: str, status: int, total: float, first: float | None, overhead: float | None
     ) -> None:
-        """A request has its answer, or its client has gone: then `status` is 0 where it was given none."""
+        """Count a request that has ended, with its times in seconds. `status` is 0 if the client disconnected before a
+        head was sent."""
         self.requests[route, upstream, status // 100] += 1
         self.total[route].add(total)
         if first is not None:
@@ -61,13 +62,13 @@ class Counters:
             self.overhead[route].add(overhead)
 
     def summarized(self, told: TokenCounts | None) -> None:
-        """A part of a history is in a summary."""
+        """Count one successful request for a summary, and its tokens if the upstream counted them."""
         self.summaries["made"] += 1
         self.summary_prompt += told.prompt if told else 0
         self.summary_completion += told.reply if told else 0
 
     def used(self, told: TokenCounts) -> None:
-        """Tokens of a turn: those `cached` are among the prompt's, those of `reasoning` among the completion's."""
+        """Add the tokens of a turn. `cached` is part of `prompt`, `reasoning` part of `completion`."""
         self.prompt += told.prompt
         self.cached += told.cached
         self.completion += told.reply

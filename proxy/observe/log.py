@@ -1,8 +1,8 @@
-"""The log: what a line looks like, and how lines are written.
+"""Formats log lines and writes them to a descriptor.
 
-A line is for people, logfmt or JSON, and one for the journal carries its priority. Lines about requests are collected
-and written together, once per pass of the loop; all others at once. What an exception says is never written, for it
-may quote what somebody sent: its kind and its place are. Knows no request and no configuration.
+A line has the format console, logfmt or json; in the journal it begins with its priority. Lines about requests are
+batched and written once per pass of the event loop, all others at once. Of an exception only its type and the place
+where it was raised are written: its message may quote what a client sent. Knows no request and no configuration.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Fields = Mapping[str, Any]
 
 
 def is_journal(descriptor: int, environ: Mapping[str, str]) -> bool:
-    """Whether what is written there goes to the journal of systemd."""
+    """Whether the descriptor is connected to the journal of systemd."""
     try:
         found = os.fstat(descriptor)
     except OSError:
@@ -36,8 +36,8 @@ def is_journal(descriptor: int, environ: Mapping[str, str]) -> bool:
 
 
 class LogHandler(logging.Handler):
-    """Writes to a descriptor. `form` is console, logfmt or json, or auto: console where people read, at a terminal and
-    in the journal, else logfmt."""
+    """Writes log records to a descriptor. `form` is console, logfmt, json or auto: console at a terminal and in the
+    journal, else logfmt."""
 
     def __init__(self, descriptor: int, level: str, form: str, journal: bool) -> None:
         super().__init__()
@@ -47,15 +47,15 @@ class LogHandler(logging.Handler):
         self.adjust(level, form)
 
     def adjust(self, level: str, form: str) -> None:
-        """From the next line on."""
+        """Change the level and the format, from the next line on."""
         self.setLevel(level.upper())
         logging.getLogger("proxy").setLevel(level.upper())
         people = self._journal or os.isatty(self._descriptor)
         self._form = form if form != "auto" else "console" if people else "logfmt"
 
     def install(self) -> None:
-        """Take all that is logged in this process; of libraries what is wrong, for some tell at the debug level what
-        they were given."""
+        """Become the handler of all loggers in this process. Libraries may log warnings and errors only: at the debug
+        level some log what they were given."""
         root = logging.getLogger()
         root.handlers = [self]
         root.setLevel(logging.WARNING)
@@ -70,7 +70,7 @@ class LogHandler(logging.Handler):
         self.flush()
 
     def request(self, level: int, fields: Fields) -> None:
-        """A line about a request: its method, path and status first. No value needs quotes."""
+        """Write a line about a request. `fields` begin with method, path and status, and no value needs quotes."""
         if not self._waiting:
             asyncio.get_running_loop().call_soon(self.flush)
         self._add(level, "request", fields)
@@ -96,7 +96,7 @@ class LogHandler(logging.Handler):
         return "%s.%03dZ" % (self._said, milliseconds)  # noqa: UP031 - half the time of an f-string
 
     def flush(self) -> None:
-        """Write what waits. What cannot be written is lost: nobody waits for a log."""
+        """Write the waiting lines. Lines that cannot be written are dropped, so that a log never blocks a request."""
         if not self._waiting:
             return
         lines, self._waiting = self._waiting, []
@@ -109,7 +109,7 @@ class LogHandler(logging.Handler):
 
 
 def loop_fault(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """What the loop says of a fault that nobody caught, without the objects it would show: they hold what was sent."""
+    """Log an exception that the event loop caught, without the objects that asyncio would show: they hold content."""
     error = context.get("exception")
     where = str(context.get("message", "")).partition("(")[0]
     logging.getLogger("proxy.loop").error("%s", where, exc_info=error)
@@ -131,12 +131,12 @@ def _pairs(fields: Fields) -> str:
 
 @lru_cache(256)
 def _template(names: tuple[str, ...]) -> str:
-    """Filled in for each line: that takes half of what joining does."""
+    """Return a template of `name=%s` pairs; filling it takes half the time of joining the pairs of each line."""
     return " ".join([f"{name}=%s" for name in names])
 
 
 def _placed(error: BaseException) -> str:
-    """The kinds of an exception and of what caused it, and where they were raised."""
+    """Format the types of an exception and its causes, and the file, line and function of each step."""
     told, seen = ["Traceback:"], set()
     each: BaseException | None = error
     while each and id(each) not in seen:

@@ -1,6 +1,7 @@
-"""The numbers as Prometheus reads them: names, what they mean, and the text of a scrape.
+"""Renders the counters as Prometheus reads them: metric names, help texts, and the text of a scrape.
 
-The one module that knows prometheus-client, which is imported with it: only where somebody may ask. Knows no request.
+The only module that imports prometheus-client, so it is imported only if the admin listener is configured. Knows no
+request.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ KINDS = ("prompt", "cached", "completion", "reasoning", "summary_prompt", "summa
 
 @dataclass
 class Present:
-    """How it stands at the moment of a scrape; None where the store could not tell."""
+    """Holds the current values at the moment of a scrape. `store` is None while the store is unavailable."""
 
     in_flight: int
     waiting: int
@@ -39,7 +40,7 @@ class Present:
 
 
 class Metrics(Collector):
-    """Renders the counters."""
+    """Collects the counters for prometheus-client, and renders a scrape."""
 
     def __init__(self, counters: Counters) -> None:
         self._counters = counters
@@ -49,7 +50,7 @@ class Metrics(Collector):
         ProcessCollector(registry=self._registry)
 
     def render(self, present: Present) -> bytes:
-        """The answer to a scrape, of `CONTENT_TYPE`."""
+        """Render the body of a scrape, of the type `CONTENT_TYPE`."""
         self._present = present
         return generate_latest(self._registry)
 
@@ -76,35 +77,36 @@ def _build() -> Metric:
 def _counted(counters: Counters) -> Iterable[Metric]:
     yield _counter(
         "requests",
-        "Requests by what became of them (recorded, passed, sessions, health, other), upstream, and class of the status"
-        " (none: the client went before it).",
+        "Requests by route (recorded, passed, sessions, health, other), upstream and status class ('none': the client"
+        " disconnected first).",
         ["route", "upstream", "status"],
         {(route, to, f"{status}xx" if status else "none"): n for (route, to, status), n in counters.requests.items()},
     )
     yield _counter(
         "turns",
-        "Turns by decision and outcome: complete, nothing (the upstream's word stands, such as an error of its own, and"
-        " there was nothing to keep), unmarked (all came and nothing in it says so: kept as cut), cut (it broke off or"
-        " was stopped), broken (no answer that could be read), unkept (the store failed), failed (no answer at all).",
+        "Turns by decision and outcome: complete, nothing (the upstream answered, such as with an error, and there was"
+        " nothing to record), unmarked (plain text, which has no sign of its end: recorded as interrupted), cut (broken"
+        " off or stopped: recorded as interrupted), broken (unreadable answer), unkept (the store failed), failed (no"
+        " answer).",
         ["decision", "outcome"],
         counters.turns,
     )
     unrecorded = {(reason,): count for reason, count in counters.unrecorded.items()}
     yield _counter(
         "unrecorded",
-        "Whole answers that were handed on and are not in the history: error (the upstream reported one within a 200),"
-        " empty (it says nothing), unreadable (no text that any client reads), encoding (one that is not undone here).",
+        "Complete answers that were forwarded and not recorded: error (the upstream reported one within a 200), empty"
+        " (no content), unreadable (no format that a client reads), encoding (one that the proxy cannot decode).",
         ["reason"],
         unrecorded,
     )
     rejected = {(reason,): count for reason, count in counters.rejected.items()}
-    yield _counter("rejected", "Errors of the proxy's own, by code.", ["reason"], rejected)
+    yield _counter("rejected", "The proxy's own errors, by code.", ["reason"], rejected)
     summaries = {(outcome,): counters.summaries[outcome] for outcome in ("made", "failed")}
     yield _counter("summaries", "Requests for summaries, by outcome: made, failed.", ["outcome"], summaries)
     yield _counter(
         "tokens",
-        "Tokens of recorded turns as the upstreams counted them; cached are among prompt, reasoning among completion."
-        " Those of requests for summaries are kinds of their own.",
+        "Tokens of recorded turns as the upstreams counted them; cached is part of prompt, reasoning of completion."
+        " Requests for summaries have kinds of their own.",
         ["kind"],
         {(kind,): getattr(counters, kind) for kind in KINDS},
     )
@@ -121,15 +123,19 @@ def _timed(counters: Counters) -> Iterable[Metric]:
     for name, what, histograms in (
         ("request", "From the head of a request to the end of its answer.", counters.total),
         ("first_byte", "From the head of a request to the head of its answer.", counters.first),
-        ("overhead", "What the proxy itself took, before it asked and after the upstream's end.", counters.overhead),
+        (
+            "overhead",
+            "Time of the proxy itself: before it sent the request, and after the upstream's end.",
+            counters.overhead,
+        ),
     ):
         family = HistogramMetricFamily(f"{_NAME}{name}_seconds", what, labels=["route"])
         for route, histogram in histograms.items():
             family.add_metric([route], _buckets(histogram), histogram.total)
         yield family
     for name, what, histogram in (
-        ("queue", "How long requests waited for their place in a session's line, of those that did.", counters.queue),
-        ("commit", "Until a turn was on disk.", counters.commit),
+        ("queue", "Time in a session's queue, of the requests that were queued.", counters.queue),
+        ("commit", "Time to commit a turn to disk.", counters.commit),
     ):
         yield HistogramMetricFamily(f"{_NAME}{name}_seconds", what, _buckets(histogram), histogram.total)
 
@@ -141,18 +147,18 @@ def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
 
 def _gauges(present: Present) -> Iterable[Metric]:
     yield _gauge("in_flight", "Turns and pass-throughs whose answer has not ended.", present.in_flight)
-    yield _gauge("waiting", "Requests that stand in line.", present.waiting)
-    yield _gauge("draining", "1 while the proxy is being stopped.", int(present.draining))
-    yield _gauge("store_up", "Whether the store could be read for this answer.", int(present.store is not None))
+    yield _gauge("waiting", "Queued requests.", present.waiting)
+    yield _gauge("draining", "1 while the proxy stops.", int(present.draining))
+    yield _gauge("store_up", "1 if the store could be read for this scrape.", int(present.store is not None))
     if (store := present.store) is None:
         return
-    yield _gauge("sessions", "Sessions that were heard of within sessions.ttl.", store.sessions)
-    yield _gauge("database_bytes", "Size of the database and its log.", store.size)
+    yield _gauge("sessions", "Sessions with a request within sessions.ttl.", store.sessions)
+    yield _gauge("database_bytes", "Size of the database and its write-ahead log.", store.size)
     yield _gauge("cache_sessions", "Sessions whose history is in memory.", store.cached)
-    yield _gauge("cache_bytes", "What they take.", store.cached_size)
-    yield _gauge("cache_limit_bytes", "What they may take: limits.cache.", present.cache_limit)
+    yield _gauge("cache_bytes", "Memory of the cached sessions.", store.cached_size)
+    yield _gauge("cache_limit_bytes", "The limit of that memory: limits.cache.", present.cache_limit)
     loads = {("hit",): store.hits, ("miss",): store.misses}
-    yield _counter("cache_loads", "Reads of a session, from memory or not.", ["result"], loads)
+    yield _counter("cache_loads", "Loads of a session, by whether it was in memory.", ["result"], loads)
 
 
 def _gauge(name: str, what: str, value: float) -> Metric:

@@ -63,6 +63,7 @@ class _Request(Request):
 
 
 def build_app(runtime: Runtime) -> App:
+    """Build the handler of all requests. Call it in a running event loop."""
     return App(runtime)
 
 
@@ -116,6 +117,7 @@ async def _answer(request: web.BaseRequest, runtime: Runtime) -> HandlerResult:
 
 
 async def dispatch(request: web.BaseRequest, runtime: Runtime, access: request_log.AccessRecord) -> HandlerResult:
+    """Route a request to its handler and return the answer. Raises ProxyError for the caller's answer."""
     if request.path in ("/healthz", "/readyz"):
         access.route = "health"
         return await _health(request.path, runtime)

@@ -35,6 +35,8 @@ class _Entry(Struct):
 
 
 class CachedStore:
+    """A store that keeps the histories of warm sessions in memory, in front of another store."""
+
     def __init__(self, inner: Store, ttl: int, limit: int) -> None:
         """`ttl` in ms, as the inner store's; `limit` in bytes."""
         self._inner, self.learned = inner, inner.learned

@@ -28,6 +28,8 @@ class _Row:
 
 
 class MemoryStore:
+    """A store without a disk, for `store.path: memory:`."""
+
     def __init__(self, ttl: int) -> None:
         """`ttl` in ms: the silence after which a session expires."""
         self._ttl = ttl

@@ -13,11 +13,12 @@ def is_expired(touched: int, now: int, ttl: int) -> bool:
 
 
 def is_forgotten(touched: int, now: int, ttl: int) -> bool:
+    """Whether a session expired so long ago that its name is deleted too. All times are in ms."""
     return is_expired(touched, now, ttl + EXPIRED_KEPT)
 
 
 def state_at(now: int, touched: int, emptied: bool, ttl: int) -> SessionState:
-    """How a stored session stands, whether or not a sweep has seen it."""
+    """Return the state of a stored session, whether or not a sweep has seen it."""
     if is_forgotten(touched, now, ttl):
         return SessionState.NEW
     return SessionState.EXPIRED if emptied or is_expired(touched, now, ttl) else SessionState.CONTINUED

@@ -26,8 +26,8 @@ def load_secret(database: Path, fresh: bytes | None) -> bytes:
     except FileNotFoundError as error:
         if fresh is None:
             raise ValueError(
-                f"{path} is missing, and without it no session in {database.name} can be found again."
-                " Restore it from a backup, or move the database away to begin afresh."
+                f"{path} is missing, and without it no session in {database.name} can be found."
+                " Restore it from a backup, or move the database away to start with an empty one."
             ) from error
         secret = _create(path, fresh)
     if len(secret) != SIZE:
@@ -36,20 +36,21 @@ def load_secret(database: Path, fresh: bytes | None) -> bytes:
 
 
 def seal_of(secret: bytes) -> bytes:
-    """By which a database knows its secret: a keyed hash, which tells nothing of it."""
+    """Derive the hash by which a database recognises its secret; the secret cannot be derived from it."""
     return hmac.digest(secret, b"the secret of this database", "sha256")
 
 
 def refuse_foreign(database: Path, secret: bytes, seal: bytes | None) -> None:
-    """Raise ValueError for the secret of another database than the one that has this seal, None for none yet."""
+    """Raise ValueError if the secret does not match the database's seal. `seal`: None if there is none yet."""
     if seal is not None and not hmac.compare_digest(seal, seal_of(secret)):
         raise ValueError(
-            f"{secret_path(database)} belongs to another database: with it no session in {database.name} would be"
-            " found. Put the secret back that came with this database, or restore a backup, which has both."
+            f"{secret_path(database)} belongs to another database, so no session in {database.name} could be"
+            " found. Put back the secret of this database, or restore a backup, which has both."
         )
 
 
 def secret_path(database: Path) -> Path:
+    """Return the path of the secret that belongs to a database."""
     return database.with_name(database.name + ".secret")
 
 

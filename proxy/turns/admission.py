@@ -52,6 +52,7 @@ class Admission(Struct, frozen=True):
 
 
 async def handle(request: ClientRequest, runtime: Runtime, target: Target, session_id: str) -> HandlerResult:
+    """Answer a request for a recorded turn: run a turn, join the one it retries, or replay a stored answer."""
     options, chat = request_options(request, runtime), await read_chat_request(request, runtime, target, session_id)
     client = ClientStream(request, runtime.config, runtime.poller)
     admission = await _admit(runtime, chat, options)

@@ -69,6 +69,7 @@ class ChatRequest(Struct, frozen=True):
 
 
 def request_options(request: ClientRequest, runtime: Runtime) -> RequestOptions:
+    """Read the options of a request from its headers. Raises BadRequest for an unknown value."""
     sent, sessions = request.headers, runtime.config.sessions
     return RequestOptions(
         _MODES[headers.choice(sent, "x-session-mode", _MODES) or sessions.mode],
@@ -80,6 +81,7 @@ def request_options(request: ClientRequest, runtime: Runtime) -> RequestOptions:
 
 
 async def read_chat_request(request: ClientRequest, runtime: Runtime, target: Target, session_id: str) -> ChatRequest:
+    """Read a request with its body. Raises BadRequest, and what `read_body` raises."""
     config, pairs = runtime.config, list(request.headers.items())
     access = request_log.of(request)
     access.key = key = SessionKey(tenants.tenant(config, request.headers, runtime.secret), session_id)

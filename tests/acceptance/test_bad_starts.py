@@ -29,16 +29,20 @@ def start(state: Path, config: str | Path = GOOD) -> tuple[int, str]:
         (b"SQLite format 3\0" + bytes(range(256)) * 32, ""),
     ],
 )
-def test_a_database_that_is_none(tmp_path: Path, content: bytes, fault: str) -> None:
+def test_a_file_that_is_no_database_refuses_the_start(tmp_path: Path, content: bytes, fault: str) -> None:
     database = tmp_path / "sessions.db"
     database.write_bytes(content)
     code, said = start(tmp_path)
     assert code == 1 and said.startswith(f"session-proxy: Cannot open the database {database}: {fault}")
-    assert said.endswith("Restore a backup, move it away to begin afresh, or choose another store.path.\n")
+    assert said.endswith(
+        "Restore a backup, move the file away to start with an empty one, or choose another store.path.\n"
+    )
     assert database.read_bytes() == content
 
 
-def test_an_http_library_without_its_compiled_extension(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_aiohttp_without_its_compiled_extension_refuses_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AIOHTTP_NO_EXTENSIONS", "1")
     code, said = start(tmp_path)
     assert code == 1 and len(said.splitlines()) == 1 and said.startswith("session-proxy: aiohttp ")
@@ -46,17 +50,17 @@ def test_an_http_library_without_its_compiled_extension(tmp_path: Path, monkeypa
     assert list(tmp_path.iterdir()) == []  # nothing was begun
 
 
-def test_a_secret_that_cannot_be_read(tmp_path: Path) -> None:
+def test_an_unreadable_secret_refuses_the_start(tmp_path: Path) -> None:
     (tmp_path / "sessions.db.secret").mkdir()
     code, said = start(tmp_path)
     assert (code, said) == (
         1,
         f"session-proxy: Cannot use {tmp_path}/sessions.db.secret: Is a directory."
-        " Check that its folder belongs to the user of the proxy, and can be written to.\n",
+        " Check that its folder belongs to the user of the proxy and is writable.\n",
     )
 
 
-def test_a_state_folder_that_cannot_be(tmp_path: Path) -> None:
+def test_a_state_folder_that_cannot_be_created_refuses_the_start(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     code, said = start(tmp_path / "file")
     assert (
@@ -68,7 +72,7 @@ def test_a_state_folder_that_cannot_be(tmp_path: Path) -> None:
     ("path", "say"),
     [("missing", "the file missing cannot be read; create it"), ("/etc/passwd", "everybody can read the file")],
 )
-def test_the_file_of_a_key(tmp_path: Path, path: str, say: str) -> None:
+def test_an_unusable_key_file_refuses_the_start(tmp_path: Path, path: str, say: str) -> None:
     config = tmp_path / "proxy.yaml"
     config.write_text(f"upstreams:\n  - api_key: ${{file:{path}}}\n")
     code, said = start(tmp_path, config)
@@ -76,7 +80,7 @@ def test_the_file_of_a_key(tmp_path: Path, path: str, say: str) -> None:
     assert said.startswith(f"{config}:2:5: upstreams.0.api_key: ") and say in said
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_configuration_file_refuses_the_start(tmp_path: Path) -> None:
     code, said = start(tmp_path, tmp_path / "none.yaml")
     assert code == 78 and len(said.splitlines()) == 1 and "No such file or directory" in said
 
@@ -95,7 +99,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-def test_a_disk_that_is_full_at_the_start(disk: Path) -> None:
+def test_a_full_disk_refuses_the_start(disk: Path) -> None:
     """Whatever it is that no longer fits."""
     faults = set()
     for size in ("4k", "8k", "16k", "32k", "64k"):

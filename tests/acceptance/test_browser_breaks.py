@@ -52,9 +52,7 @@ BROKEN = [
     [(True, "memory:"), (True, "sessions.db"), (False, "memory:")],  # a commit takes a moment itself
     ids=["recorded in memory", "recorded", "passed"],
 )
-async def test_every_event_of_an_answer_that_breaks_in_the_instant_of_its_last_bytes_is_read(
-    tmp_path: Path, recorded: bool, store: str
-) -> None:
+async def test_a_browser_reads_every_event_before_the_reset(tmp_path: Path, recorded: bool, store: str) -> None:
     chromium_or_skip()
     broken = BROKEN * RUNS
 

@@ -27,7 +27,7 @@ def test_the_version_is_printed() -> None:
 
 
 @pytest.mark.parametrize("arguments", [(), ("fly",), ("serve", "x"), ("serve", "--confg", GOOD)])
-def test_wrong_words_exit_2_with_the_usage(arguments: tuple[str, ...]) -> None:
+def test_wrong_arguments_exit_2_with_the_usage(arguments: tuple[str, ...]) -> None:
     done = session_proxy(*arguments)
     assert done.returncode == 2 and "usage:" in done.stderr
 
@@ -48,7 +48,7 @@ def test_five_mistakes_are_five_lines_and_exit_78(tmp_path: Path) -> None:
         assert all(line.startswith(f"{file}:") for line in lines) and "sessions" in done.stderr
 
 
-def test_our_key_is_not_lent_beyond_loopback() -> None:
+def test_serve_refuses_to_lend_its_key_beyond_loopback() -> None:
     done = session_proxy("serve", "--config", GOOD, "--listen", "0.0.0.0:1", UPSTREAM_API_KEY="sk-canary")
     assert done.returncode == 78 and "clients" in done.stderr and "canary" not in done.stderr + done.stdout
 
@@ -66,7 +66,7 @@ def test_quick_commands_import_neither_the_server_nor_the_store(arguments: tuple
     assert not {"aiohttp", "aiosqlite", "uvloop"} & set(done.stdout.split())
 
 
-def test_a_port_in_use_is_one_sentence_and_exit_1(tmp_path: Path) -> None:
+def test_a_port_in_use_prints_one_sentence_and_exits_1(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -81,12 +81,12 @@ def test_a_port_in_use_is_one_sentence_and_exit_1(tmp_path: Path) -> None:
     ("command", "address"),
     [("serve", "nowhere"), ("serve", "8484"), ("serve", ":8484"), ("demo", "8484"), ("demo", "unix:/tmp/demo.sock")],
 )
-def test_an_address_that_is_none_is_wrong_usage(command: str, address: str) -> None:
+def test_an_invalid_address_exits_2(command: str, address: str) -> None:
     done = session_proxy(command, "--listen", address)
     assert done.returncode == 2 and "argument --listen: must be HOST:PORT" in done.stderr
 
 
-def test_a_backup_of_what_is_not_there_is_one_sentence_and_exit_1(tmp_path: Path) -> None:
+def test_a_backup_without_a_database_prints_one_sentence_and_exits_1(tmp_path: Path) -> None:
     for words in (("backup",), ("restore",)):
         done = session_proxy(*words, "--config", GOOD, "--state", str(tmp_path / "state"), str(tmp_path / "made"))
         assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
@@ -94,7 +94,7 @@ def test_a_backup_of_what_is_not_there_is_one_sentence_and_exit_1(tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_proxy_that_keeps_nothing_has_no_backup(tmp_path: Path) -> None:
+def test_a_backup_of_a_memory_store_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "proxy.yaml"
     file.write_text('store: {path: "memory:"}\n')
     done = session_proxy("backup", "--config", str(file), str(tmp_path / "made"))
@@ -102,6 +102,6 @@ def test_a_proxy_that_keeps_nothing_has_no_backup(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("count", ["0", "-1", "many"])
-def test_a_backup_keeps_at_least_itself(tmp_path: Path, count: str) -> None:
+def test_keep_0_is_refused(tmp_path: Path, count: str) -> None:
     done = session_proxy("backup", "--config", GOOD, "--keep", count, str(tmp_path))
     assert done.returncode == 2 and "at least 1" in done.stderr

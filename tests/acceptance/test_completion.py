@@ -42,7 +42,7 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("completion ", {"bash", "zsh", "fish"}),
     ],
 )
-def test_bash_completes_words_and_options(script: Path, line: str, words: set[str]) -> None:
+def test_bash_completes_commands_and_options(script: Path, line: str, words: set[str]) -> None:
     if not (bash := shutil.which("bash")):
         pytest.skip("bash is not installed (Debian: bash)")
     arguments = [bash, "--norc", "-c", ASK, "bash", str(script), "session-proxy", *line.split(" ")]
@@ -51,7 +51,7 @@ def test_bash_completes_words_and_options(script: Path, line: str, words: set[st
     assert done.stderr == ""
 
 
-def test_bash_completes_folders_where_one_is_wanted(script: Path, tmp_path: Path) -> None:
+def test_bash_completes_folders_for_folder_options(script: Path, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
     arguments = ["--norc", "-c", ASK, "bash", str(script), "session-proxy", "db", "check", "--state", f"{tmp_path}/f"]
@@ -60,7 +60,7 @@ def test_bash_completes_folders_where_one_is_wanted(script: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_each_script_names_every_command_and_is_one_that_its_shell_reads(shell: str, tmp_path: Path) -> None:
+def test_each_completion_script_is_valid_and_names_every_command(shell: str, tmp_path: Path) -> None:
     done = session_proxy("completion", shell)
     assert done.returncode == 0
     assert all(word in done.stdout for word in ("backup", "restore", "doctor", "purge", "older-than", "through"))
@@ -70,7 +70,7 @@ def test_each_script_names_every_command_and_is_one_that_its_shell_reads(shell: 
     subprocess.run([shell, "-n", str(file)], timeout=20, check=True)
 
 
-def test_without_the_extra_it_says_what_to_install() -> None:
+def test_completion_without_shtab_says_what_to_install() -> None:
     program = (
         "import sys; sys.modules['shtab'] = None; from proxy import cli; sys.exit(cli.main(['completion', 'bash']))"
     )

@@ -26,7 +26,7 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
         yield daemon
 
 
-def test_it_is_ready_when_it_says_so_and_ends_with_0(daemon: Daemon) -> None:
+def test_readiness_is_notified_once_it_serves_and_sigterm_exits_0(daemon: Daemon) -> None:
     assert requests.get(f"http://127.0.0.1:{daemon.port}/readyz", timeout=5).status_code == 200
     assert (daemon.state / "sessions.db").stat().st_mode & 0o777 == 0o600
     daemon.process.send_signal(signal.SIGTERM)
@@ -34,7 +34,7 @@ def test_it_is_ready_when_it_says_so_and_ends_with_0(daemon: Daemon) -> None:
     assert daemon.process.wait(10) == 0
 
 
-def test_a_stream_that_runs_at_sigterm_finishes(daemon: Daemon) -> None:
+def test_a_stream_in_flight_at_sigterm_finishes(daemon: Daemon) -> None:
     body: Any = {"messages": [{"role": "user", "content": "My name is Alice"}], "stream": True}
     with requests.post(daemon.url, json=body, headers={"sessionId": "s"}, stream=True, timeout=10) as answer:
         pieces = answer.iter_content(None)
@@ -45,7 +45,7 @@ def test_a_stream_that_runs_at_sigterm_finishes(daemon: Daemon) -> None:
     assert daemon.process.wait(10) == 0
 
 
-def test_a_reload_takes_a_good_file_and_refuses_a_bad_one(daemon: Daemon) -> None:
+def test_a_reload_applies_a_valid_file_and_refuses_an_invalid_one(daemon: Daemon) -> None:
     before = time.monotonic_ns() // 1000
     daemon.write(cors={"allow_origins": "http://here"}, store={"path": "other.db"})
     daemon.process.send_signal(signal.SIGHUP)
@@ -64,7 +64,7 @@ def test_a_reload_takes_a_good_file_and_refuses_a_bad_one(daemon: Daemon) -> Non
     assert daemon.notified("READY")["STATUS"] == "serving, nothing in flight"
 
 
-def test_the_status_counts_what_is_in_flight_and_the_loop_shows_that_it_turns(tmp_path: Path) -> None:
+def test_the_status_counts_requests_in_flight_and_the_watchdog_is_fed(tmp_path: Path) -> None:
     with Daemon(tmp_path, environ={"WATCHDOG_USEC": "400000"}) as daemon:
         daemon.notified("READY")
         for _ in range(3):
@@ -76,7 +76,7 @@ def test_the_status_counts_what_is_in_flight_and_the_loop_shows_that_it_turns(tm
             assert daemon.notified("STOPPING")["STATUS"] == "stopping, 1 in flight"
 
 
-def test_a_reload_cannot_lend_our_key_beyond_loopback(tmp_path: Path) -> None:
+def test_a_reload_cannot_lend_the_key_beyond_loopback(tmp_path: Path) -> None:
     with Daemon(tmp_path, listen=f"0.0.0.0:{free_port()}", upstreams=[{}]) as daemon:
         daemon.notified("READY")
         daemon.write(listen="127.0.0.1:1", upstreams=[{"api_key": "sk-canary"}], tenant="one")
@@ -85,7 +85,7 @@ def test_a_reload_cannot_lend_our_key_beyond_loopback(tmp_path: Path) -> None:
         assert "not reloaded: 0.0.0.0:" in said and "use your api_key" in said
 
 
-def test_who_just_came_is_served_and_told_that_the_connection_ends(daemon: Daemon) -> None:
+def test_a_request_during_shutdown_is_served_with_connection_close(daemon: Daemon) -> None:
     body: Any = {"messages": [{"role": "user", "content": "My name is Alice"}]}
     with requests.Session() as client:
         answer = client.post(daemon.url, json=body, headers={"sessionId": "s"}, timeout=5)

@@ -52,7 +52,7 @@ async def db(proxy: Proxy, verb: str, *options: str) -> tuple[int, str, str]:
     return await run("db", verb, "--config", str(proxy.config), *options, folder=proxy.folder)
 
 
-async def test_check_and_stats_work_under_load(tmp_path: Path) -> None:
+async def test_db_check_and_db_stats_work_under_load(tmp_path: Path) -> None:
     async with ScriptedUpstream(script) as upstream, Proxy(upstream.base_url, tmp_path) as proxy:
         clients = [Client(f"client {n}") for n in range(4)]
         async with at_work(clients, proxy.port, 0.1):
@@ -70,7 +70,7 @@ async def test_check_and_stats_work_under_load(tmp_path: Path) -> None:
         assert "Traceback" not in proxy.log
 
 
-async def test_a_purge_goes_through_the_proxy_that_runs(tmp_path: Path) -> None:
+async def test_a_purge_is_done_by_the_running_proxy(tmp_path: Path) -> None:
     async with ScriptedUpstream(script) as upstream, Proxy(upstream.base_url, tmp_path) as proxy:
         for n in range(150):
             await say(proxy.port, f"old {n}", SECRET_WORDS)
@@ -91,7 +91,7 @@ async def test_a_purge_goes_through_the_proxy_that_runs(tmp_path: Path) -> None:
         assert "Traceback" not in proxy.log
 
 
-async def test_what_is_in_use_is_not_purged(tmp_path: Path) -> None:
+async def test_a_purge_skips_sessions_in_use(tmp_path: Path) -> None:
     answers = [completion("a"), sse("b", "c", delay=1.0), completion("d"), completion("e")]
     async with (
         ScriptedUpstream(answers) as upstream,
@@ -110,7 +110,7 @@ async def test_what_is_in_use_is_not_purged(tmp_path: Path) -> None:
         assert len(upstream.requests[-1].messages) == 5
 
 
-async def test_a_purge_of_a_stopped_one_makes_the_file_small(tmp_path: Path) -> None:
+async def test_a_purge_of_a_stopped_proxy_shrinks_the_file(tmp_path: Path) -> None:
     async with ScriptedUpstream(script) as upstream, Proxy(upstream.base_url, tmp_path) as proxy:
         await say(proxy.port, "old", SECRET_WORDS * 100_000)
         await proxy.kill()  # with its control socket left behind
@@ -123,11 +123,11 @@ async def test_a_purge_of_a_stopped_one_makes_the_file_small(tmp_path: Path) -> 
         assert await say(proxy.port, "old") in ("new", "expired")
 
 
-async def test_another_command_that_writes_is_named(tmp_path: Path) -> None:
+async def test_a_write_to_a_locked_database_names_the_process_that_holds_it(tmp_path: Path) -> None:
     async with ScriptedUpstream() as upstream, Proxy(upstream.base_url, tmp_path) as proxy:
         await say(proxy.port, "s")
         code, _, errors = await run("restore", "--config", str(proxy.config), str(tmp_path / "x"), folder=tmp_path)
-        assert code == 1 and "is no backup" in errors
+        assert code == 1 and "is not a backup" in errors
         assert (await run("backup", "--config", str(proxy.config), str(tmp_path / "b"), folder=tmp_path))[0] == 0
         (made,) = (tmp_path / "b").iterdir()
         code, _, errors = await run("restore", "--config", str(proxy.config), str(made), folder=tmp_path)
@@ -140,7 +140,7 @@ async def test_another_command_that_writes_is_named(tmp_path: Path) -> None:
         lock.release()
 
 
-async def test_damage_is_one_line_each_and_exit_1(tmp_path: Path) -> None:
+async def test_db_check_prints_one_line_for_each_damage_and_exits_1(tmp_path: Path) -> None:
     async with ScriptedUpstream() as upstream, Proxy(upstream.base_url, tmp_path) as proxy:
         await say(proxy.port, "s")
         await proxy.stop()
@@ -157,7 +157,7 @@ async def test_damage_is_one_line_each_and_exit_1(tmp_path: Path) -> None:
             assert "file is not a database" in errors and "Traceback" not in errors
 
 
-async def test_what_is_no_duration_is_wrong_usage(tmp_path: Path) -> None:
+async def test_an_invalid_duration_exits_2(tmp_path: Path) -> None:
     async with ScriptedUpstream() as upstream:
         proxy = Proxy(upstream.base_url, tmp_path)
         for words in (["--older-than", "soon"], []):
@@ -165,7 +165,7 @@ async def test_what_is_no_duration_is_wrong_usage(tmp_path: Path) -> None:
             assert code == 2 and "usage:" in errors
 
 
-async def test_a_database_may_lie_deep(tmp_path: Path) -> None:
+async def test_a_purge_works_in_a_deep_folder(tmp_path: Path) -> None:
     deep = tmp_path / ("d" * 100) / ("e" * 100)
     async with (
         ScriptedUpstream() as upstream,
@@ -177,7 +177,7 @@ async def test_a_database_may_lie_deep(tmp_path: Path) -> None:
         assert (deep / "x.db.control").is_socket()
 
 
-async def test_a_newer_schema_is_refused_by_whoever_opens_it(tmp_path: Path) -> None:
+async def test_a_newer_schema_is_refused_by_every_command(tmp_path: Path) -> None:
     async with ScriptedUpstream() as upstream, Proxy(upstream.base_url, tmp_path) as proxy:
         await say(proxy.port, "s")
         await proxy.stop()
@@ -197,7 +197,7 @@ async def test_a_newer_schema_is_refused_by_whoever_opens_it(tmp_path: Path) -> 
             assert len([line for line in errors.splitlines() if line.startswith("session-proxy: ")]) == 1
 
 
-async def test_a_proxy_that_cannot_be_reached_by_commands_serves_and_is_named(tmp_path: Path) -> None:
+async def test_without_its_control_socket_the_proxy_serves_and_a_purge_names_it(tmp_path: Path) -> None:
     (tmp_path / "session-proxy" / "sessions.db.control" / "in the way").mkdir(parents=True)
     async with ScriptedUpstream() as upstream, Proxy(upstream.base_url, tmp_path) as proxy:
         assert await say(proxy.port, "s") == "new"
@@ -207,7 +207,7 @@ async def test_a_proxy_that_cannot_be_reached_by_commands_serves_and_is_named(tm
         assert (await db(proxy, "check"))[0] == 0
 
 
-async def test_what_the_proxy_refuses_is_told(tmp_path: Path) -> None:
+async def test_errors_of_the_control_socket_reach_the_command(tmp_path: Path) -> None:
     """By whoever holds its socket, in the shape of all its errors."""
     async with ScriptedUpstream() as upstream, Proxy(upstream.base_url, tmp_path) as proxy:
         await say(proxy.port, "s")
@@ -222,7 +222,7 @@ async def test_what_the_proxy_refuses_is_told(tmp_path: Path) -> None:
         assert "Traceback" not in proxy.log
 
 
-async def test_what_root_purges_still_belongs_to_the_user_of_the_proxy(tmp_path: Path) -> None:
+async def test_a_purge_as_root_keeps_the_owner_of_the_files(tmp_path: Path) -> None:
     if os.geteuid():
         pytest.skip("only root makes files for others")
     async with ScriptedUpstream() as upstream, Proxy(upstream.base_url, tmp_path) as proxy:
@@ -239,7 +239,7 @@ async def test_what_root_purges_still_belongs_to_the_user_of_the_proxy(tmp_path:
         assert proxy.database.with_name("sessions.db.lock").exists()
 
 
-async def test_a_state_that_this_user_may_not_open_is_named(tmp_path: Path) -> None:
+async def test_a_state_folder_without_rights_is_named(tmp_path: Path) -> None:
     if not (setpriv := shutil.which("setpriv")) or os.geteuid():
         pytest.skip("this wants root, and setpriv (Debian: util-linux)")
     async with ScriptedUpstream() as upstream, Proxy(upstream.base_url, tmp_path) as proxy:

@@ -42,7 +42,7 @@ async def doctor(proxy: Proxy, *options: str) -> tuple[int, list[str]]:
     return code, output.splitlines()
 
 
-async def test_all_is_well(tmp_path: Path) -> None:
+async def test_doctor_finds_nothing_wrong_with_a_good_setup(tmp_path: Path) -> None:
     async with upstream_of() as upstream, Proxy(upstream.base_url, tmp_path) as proxy:
         os.chmod(proxy.config, 0o600)
         await say(proxy.port, "s")
@@ -65,7 +65,7 @@ async def test_all_is_well(tmp_path: Path) -> None:
         assert await say(proxy.port, "s") == "continued"
 
 
-async def test_an_http_library_without_its_compiled_extension_fails(
+async def test_doctor_fails_without_aiohttps_compiled_extension(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AIOHTTP_NO_EXTENSIONS", "1")
@@ -76,9 +76,7 @@ async def test_an_http_library_without_its_compiled_extension_fails(
 
 
 @pytest.mark.parametrize("underscores", ["off", "on"])
-async def test_through_a_real_nginx_it_tells_what_does_not_arrive(
-    tmp_path: Path, nginx: Nginx, underscores: str
-) -> None:
+async def test_doctor_names_the_headers_that_nginx_drops(tmp_path: Path, nginx: Nginx, underscores: str) -> None:
     async with upstream_of() as upstream, Proxy(upstream.base_url, tmp_path) as proxy:
         await nginx.start(proxy.port, underscores)
         code, found = await doctor(proxy, "--through", f"http://127.0.0.1:{nginx.port}/v1")
@@ -94,7 +92,7 @@ async def test_through_a_real_nginx_it_tells_what_does_not_arrive(
             ]
 
 
-async def test_a_client_key_is_needed_where_the_proxy_lends_its_own(
+async def test_doctor_needs_a_client_key_where_clients_are_listed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = "sk-canary-of-a-client"
@@ -125,7 +123,7 @@ async def test_a_client_key_is_needed_where_the_proxy_lends_its_own(
         (200, b"<html>", None, "warn  upstream: {url}/models answers with something other than a list of models"),
     ],
 )
-async def test_what_the_upstream_says_is_told(
+async def test_doctor_reports_what_the_upstream_answers(
     tmp_path: Path, status: int, body: bytes, key: str | None, said: str
 ) -> None:
     async with upstream_of(status, body) as upstream:
@@ -136,7 +134,7 @@ async def test_what_the_upstream_says_is_told(
         assert code == (1 if said.startswith("fail") else 0)
 
 
-async def test_a_base_url_that_is_hardly_meant_is_told(tmp_path: Path) -> None:
+async def test_doctor_warns_of_a_base_url_that_ends_in_an_endpoint(tmp_path: Path) -> None:
     async with upstream_of() as upstream:
         proxy = Proxy(f"{upstream.base_url}/chat/completions", tmp_path)
         _, found = await doctor(proxy)
@@ -144,7 +142,7 @@ async def test_a_base_url_that_is_hardly_meant_is_told(tmp_path: Path) -> None:
     assert line.startswith(f"warn  configuration: {proxy.config}:1:") and "upstreams.0.base_url: ends in /chat" in line
 
 
-async def test_an_upstream_that_is_not_there_and_a_front_that_leads_nowhere_fail(tmp_path: Path) -> None:
+async def test_doctor_fails_for_an_unreachable_upstream_or_front_proxy(tmp_path: Path) -> None:
     nowhere = f"http://127.0.0.1:{free_port()}/v1"
     proxy = Proxy(nowhere, tmp_path)
     code, found = await doctor(proxy, "--through", nowhere)
@@ -156,7 +154,7 @@ async def test_an_upstream_that_is_not_there_and_a_front_that_leads_nowhere_fail
         assert "no session header arrives" in found[-1] and "the answer is 200: is this the base URL" in found[-1]
 
 
-async def test_what_is_wrong_with_the_state_is_told(tmp_path: Path) -> None:
+async def test_doctor_names_what_is_wrong_with_the_state_folder(tmp_path: Path) -> None:
     async with upstream_of() as upstream, Proxy(upstream.base_url, tmp_path) as proxy:
         await say(proxy.port, "s")
         await proxy.stop()
@@ -176,7 +174,7 @@ async def test_what_is_wrong_with_the_state_is_told(tmp_path: Path) -> None:
         assert [line for line in (await doctor(proxy))[1] if "file is not a database" in line]
 
 
-async def test_a_key_that_others_can_read_is_a_failure(tmp_path: Path) -> None:
+async def test_doctor_fails_for_a_key_that_others_can_read(tmp_path: Path) -> None:
     async with upstream_of() as upstream:
         settings = {"upstreams": [{"base_url": upstream.base_url, "api_key": KEY}]}
         proxy = Proxy(upstream.base_url, tmp_path, settings)
@@ -189,7 +187,7 @@ async def test_a_key_that_others_can_read_is_a_failure(tmp_path: Path) -> None:
         assert (await doctor(proxy))[0] == 0
 
 
-async def test_a_wrong_configuration_is_78_and_a_wrong_url_2(tmp_path: Path) -> None:
+async def test_doctor_exits_78_for_a_wrong_configuration_and_2_for_a_wrong_url(tmp_path: Path) -> None:
     proxy = Proxy("ftp://nowhere", tmp_path)
     code, _, errors = await run("doctor", "--config", str(proxy.config), folder=tmp_path)
     assert code == 78 and "base_url" in errors
@@ -197,7 +195,7 @@ async def test_a_wrong_configuration_is_78_and_a_wrong_url_2(tmp_path: Path) -> 
     assert code == 2 and "must be a URL" in errors
 
 
-async def test_an_interruption_is_a_word_and_exit_1(tmp_path: Path) -> None:
+async def test_ctrl_c_prints_interrupted_and_exits_1(tmp_path: Path) -> None:
     async with ScriptedUpstream([Reply(end="hang")]) as upstream:
         proxy = Proxy(upstream.base_url, tmp_path)
         pipe = asyncio.subprocess.PIPE
@@ -209,7 +207,7 @@ async def test_an_interruption_is_a_word_and_exit_1(tmp_path: Path) -> None:
     assert (process.returncode, errors.decode()) == (1, "session-proxy: interrupted\n")
 
 
-async def test_a_used_port_is_named_and_that_of_the_proxy_itself_is_not(tmp_path: Path) -> None:
+async def test_doctor_names_a_port_that_another_process_uses(tmp_path: Path) -> None:
     async with upstream_of() as upstream:
         with socket.create_server(("127.0.0.1", 0)) as other:
             port = other.getsockname()[1]
@@ -228,7 +226,7 @@ async def test_a_used_port_is_named_and_that_of_the_proxy_itself_is_not(tmp_path
             assert (code, [line for line in found if "listen:" in line]) == (0, [])
 
 
-async def test_a_secret_that_is_damaged_or_of_another_database_fails(tmp_path: Path) -> None:
+async def test_doctor_fails_for_a_damaged_or_foreign_secret(tmp_path: Path) -> None:
     async with upstream_of() as upstream, Proxy(upstream.base_url, tmp_path) as proxy:
         os.chmod(proxy.config, 0o600)
         await say(proxy.port, "s")

@@ -101,7 +101,7 @@ async def test_serve_needs_no_file_for_an_upstream(tmp_path: Path) -> None:
     assert upstream.base_url in said
 
 
-async def test_a_key_of_ours_needs_none_of_the_callers_and_is_not_printed(tmp_path: Path) -> None:
+async def test_with_api_key_set_the_greeting_asks_for_no_key_and_prints_none(tmp_path: Path) -> None:
     port = free_port()
     async with upstream_of() as upstream:
         environ = {"UPSTREAM_BASE_URL": upstream.base_url, "UPSTREAM_API_KEY": "sk-canary"}
@@ -112,7 +112,7 @@ async def test_a_key_of_ours_needs_none_of_the_callers_and_is_not_printed(tmp_pa
     assert "canary" not in said and "Authorization" not in said
 
 
-async def test_an_upstream_on_the_command_line_takes_the_place_of_the_files_first(tmp_path: Path) -> None:
+async def test_upstream_on_the_command_line_replaces_the_first_of_the_file(tmp_path: Path) -> None:
     file, port = tmp_path / "proxy.yaml", free_port()
     other = [{"base_url": "http://127.0.0.1:1/v1", "mount": "/a"}, {"base_url": "http://127.0.0.1:2/v1", "mount": "/b"}]
     file.write_text(json.dumps({"listen": f"127.0.0.1:{port}", "upstreams": other}))
@@ -135,12 +135,12 @@ async def test_an_upstream_on_the_command_line_takes_the_place_of_the_files_firs
         (["--upstream", "http://127.0.0.1:1/v1", "--demo"], "not allowed with"),
     ],
 )
-def test_an_upstream_that_is_none_is_wrong_usage(arguments: list[str], words: str) -> None:
+def test_an_invalid_upstream_exits_2(arguments: list[str], words: str) -> None:
     done = session_proxy("serve", *arguments)
     assert done.returncode == 2 and words in done.stderr
 
 
-def test_a_wrong_default_is_told_without_a_file_that_nobody_wrote() -> None:
+def test_a_wrong_environment_variable_is_reported_without_a_file_name() -> None:
     done = session_proxy("serve", UPSTREAM_BASE_URL="nonsense")
     assert done.returncode == 78
     assert done.stderr.startswith("upstreams.0.base_url: must be an http or https URL")
@@ -152,7 +152,7 @@ def test_a_wrong_default_is_told_without_a_file_that_nobody_wrote() -> None:
 
 
 @pytest.mark.parametrize("named", [[], ["mine.yaml"]])
-def test_init_writes_a_file_that_explains_every_key_and_no_second_one(tmp_path: Path, named: list[str]) -> None:
+def test_init_writes_a_file_that_explains_every_key_and_overwrites_none(tmp_path: Path, named: list[str]) -> None:
     command = [sys.executable, "-m", "proxy", "init", *named]
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
 
@@ -170,19 +170,19 @@ def test_init_writes_a_file_that_explains_every_key_and_no_second_one(tmp_path: 
     assert again.stderr == f"session-proxy: {file.name} exists already and was not changed. Name another file.\n"
 
 
-def test_init_says_where_it_cannot_write(tmp_path: Path) -> None:
+def test_init_names_a_folder_it_cannot_write_to(tmp_path: Path) -> None:
     done = session_proxy("init", str(tmp_path / "no" / "file.yaml"))
     assert done.returncode == 1 and "No such file or directory" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_what_init_writes_is_the_file_that_is_shipped() -> None:
+def test_init_writes_the_shipped_file() -> None:
     assert TEMPLATE.read_text() == (ROOT / "config" / "session-proxy.yaml").read_text()
 
 
 # check
 
 
-def test_check_warns_of_a_base_url_that_ends_where_requests_begin(tmp_path: Path) -> None:
+def test_check_warns_of_a_base_url_that_ends_in_an_endpoint(tmp_path: Path) -> None:
     file = tmp_path / "proxy.yaml"
     file.write_text("upstreams:\n  - base_url: https://api.example.org/v1/chat/completions\n")
     done = session_proxy("check", str(file))
@@ -191,7 +191,7 @@ def test_check_warns_of_a_base_url_that_ends_where_requests_begin(tmp_path: Path
     assert len(done.stderr.splitlines()) == 1
 
 
-async def test_serve_warns_of_it_too(tmp_path: Path) -> None:
+async def test_serve_warns_of_a_base_url_that_ends_in_an_endpoint(tmp_path: Path) -> None:
     listen = f"127.0.0.1:{free_port()}"
     url = "http://127.0.0.1:1/v1/chat/completions/"
     process = await asyncio.create_subprocess_exec(
@@ -218,14 +218,14 @@ def said_of(listen: str = "127.0.0.1:8484", **keys: Any) -> str:
     return greeting(Config.model_validate({"listen": listen, **keys}), listen, False)
 
 
-def test_the_key_of_one_company_is_not_offered_to_another() -> None:
+def test_the_greeting_offers_the_openai_key_to_openai_alone() -> None:
     openai = said_of()
     assert '-H "Authorization: Bearer $OPENAI_API_KEY"' in openai and 'MODEL="gpt' in openai
     other = said_of(upstreams=[{"base_url": "https://api.example.org/v1"}])
     assert "$UPSTREAM_API_KEY" in other and "OPENAI" not in other
 
 
-def test_clients_that_are_listed_have_keys_of_their_own() -> None:
+def test_with_clients_the_greeting_asks_for_a_clients_key() -> None:
     clients = [{"name": "a", "key_hashes": ["0" * 64]}]
     said = said_of(upstreams=[{"base_url": "https://api.example.org/v1", "api_key": "sk-canary"}], clients=clients)
     assert "$CLIENT_KEY" in said and "canary" not in said
@@ -240,12 +240,12 @@ def test_clients_that_are_listed_have_keys_of_their_own() -> None:
         ("unix:/run/a b", "--unix-socket '/run/a b' http://localhost/v1/chat/completions"),
     ],
 )
-def test_the_address_is_one_that_this_machine_reaches(listen: str, url: str) -> None:
+def test_the_greeting_prints_an_address_that_this_machine_reaches(listen: str, url: str) -> None:
     calls = [line for line in said_of(listen.strip("'")).splitlines() if line.startswith("curl ")]
     assert len(calls) == 2 and all([url in call for call in calls])
 
 
-def test_the_mount_and_the_header_are_those_of_the_configuration() -> None:
+def test_the_greeting_uses_the_configured_mount_and_header() -> None:
     said = said_of(upstreams=[{"mount": "/"}], sessions={"headers": ["x-chat"]})
     assert "8484/chat/completions" in said and "-H 'x-chat: try-1'" in said and "Without the x-chat header" in said
 
@@ -253,7 +253,7 @@ def test_the_mount_and_the_header_are_those_of_the_configuration() -> None:
 # make
 
 
-def test_make_run_says_that_it_sets_up_before_it_does() -> None:
+def test_make_run_announces_its_setup_first() -> None:
     if not shutil.which("make"):
         pytest.skip("make is not installed")
     command = ["make", "--always-make", "--dry-run", "run"]

@@ -142,7 +142,7 @@ async def test_each_piece_arrives_before_the_next_is_sent(serve: Serve, front: F
 
 
 @pytest.mark.parametrize("name", ["sessionId", "session-id", "x-session-id", "session_id"])
-async def test_every_session_header_arrives(serve: Serve, front: Front, name: str) -> None:
+async def test_every_session_header_passes_a_front_proxy(serve: Serve, front: Front, name: str) -> None:
     if (front.kind, name) == ("caddy", "session_id"):
         pytest.skip("Caddy drops names with _ since 2.11.4, as docs/operate/fronts.md says")
     async with ScriptedUpstream() as upstream:

@@ -58,7 +58,7 @@ async def one_round(proxy: Proxy, number: int, moment: float) -> list[Client]:
 
 
 @pytest.mark.timeout(ROUNDS * 10)
-async def test_what_a_client_saw_end_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_every_turn_whose_end_a_client_saw_survives(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     begun, chance = time.monotonic(), random.Random(20)
     clients: list[Client] = []
     lost: set[str] = set()

@@ -41,7 +41,7 @@ def peak(pid: int) -> int:
     return int(Path(f"/proc/{pid}/status").read_text().partition("VmHWM:")[2].split()[0])
 
 
-async def test_memory_does_not_follow_the_size_of_a_body(tmp_path: Path) -> None:
+async def test_memory_does_not_grow_with_the_size_of_a_body(tmp_path: Path) -> None:
     app = web.Application()
     app.router.add_post("/v1/files", _upload)
     app.router.add_get("/v1/files", _download)

@@ -79,7 +79,7 @@ async def every_path(port: int) -> None:
 
 
 @pytest.mark.parametrize("form", ["console", "logfmt", "json"])
-async def test_no_log_holds_what_was_said_nor_who_said_it(tmp_path: Path, form: str) -> None:
+async def test_no_log_contains_message_text_or_credentials(tmp_path: Path, form: str) -> None:
     settings = {"log": {"level": "debug", "format": form}, "admin": {"listen": "127.0.0.1:0", "token": TOKEN}}
     async with ScriptedUpstream(script) as upstream, Proxy(upstream.base_url, tmp_path, settings) as proxy:
         await every_path(proxy.port)
@@ -97,7 +97,7 @@ async def test_no_log_holds_what_was_said_nor_who_said_it(tmp_path: Path, form: 
     assert all([said in log for said in ("upstream_unreachable", "outcome", "decision")])
 
 
-async def test_a_reload_changes_level_and_form(tmp_path: Path) -> None:
+async def test_a_reload_changes_log_level_and_format(tmp_path: Path) -> None:
     async with ScriptedUpstream() as upstream, Proxy(upstream.base_url, tmp_path) as proxy:
         await call(proxy.port, "GET", "/first")
         await eventually(lambda: "path=/first status=404" in proxy.log)
@@ -114,7 +114,7 @@ async def test_a_reload_changes_level_and_form(tmp_path: Path) -> None:
     assert "second" not in proxy.log and proxy.log.splitlines()[-1].startswith("time=")
 
 
-async def test_a_reload_tells_what_is_in_force(tmp_path: Path) -> None:
+async def test_a_reload_names_the_settings_that_need_a_restart(tmp_path: Path) -> None:
     """What waits for a restart is told at each reload, and no more once it is taken back; a renamed client is told."""
     async with ScriptedUpstream() as upstream, Proxy(upstream.base_url, tmp_path) as proxy:
         kept = json.loads(proxy.config.read_text())

@@ -24,7 +24,7 @@ def model() -> Iterator[int]:
         pytest.skip(str(why))
 
 
-async def test_no_request_fails_and_the_prefix_stays(
+async def test_a_long_conversation_never_fails_and_keeps_its_prefix(
     model: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with long.tap(model) as (port, seen):

@@ -21,7 +21,7 @@ HISTORY = {"overflow": "summarize", "max_tokens": 900, "summary": {"max_tokens":
 @pytest.mark.soak
 @pytest.mark.skipif(not os.environ.get("SOAK"), reason="minutes: SOAK=1")
 @pytest.mark.timeout(1200)
-async def test_a_summary_that_was_there_is_never_gone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_a_summary_stays_in_every_later_prompt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     try:
         with long.model(4096) as model, long.tap(model) as (port, seen):
             settings = {

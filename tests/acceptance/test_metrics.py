@@ -65,7 +65,7 @@ async def served(folder: Path) -> AsyncIterator[Administered]:
         yield proxy
 
 
-async def test_a_scrape_tells_what_has_happened(tmp_path: Path) -> None:
+async def test_a_scrape_counts_requests_turns_and_tokens(tmp_path: Path) -> None:
     async with served(tmp_path) as proxy:
         for words in ("plain", "refuse", "again"):
             await call(proxy.port, "POST", "/v1/chat/completions", chat(words), session=True)
@@ -94,7 +94,7 @@ async def test_a_scrape_tells_what_has_happened(tmp_path: Path) -> None:
     assert (value(found, "process_resident_memory_bytes") or 0) > 1 << 20
 
 
-async def test_the_admin_listener_wants_its_token_and_knows_one_path(tmp_path: Path) -> None:
+async def test_the_admin_listener_requires_its_token_and_serves_only_metrics(tmp_path: Path) -> None:
     def asked() -> list[tuple[int, str | None]]:
         answers = [
             proxy.get(Authorization=""),
@@ -112,7 +112,7 @@ async def test_the_admin_listener_wants_its_token_and_knows_one_path(tmp_path: P
         assert found == [(401, "Bearer")] * 3 + [(404, None), (405, None), (200, None), (200, None)]
 
 
-async def test_whatever_clients_send_there_are_as_many_series_as_before(tmp_path: Path) -> None:
+async def test_client_input_never_adds_a_metric_series(tmp_path: Path) -> None:
     async with served(tmp_path) as proxy:
 
         async def some(name: str) -> int:
@@ -134,7 +134,7 @@ async def test_without_an_admin_listener_prometheus_client_is_not_loaded() -> No
     assert said == b"[]\n"
 
 
-async def test_an_admin_address_in_use_is_one_sentence(tmp_path: Path) -> None:
+async def test_an_admin_address_in_use_prints_one_sentence(tmp_path: Path) -> None:
     async with served(tmp_path) as proxy:
         other = tmp_path / "other"
         other.mkdir()
@@ -183,7 +183,7 @@ async def known(folder: Path) -> dict[str, set[str]]:
     return found
 
 
-async def test_dashboard_and_alerts_ask_for_what_there_is(tmp_path: Path) -> None:
+async def test_dashboard_and_alerts_use_existing_metrics(tmp_path: Path) -> None:
     names = await known(tmp_path)
     assert len(SHIPPED["dashboard"]) > 10 and len(SHIPPED["alerts"]) > 5
     for expression in SHIPPED["dashboard"] + SHIPPED["alerts"]:
@@ -196,14 +196,14 @@ async def test_dashboard_and_alerts_ask_for_what_there_is(tmp_path: Path) -> Non
         assert labels <= set().union(*[names[name] for name in used]), expression
 
 
-async def test_the_page_names_every_metric_and_no_other(tmp_path: Path) -> None:
+async def test_the_metrics_page_names_exactly_the_metrics_there_are(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "reference" / "metrics.md").read_text()
     told = set(re.findall(r"^\| `([a-z_]+)` \|", page, re.M))
     names = {re.sub(r"_(bucket|sum|count|created)$", "", name) for name in await known(tmp_path)}
     assert told == {name.removeprefix("session_proxy_") for name in names if name.startswith("session_proxy_")}
 
 
-def test_no_metric_is_asked_for_as_what_it_is_not() -> None:
+def test_rate_is_applied_to_counters_alone() -> None:
     for expression in SHIPPED["dashboard"] + SHIPPED["alerts"]:
         for name in re.findall(r"\bsession_proxy_\w+", expression):
             counts = name.endswith(("_total", "_bucket", "_sum", "_count"))
@@ -211,20 +211,20 @@ def test_no_metric_is_asked_for_as_what_it_is_not() -> None:
 
 
 @pytest.mark.parametrize("expression", SHIPPED["dashboard"] + SHIPPED["alerts"])
-def test_every_expression_is_one(expression: str) -> None:
+def test_every_dashboard_expression_parses(expression: str) -> None:
     parser = pytest.importorskip("promql_parser", reason="no wheel of promql-parser for this platform")
     for name, span in (("$__rate_interval", "5m"), ("$__range", "1h"), ("$instance", ".*")):
         expression = expression.replace(name, span)
     parser.parse(expression)
 
 
-def test_every_alert_says_what_to_do() -> None:
+def test_every_alert_has_a_remedy() -> None:
     rules = [rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]]
     for rule in rules:
         assert rule["annotations"].keys() == {"summary", "description"} and rule["labels"]["severity"]
 
 
-def test_no_panel_lies_on_another() -> None:
+def test_dashboard_panels_do_not_overlap() -> None:
     taken: set[tuple[int, int]] = set()
     board = json.loads(DASHBOARD.read_text())
     assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])

@@ -70,7 +70,7 @@ def seen(clients: list[Client]) -> int:
 
 
 @pytest.mark.timeout(60 + CUTS * 10)
-async def test_what_a_client_saw_end_is_kept(disk: Disk, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_every_turn_whose_end_a_client_saw_survives(disk: Disk, capsys: pytest.CaptureFixture[str]) -> None:
     begun, before_cuts = time.monotonic(), 0
     clients: list[Client] = []
     lost: set[str] = set()
@@ -91,7 +91,9 @@ async def test_what_a_client_saw_end_is_kept(disk: Disk, capsys: pytest.CaptureF
 
 
 @pytest.mark.timeout(60 + CONTROL_CUTS * 10)
-async def test_it_would_see_a_loss(disk: Disk, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_the_power_test_detects_a_store_that_does_not_sync(
+    disk: Disk, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The same with a store that does not sync, until a cut takes something."""
     lost: set[str] = set()
     async with ScriptedUpstream(acknowledged.script) as upstream, proxy_on(disk, upstream, CARELESS) as proxy:

@@ -15,7 +15,7 @@ from tests.support.process import Proxy, command
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-async def test_a_bar_is_drawn_at_a_terminal_only(tmp_path: Path, terminal: bool) -> None:
+async def test_the_progress_bar_is_drawn_at_a_terminal_only(tmp_path: Path, terminal: bool) -> None:
     async with ScriptedUpstream() as upstream, Proxy(upstream.base_url, tmp_path) as proxy:
         await say(proxy.port, "s", "x" * 5_000_000)
         ours, theirs = pty.openpty() if terminal else os.pipe()

@@ -77,7 +77,7 @@ def test_curl_snippets_are_answered_from_memory(demo: str, curls: str) -> None:
     )
 
 
-def test_the_curl_calls_that_the_command_prints_work(demo: str) -> None:
+def test_the_printed_curl_calls_work(demo: str) -> None:
     if not shutil.which("curl"):
         pytest.skip("curl is not installed")
     calls = [line for line in greeting(Config(), demo, True).splitlines() if line.startswith("curl")]
@@ -95,7 +95,7 @@ def test_every_snippet_has_a_language_that_a_test_runs(page: Path) -> None:
     assert len(re.findall("```", text)) == 2 * len(re.findall(r"^```(?:sh|python|js|mermaid)\n", text, re.MULTILINE))
 
 
-def test_there_are_as_many_snippets_as_clients_and_each_has_a_session_of_its_own() -> None:
+def test_each_client_has_a_snippet_with_its_own_session_id() -> None:
     assert (len(snippets("sh")), len(snippets("python")), len(snippets("js"))) == (2, 3, 2)
     found = [text for language in ("sh", "python", "js") for text in snippets(language)]
     ids = [set(re.findall(r"""sessionId"?: "?([\w-]+)""", text)) for text in found]

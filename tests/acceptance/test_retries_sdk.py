@@ -101,7 +101,7 @@ async def one_death(proxy: Proxy, k: int, stream: bool, headers: dict[str, str])
 
 @both
 @pytest.mark.parametrize("headers", [{}, UNCOUNTED], ids=["counted", "uncounted"])
-async def test_an_upstream_that_dies_in_its_first_answer_leaves_no_turn_twice(
+async def test_an_sdk_retry_after_a_broken_answer_stores_one_turn(
     tmp_path: Path, headers: dict[str, str], stream: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     begun, mortal, slots = time.monotonic(), Mortal(), asyncio.Semaphore(SIDE_BY_SIDE)
@@ -128,7 +128,7 @@ async def test_an_upstream_that_dies_in_its_first_answer_leaves_no_turn_twice(
 
 
 @both
-async def test_continue_with_a_429_in_between_is_two_turns_with_two_answers(tmp_path: Path, stream: bool) -> None:
+async def test_continue_sent_twice_around_a_429_is_two_turns(tmp_path: Path, stream: bool) -> None:
     refused = error(429, {"error": {"message": "slow down"}}, headers=[("retry-after-ms", "20")])
     script = [answer("one", stream), refused, answer("two", stream), completion("x")]
     async with (
@@ -145,7 +145,7 @@ async def test_continue_with_a_429_in_between_is_two_turns_with_two_answers(tmp_
 
 
 @both
-async def test_a_retry_while_the_first_try_runs_gets_its_answer(tmp_path: Path, stream: bool) -> None:
+async def test_a_retry_attaches_to_the_running_first_try(tmp_path: Path, stream: bool) -> None:
     """The SDK loses patience after a second and tries again; the upstream needs longer."""
     release = asyncio.Event()
 
@@ -169,7 +169,7 @@ async def test_a_retry_while_the_first_try_runs_gets_its_answer(tmp_path: Path, 
         assert [message["content"] for message in upstream.requests[1].messages] == ["hi", text, "next"]
 
 
-async def test_a_key_of_the_users_own_is_one_turn_for_two_calls(tmp_path: Path) -> None:
+async def test_one_idempotency_key_is_one_turn_for_two_calls(tmp_path: Path) -> None:
     async with (
         ScriptedUpstream() as upstream,
         Proxy(upstream.base_url, tmp_path) as proxy,

@@ -27,13 +27,13 @@ def test_the_sdk_is_answered_from_memory(demo: str, mount: str, header: str, str
         assert client.models.list().data
 
 
-def test_without_a_session_id_nothing_is_known(demo: str) -> None:
+def test_without_a_session_id_there_is_no_memory(demo: str) -> None:
     with openai.OpenAI(base_url=f"http://{demo}/v1", api_key="k") as client:
         answer(client, "My name is Alice", False)
         assert answer(client, "What's my name?", True) == "I don't have that information."
 
 
-def test_errors_reach_the_sdk_in_its_own_shape(demo: str) -> None:
+def test_errors_reach_the_sdk_as_its_own_exceptions(demo: str) -> None:
     client = openai.OpenAI(base_url=f"http://{demo}/v1", api_key="k", default_headers={"sessionId": "x" * 300})
     with client, pytest.raises(openai.BadRequestError) as refused:
         answer(client, "hello", False)

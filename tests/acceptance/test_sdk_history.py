@@ -103,7 +103,7 @@ pytestmark = pytest.mark.parametrize("stream", [False, True], ids=["whole", "str
 
 
 @pytest.mark.parametrize("resends", [False, True], ids=["new-messages-only", "full-lists"])
-async def test_a_tool_loop_with_two_calls_at_once(tmp_path: Path, resends: bool, stream: bool) -> None:
+async def test_the_sdk_runs_a_tool_loop_with_two_calls_at_once(tmp_path: Path, resends: bool, stream: bool) -> None:
     shown = [user("How is the weather?")]
     async with chatting(tmp_path, stream) as chat:
         called = await chat.say(*shown)
@@ -145,7 +145,7 @@ async def test_a_session_left_between_two_results_goes_on_with_a_plain_question(
         assert chat.received[2] == RESULTS[0]
 
 
-async def test_a_history_edited_in_the_middle(tmp_path: Path, stream: bool) -> None:
+async def test_a_history_edited_in_the_middle_is_a_rewrite(tmp_path: Path, stream: bool) -> None:
     shown: list[Any] = []
     async with chatting(tmp_path, stream) as chat:
         for text in ("one", "two", "three", "four"):

@@ -105,7 +105,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         pytest.skip(str(missing))
 
 
-async def test_the_package_starts_it_and_the_first_request_is_served(service: Service) -> None:
+async def test_the_installed_package_starts_and_serves(service: Service) -> None:
     assert (service.shows("ActiveState"), service.shows("StatusText")) == ("active", "serving, nothing in flight")
     async with RawClient(service.port) as client:
         await client.request("GET", "/readyz")
@@ -115,7 +115,7 @@ async def test_the_package_starts_it_and_the_first_request_is_served(service: Se
         assert await service.asked("first") == (200, "complete")
 
 
-async def test_what_was_said_survives_a_restart_and_is_for_the_service_alone(service: Service) -> None:
+async def test_sessions_survive_a_restart_and_only_the_service_can_read_them(service: Service) -> None:
     async with ScriptedUpstream() as upstream:
         service.configure(upstream.base_url)
         assert await service.asked("kept", "remember this") == (200, "complete")
@@ -142,7 +142,7 @@ async def test_the_journal_has_a_line_per_request_with_its_priority(service: Ser
     assert " 200 " not in said("--priority", "warning")
 
 
-async def test_the_key_is_read_by_the_service_only(service: Service) -> None:
+async def test_only_the_service_can_read_the_key(service: Service) -> None:
     service.machine.write("/etc/session-proxy/upstream-api-key", KEY + "\n", 0o600)
     async with ScriptedUpstream() as upstream:
         service.configure(upstream.base_url, then="restart")
@@ -159,7 +159,7 @@ async def test_the_key_is_read_by_the_service_only(service: Service) -> None:
     service.machine.run("rm", "/etc/session-proxy/upstream-api-key")
 
 
-async def test_nobody_is_refused_across_kills_and_restarts(service: Service) -> None:
+async def test_no_request_is_refused_across_kills_and_restarts(service: Service) -> None:
     async with ScriptedUpstream() as upstream:
         service.configure(upstream.base_url, then="restart")
         answers = []
@@ -174,7 +174,7 @@ async def test_nobody_is_refused_across_kills_and_restarts(service: Service) -> 
 
 
 @pytest.mark.parametrize("verb", ["reload", "restart"])
-async def test_under_load_nobody_fails(service: Service, verb: str) -> None:
+async def test_no_request_fails_during_reloads_and_restarts_under_load(service: Service, verb: str) -> None:
     def thrice() -> None:
         for _ in range(3):
             service.systemctl(verb, "session-proxy")
@@ -190,7 +190,7 @@ async def test_under_load_nobody_fails(service: Service, verb: str) -> None:
         assert await asyncio.gather(*asking) == [(200, "complete")] * len(asking)
 
 
-async def test_a_wrong_file_changes_nothing_and_is_reported_with_its_line(service: Service) -> None:
+async def test_a_reload_of_an_invalid_file_changes_nothing_and_logs_its_line(service: Service) -> None:
     async with ScriptedUpstream() as upstream:
         service.configure(upstream.base_url)
         with pytest.raises(AssertionError):
@@ -199,7 +199,7 @@ async def test_a_wrong_file_changes_nothing_and_is_reported_with_its_line(servic
         assert await service.asked("unchanged") == (200, "complete")
 
 
-async def test_a_stream_ends_in_its_own_time_and_who_comes_meanwhile_waits(service: Service) -> None:
+async def test_a_stream_finishes_during_a_restart_and_new_requests_wait(service: Service) -> None:
     let_go = asyncio.Event()
 
     def slow(request: Received) -> Reply:
@@ -231,7 +231,7 @@ async def test_a_stream_ends_in_its_own_time_and_who_comes_meanwhile_waits(servi
         assert service.shows("MainPID") != process
 
 
-async def test_a_loop_that_hangs_is_started_again(service: Service) -> None:
+async def test_a_hanging_event_loop_is_restarted_by_the_watchdog(service: Service) -> None:
     service.machine.write("/opt/hanging.py", HANGING)
     command = f"/opt/session-proxy/bin/python3 /opt/hanging.py serve --config {CONFIG}"
     service.drop_in("session-proxy.service", f"[Service]\nWatchdogSec=1\nExecStart=\nExecStart={command}\n")
@@ -248,7 +248,7 @@ async def test_a_loop_that_hangs_is_started_again(service: Service) -> None:
     service.systemctl("daemon-reload")
 
 
-def test_a_backup_is_made_beside_it_by_its_user(service: Service) -> None:
+def test_the_backup_unit_runs_as_the_services_user(service: Service) -> None:
     if "backup" not in service.machine.run("session-proxy", "--help"):
         pytest.skip("this version has no command for it")
     assert service.systemctl("list-timers", "--no-legend", "session-proxy-backup.timer", check=False) == ""
@@ -261,7 +261,7 @@ def test_a_backup_is_made_beside_it_by_its_user(service: Service) -> None:
     service.systemctl("stop", "session-proxy-backup.timer")
 
 
-def test_a_wrong_file_at_the_start_is_not_tried_again(service: Service) -> None:
+def test_an_invalid_file_at_start_is_not_restarted(service: Service) -> None:
     with pytest.raises(AssertionError):
         service.configure("http://127.0.0.1:1/v1", then="restart", log={"level": "loud"})
     time.sleep(2)
@@ -269,7 +269,7 @@ def test_a_wrong_file_at_the_start_is_not_tried_again(service: Service) -> None:
     assert service.shows("ExecMainStatus") == "78"
 
 
-def test_an_instance_has_a_file_a_state_and_a_certificate_of_its_own(service: Service, tmp_path: Path) -> None:
+def test_an_instance_has_its_own_file_state_and_certificate(service: Service, tmp_path: Path) -> None:
     port, certificate = free_port(), certify(tmp_path)
     service.machine.run("groupadd", "--system", "certificates")
     for name in ("proxy.pem", "proxy.key"):
@@ -293,18 +293,18 @@ def test_an_instance_has_a_file_a_state_and_a_certificate_of_its_own(service: Se
     service.machine.run("groupdel", "certificates")
 
 
-def test_a_state_folder_without_rights_is_one_sentence(service: Service) -> None:
+def test_a_state_folder_without_rights_logs_one_sentence(service: Service) -> None:
     nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "env", "STATE_DIRECTORY=/opt/closed"]
     service.machine.run("install", "-d", "-m", "0700", "/opt/closed")
     said = service.machine.run(*nobody, "session-proxy", "serve", "--config", "/dev/null", check=False)
     service.machine.run("rmdir", "/opt/closed")
     assert said == (
         "session-proxy: Cannot use /opt/closed/sessions.db: Permission denied."
-        " Check that its folder belongs to the user of the proxy, and can be written to.\n"
+        " Check that its folder belongs to the user of the proxy and is writable.\n"
     )
 
 
-def test_nothing_but_the_state_is_left(service: Service) -> None:
+def test_purging_the_package_leaves_only_the_state(service: Service) -> None:
     service.configure("http://127.0.0.1:1/v1", then="restart")
     service.machine.run("session-proxy", "check", CONFIG)  # as root, who could write beside the program
     said = service.machine.run("dpkg", "--purge", "session-proxy")

@@ -41,7 +41,7 @@ def connected(to: socket.socket) -> socket.socket:
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
-def test_a_client_that_comes_between_two_processes_is_served_by_the_second(tmp_path: Path, kind: str) -> None:
+def test_a_client_between_two_processes_is_served_by_the_second(tmp_path: Path, kind: str) -> None:
     with tcp() if kind == "tcp" else unix(tmp_path / "socket") as opened:
         opened.listen()
         for ends in (signal.SIGTERM, signal.SIGKILL, signal.SIGTERM):
@@ -56,7 +56,7 @@ def test_a_client_that_comes_between_two_processes_is_served_by_the_second(tmp_p
                 assert daemon.process.wait(10) == (0 if ends == signal.SIGTERM else -ends)
 
 
-def test_a_unix_socket_of_our_own_replaces_one_that_nobody_listens_on(tmp_path: Path) -> None:
+def test_a_stale_unix_socket_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "own"
     unix(path).close()
     with Daemon(tmp_path, listen=f"unix:{path}") as daemon:
@@ -66,7 +66,7 @@ def test_a_unix_socket_of_our_own_replaces_one_that_nobody_listens_on(tmp_path: 
             assert b" 200 " in asked(client)
 
 
-def test_the_unix_socket_of_another_process_is_not_taken(tmp_path: Path) -> None:
+def test_a_unix_socket_in_use_is_not_taken(tmp_path: Path) -> None:
     with unix(tmp_path / "taken") as taken:
         taken.listen()
         listen = f"unix:{tmp_path}/taken"
@@ -74,7 +74,7 @@ def test_the_unix_socket_of_another_process_is_not_taken(tmp_path: Path) -> None
     assert done.returncode == 1 and "another process listens there" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_our_key_is_not_lent_through_a_socket_of_systemds(tmp_path: Path) -> None:
+def test_the_key_is_not_lent_through_a_socket_of_systemd(tmp_path: Path) -> None:
     with socket.socket() as opened:
         opened.bind(("0.0.0.0", 0))
         opened.listen()
@@ -83,7 +83,7 @@ def test_our_key_is_not_lent_through_a_socket_of_systemds(tmp_path: Path) -> Non
             assert "0.0.0.0" in (said := daemon.log.read()) and "use your api_key" in said and "canary" not in said
 
 
-def test_a_socket_that_does_not_listen_is_one_sentence(tmp_path: Path) -> None:
+def test_a_systemd_socket_that_does_not_listen_is_refused(tmp_path: Path) -> None:
     with tcp() as deaf, Daemon(tmp_path, handed=deaf) as daemon:
         assert daemon.process.wait(10) == 1
         assert daemon.log.read() == (
@@ -99,7 +99,7 @@ def test_a_socket_that_does_not_listen_is_one_sentence(tmp_path: Path) -> None:
         ("unix:/no/such/folder/socket", "no such file or directory"),
     ],
 )
-def test_an_address_that_cannot_be_listened_on_is_one_sentence(tmp_path: Path, listen: str, why: str) -> None:
+def test_an_address_that_cannot_be_bound_prints_one_sentence(tmp_path: Path, listen: str, why: str) -> None:
     address = listen.format(port=free_port())
     done = session_proxy("serve", "--config", GOOD, "--listen", address, XDG_STATE_HOME=str(tmp_path))
     said = done.stderr.splitlines()[-1]

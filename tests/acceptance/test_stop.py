@@ -75,7 +75,7 @@ async def remembered(proxy: Proxy, upstream: ScriptedUpstream, session: str) -> 
     return messages[:-1]
 
 
-async def test_what_ends_in_time_is_whole_and_nothing_is_accepted_meanwhile(tmp_path: Path) -> None:
+async def test_a_drain_completes_streams_and_accepts_no_connections(tmp_path: Path) -> None:
     slow = Slow()
     async with ScriptedUpstream(slow) as upstream, Proxy(upstream.base_url, tmp_path, SLOW) as proxy:
         async with RawClient(proxy.port) as client, RawClient(proxy.port) as mute, RawClient(proxy.port) as alive:
@@ -106,7 +106,7 @@ async def test_what_ends_in_time_is_whole_and_nothing_is_accepted_meanwhile(tmp_
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["the limit is over", "a second signal"])
-async def test_what_is_not_waited_for_is_cut_and_kept(tmp_path: Path, again: bool) -> None:
+async def test_a_drain_records_unfinished_turns_as_interrupted(tmp_path: Path, again: bool) -> None:
     """A stream in the middle, one whose client has gone, one that has no head yet, and one that waits in line."""
     slow = Slow()
     async with (
@@ -144,7 +144,7 @@ async def test_what_is_not_waited_for_is_cut_and_kept(tmp_path: Path, again: boo
         assert "Traceback" not in proxy.log
 
 
-async def test_a_full_list_that_needs_no_place_in_line_is_refused_as_well(tmp_path: Path) -> None:
+async def test_a_drain_refuses_full_lists_too(tmp_path: Path) -> None:
     slow = Slow()
     async with (
         ScriptedUpstream(slow) as upstream,
@@ -165,7 +165,7 @@ async def test_a_full_list_that_needs_no_place_in_line_is_refused_as_well(tmp_pa
         assert await stopped == 0 and len(upstream.requests) == 2
 
 
-async def test_the_limit_is_waited_for(tmp_path: Path) -> None:
+async def test_a_drain_waits_for_its_limit(tmp_path: Path) -> None:
     slow = Slow()
     async with (
         ScriptedUpstream(slow) as upstream,
@@ -181,7 +181,7 @@ async def test_the_limit_is_waited_for(tmp_path: Path) -> None:
         assert await stopped == 0
 
 
-async def test_who_waits_in_line_is_told_at_once_and_a_turn_in_front_may_end(tmp_path: Path) -> None:
+async def test_a_drain_refuses_queued_requests_at_once_and_lets_the_running_turn_end(tmp_path: Path) -> None:
     slow = Slow()
     async with (
         ScriptedUpstream(slow) as upstream,
@@ -202,7 +202,7 @@ async def test_who_waits_in_line_is_told_at_once_and_a_turn_in_front_may_end(tmp
         assert await remembered(proxy, upstream, "s") == [user("slow"), assistant("so far and on")]
 
 
-async def test_a_turn_that_has_its_finish_reason_is_cut_with_all_its_text(tmp_path: Path) -> None:
+async def test_a_drain_keeps_all_text_of_a_turn_with_a_finish_reason(tmp_path: Path) -> None:
     """The upstream said that it was done, but never ended the stream: a stop waits, but not for ever."""
     async with (
         ScriptedUpstream([sse("all of it", done=False, end="hang"), completion("x")]) as upstream,
@@ -220,7 +220,7 @@ async def test_a_turn_that_has_its_finish_reason_is_cut_with_all_its_text(tmp_pa
         assert await remembered(proxy, upstream, "s") == [user("hi"), assistant("all of it")]
 
 
-async def test_nothing_in_flight_ends_at_once(tmp_path: Path) -> None:
+async def test_a_drain_with_nothing_in_flight_ends_at_once(tmp_path: Path) -> None:
     async with (
         ScriptedUpstream() as upstream,
         Proxy(upstream.base_url, tmp_path, SLOW) as proxy,

@@ -127,7 +127,7 @@ async def test_a_client_behind_tls_reads_all_that_was_sent_before_the_reset(tmp_
             assert (await reading).count(b"x" * 20_000) == len(words)
 
 
-def test_a_unix_socket_of_systemds_stays_plain(tmp_path: Path) -> None:
+def test_a_unix_socket_of_systemd_gets_no_tls(tmp_path: Path) -> None:
     certify(tmp_path)
     with unix(tmp_path / "socket") as opened, socket.socket(socket.AF_UNIX) as client:
         opened.listen()
@@ -147,7 +147,7 @@ def test_a_unix_socket_of_systemds_stays_plain(tmp_path: Path) -> None:
         ("proxy.pem", "locked.key", "are not a certificate and its key; both must be PEM, the key without a password"),
     ],
 )
-def test_a_certificate_that_cannot_be_used_is_refused(tmp_path: Path, certificate: str, key: str, say: str) -> None:
+def test_an_unusable_certificate_refuses_the_start(tmp_path: Path, certificate: str, key: str, say: str) -> None:
     certify(tmp_path)
     own = (tmp_path / "proxy.key").rename(tmp_path / "own.key")
     certify(tmp_path)
@@ -163,7 +163,7 @@ def test_a_certificate_that_cannot_be_used_is_refused(tmp_path: Path, certificat
     assert say in done.stderr and len(done.stderr.splitlines()) == 1
 
 
-def test_a_key_that_everybody_can_read_is_refused() -> None:
+def test_a_tls_key_that_everybody_can_read_is_refused() -> None:
     with tempfile.TemporaryDirectory() as made:  # pytest's own folders are closed to others
         folder = Path(made)
         folder.chmod(0o755)

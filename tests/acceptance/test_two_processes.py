@@ -19,14 +19,14 @@ log:
 """
 
 
-async def test_a_second_process_on_a_database_is_refused(tmp_path: Path) -> None:
+async def test_a_second_process_on_one_database_is_refused(tmp_path: Path) -> None:
     async with ScriptedUpstream() as upstream, Proxy(upstream.base_url, tmp_path) as first:
         config, address = str(tmp_path / "config.yaml"), f"127.0.0.1:{free_port()}"
         code, _, errors = await run("serve", "--config", config, "--listen", address, folder=tmp_path)
         assert code == 1
         assert errors.splitlines() == [
             f"session-proxy: {first.database} is in use by session-proxy, process {first.pid}."
-            " Stop it, or give this one another store.path."
+            " Stop it, or set another store.path for this proxy."
         ]
         async with RawClient(first.port) as client:
             messages = [{"role": "user", "content": "hello"}]
@@ -34,7 +34,7 @@ async def test_a_second_process_on_a_database_is_refused(tmp_path: Path) -> None
             assert (await client.head()).status == 200
 
 
-async def test_it_ends_in_good_order_and_goes_on_where_it_ended(tmp_path: Path) -> None:
+async def test_a_restart_continues_the_session(tmp_path: Path) -> None:
     async with ScriptedUpstream() as upstream, Proxy(upstream.base_url, tmp_path) as proxy:
         for state in ("new", "continued"):
             async with RawClient(proxy.port) as client:
@@ -49,7 +49,7 @@ async def test_it_ends_in_good_order_and_goes_on_where_it_ended(tmp_path: Path) 
     assert len(upstream.requests[-1].messages) == 3
 
 
-async def test_the_demo_ends_in_good_order_too(tmp_path: Path) -> None:
+async def test_the_demo_stops_cleanly(tmp_path: Path) -> None:
     async with Proxy("http://127.0.0.1:9/v1", tmp_path, arguments=["--demo"]) as proxy:
         async with RawClient(proxy.port) as client:
             await client.post("/v1/chat/completions", {"messages": [{"role": "user", "content": "hello"}]})
@@ -57,7 +57,7 @@ async def test_the_demo_ends_in_good_order_too(tmp_path: Path) -> None:
         assert await proxy.stop() == 0
 
 
-async def test_five_mistakes_are_five_lines(tmp_path: Path) -> None:
+async def test_serve_reports_five_mistakes_in_five_lines(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(MISTAKES)
     code, output, errors = await run("serve", "--config", str(config), folder=tmp_path)

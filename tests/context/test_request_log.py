@@ -53,7 +53,7 @@ class Logged:
 
 
 @pytest.mark.parametrize("given", [None, "mine-1", "two words"])
-async def test_an_id_is_taken_or_made_and_handed_on_both_ways(serve: Serve, given: str | None) -> None:
+async def test_a_request_id_is_accepted_or_created_and_sent_both_ways(serve: Serve, given: str | None) -> None:
     sent = [("X-Request-ID", given)] if given else []
     async with ScriptedUpstream() as upstream:
         proxy = await serve(upstream.base_url)
@@ -65,7 +65,7 @@ async def test_an_id_is_taken_or_made_and_handed_on_both_ways(serve: Serve, give
     assert answer.head.header(NAME) == id == (await logged.path())["request"]
 
 
-async def test_the_upstreams_own_id_reaches_the_client(serve: Serve) -> None:
+async def test_the_upstreams_request_id_reaches_the_client(serve: Serve) -> None:
     async with ScriptedUpstream([completion("1", headers=[("X-Request-Id", "theirs")])]) as upstream:
         proxy = await serve(upstream.base_url)
         logged = Logged(proxy)
@@ -74,7 +74,7 @@ async def test_the_upstreams_own_id_reaches_the_client(serve: Serve) -> None:
     assert (await logged.path())["request"] == "req_1"
 
 
-async def test_a_pass_through_gains_no_id_and_keeps_its_own(serve: Serve) -> None:
+async def test_a_pass_through_gains_no_request_id(serve: Serve) -> None:
     async with ScriptedUpstream([completion("1"), completion("2")]) as upstream:
         proxy = await serve(upstream.base_url)
         async with RawClient(proxy.port) as client:
@@ -86,14 +86,14 @@ async def test_a_pass_through_gains_no_id_and_keeps_its_own(serve: Serve) -> Non
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/nowhere", "/sessions/none", "/v1/../x"])
-async def test_answers_of_our_own_carry_the_id(serve: Serve, path: str) -> None:
+async def test_the_proxys_own_answers_carry_the_request_id(serve: Serve, path: str) -> None:
     proxy = await serve("http://127.0.0.1:1/v1")
     async with RawClient(proxy.port) as client:
         await client.request("GET", path)
         assert (await client.head()).header(NAME) == "req_1"
 
 
-async def test_a_line_of_a_recorded_turn_tells_all_there_is(serve: Serve) -> None:
+async def test_the_log_line_of_a_recorded_turn_has_every_field(serve: Serve) -> None:
     usage = {"prompt_tokens": 7, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 4}}
     slow = sse("a", "b", usage=usage, delay=0.02)
     async with ScriptedUpstream([slow]) as upstream:
@@ -117,7 +117,7 @@ async def test_a_line_of_a_recorded_turn_tells_all_there_is(serve: Serve) -> Non
     assert sum(numbers.overhead["recorded"].counts) == sum(numbers.first["recorded"].counts) == 1
 
 
-async def test_one_session_has_one_name_in_the_log_and_another_tenants_another(serve: Serve) -> None:
+async def test_a_session_has_one_hash_in_the_log_for_each_tenant(serve: Serve) -> None:
     async with ScriptedUpstream() as upstream:
         proxy = await serve(upstream.base_url)
         logged = Logged(proxy)
@@ -129,7 +129,7 @@ async def test_one_session_has_one_name_in_the_log_and_another_tenants_another(s
     assert len({first[1], other[1], foreign[1]}) == 3
 
 
-async def test_the_wait_in_line_is_told_and_is_no_overhead(serve: Serve) -> None:
+async def test_queue_time_is_logged_and_not_part_of_overhead(serve: Serve) -> None:
     held = asyncio.Event()
 
     async def script(request: Received) -> Reply:
@@ -166,7 +166,7 @@ class Fails(MemoryStore):
         (Reply(headers=[("Content-Type", "text/event-stream")], pieces=[b"data: {"]), "broken", 200),
     ],
 )
-async def test_what_became_of_a_turn(serve: Serve, reply: Reply, outcome: str, status: int) -> None:
+async def test_the_log_line_names_the_outcome_of_a_turn(serve: Serve, reply: Reply, outcome: str, status: int) -> None:
     if outcome == "cut":
         reply.pieces = reply.pieces[:2]
     async with ScriptedUpstream([reply]) as upstream:
@@ -181,7 +181,7 @@ async def test_what_became_of_a_turn(serve: Serve, reply: Reply, outcome: str, s
     assert proxy.runtime.counters.turns == {("append", outcome): 1}
 
 
-async def test_a_turn_that_is_not_kept_and_one_that_never_began(serve: Serve) -> None:
+async def test_unkept_and_failed_turns_are_warnings(serve: Serve) -> None:
     async with ScriptedUpstream() as upstream:
         proxy = await serve(upstream.base_url, store=Fails(1000))
         logged = Logged(proxy)
@@ -197,7 +197,7 @@ async def test_a_turn_that_is_not_kept_and_one_that_never_began(serve: Serve) ->
 
 
 @pytest.mark.parametrize("body", [b"{", b"data: {}"])
-async def test_a_pass_through_that_the_upstream_breaks_off_is_no_clients_doing(serve: Serve, body: bytes) -> None:
+async def test_a_pass_through_broken_by_the_upstream_is_not_logged_as_client_gone(serve: Serve, body: bytes) -> None:
     async with ScriptedUpstream([Reply(pieces=[body], end="rst")]) as upstream:
         proxy = await serve(upstream.base_url)
         logged = Logged(proxy)
@@ -210,7 +210,7 @@ async def test_a_pass_through_that_the_upstream_breaks_off_is_no_clients_doing(s
 
 
 @pytest.mark.parametrize("why", ["stop", "interrupt"])
-async def test_a_turn_that_is_cut_tells_by_whom(serve: Serve, why: str) -> None:
+async def test_the_log_line_names_who_ended_an_answer(serve: Serve, why: str) -> None:
     said = sse("well", end="hang")
     said.pieces = said.pieces[:2]
     async with ScriptedUpstream([said, completion("2")]) as upstream:
@@ -231,7 +231,7 @@ async def test_a_turn_that_is_cut_tells_by_whom(serve: Serve, why: str) -> None:
     assert lines["turn_1"]["reset"] == why and "client" not in lines["turn_1"]
 
 
-async def test_an_upstreams_own_error_is_a_warning(serve: Serve) -> None:
+async def test_an_upstream_5xx_is_a_warning(serve: Serve) -> None:
     async with ScriptedUpstream([error(500, {"error": "x"}), error(499, {"error": "x"})]) as upstream:
         proxy = await serve(upstream.base_url)
         logged = Logged(proxy)
@@ -240,7 +240,7 @@ async def test_an_upstreams_own_error_is_a_warning(serve: Serve) -> None:
             assert (await logged.path())["level"] == level
 
 
-async def test_who_is_not_let_into_the_line_did_not_wait(serve: Serve) -> None:
+async def test_a_request_refused_by_a_full_queue_logs_no_queue_time(serve: Serve) -> None:
     async with ScriptedUpstream([completion("1", end="hang", pieces=[])]) as upstream:
         proxy = await serve(upstream.base_url, sessions={"queue_limit": 1})
         logged = Logged(proxy)
@@ -259,7 +259,7 @@ async def test_who_is_not_let_into_the_line_did_not_wait(serve: Serve) -> None:
             assert "queue_ms" not in line and sum(proxy.runtime.counters.queue.counts) == 0
 
 
-async def test_a_client_that_goes_is_told_with_a_line(serve: Serve) -> None:
+async def test_a_disconnect_is_logged_as_client_gone(serve: Serve) -> None:
     hangs = completion("1", end="hang", pieces=[])
     async with ScriptedUpstream([hangs]) as upstream:
         proxy = await serve(upstream.base_url)
@@ -272,7 +272,7 @@ async def test_a_client_that_goes_is_told_with_a_line(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize(("level", "count"), [("debug", 1), ("info", 0)])
-async def test_health_checks_are_for_the_debug_level(serve: Serve, level: str, count: int) -> None:
+async def test_health_checks_are_logged_at_debug(serve: Serve, level: str, count: int) -> None:
     proxy = await serve("http://127.0.0.1:1/v1")
     logged = Logged(proxy, level)
     async with RawClient(proxy.port) as client:
@@ -284,7 +284,7 @@ async def test_health_checks_are_for_the_debug_level(serve: Serve, level: str, c
     assert said == [*["/healthz"] * count, "/nowhere"]
 
 
-async def test_a_session_api_path_shows_no_session_and_a_query_nothing(serve: Serve) -> None:
+async def test_logged_paths_hide_session_ids_and_queries(serve: Serve) -> None:
     proxy = await serve("http://127.0.0.1:1/v1")
     logged = Logged(proxy)
     async with RawClient(proxy.port) as client:
@@ -297,7 +297,7 @@ async def test_a_session_api_path_shows_no_session_and_a_query_nothing(serve: Se
     assert "session" in lines[0] and "canary" not in json.dumps(lines)
 
 
-async def test_unknown_paths_models_and_sessions_make_no_number_of_their_own(serve: Serve) -> None:
+async def test_unknown_paths_models_and_sessions_add_no_counter(serve: Serve) -> None:
     async with ScriptedUpstream() as upstream:
         proxy = await serve(upstream.base_url)
         numbers = proxy.runtime.counters

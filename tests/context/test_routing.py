@@ -104,7 +104,7 @@ def test_a_path_that_climbs_is_refused(climbing: str) -> None:
 
 
 @pytest.mark.parametrize("target", ["", "*", "http://evil.example/v1", "evil.example:443", "v1/models"])
-def test_a_target_that_is_no_path_is_refused(target: str) -> None:
+def test_a_target_without_a_leading_slash_is_refused(target: str) -> None:
     with pytest.raises(BadRequest):
         find(target, "GET", [OPENAI])
 

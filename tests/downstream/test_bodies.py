@@ -88,7 +88,7 @@ async def test_a_200_that_came_whole_reaches_its_client_whole(serve: Serve, name
     assert reason is None or counted == {reason: 1}
 
 
-async def test_plain_text_is_kept_as_cut(serve: Serve) -> None:
+async def test_a_plain_text_answer_is_recorded_as_interrupted(serve: Serve) -> None:
     async with ScriptedUpstream([at_once("text/plain", b"hello")]) as upstream:
         proxy = await serve(upstream.base_url)
         await ask(proxy, "x")
@@ -114,7 +114,7 @@ ENCODINGS: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("stream", [False, True])
-async def test_an_answer_is_undone_where_it_can_be(serve: Serve, encoding: str, stream: bool) -> None:
+async def test_a_compressed_answer_is_decompressed(serve: Serve, encoding: str, stream: bool) -> None:
     reply = sse("hel", "lo") if stream else completion("hello")
     plain = b"".join(reply.pieces)
     packed = ENCODINGS[encoding](plain)
@@ -130,7 +130,7 @@ async def test_an_answer_is_undone_where_it_can_be(serve: Serve, encoding: str, 
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "none", "identity", "", "UTF-8, identity", "null"])
-async def test_an_encoding_that_codes_nothing_stands_in_nobodys_way(serve: Serve, encoding: str) -> None:
+async def test_the_encoding_identity_is_ignored(serve: Serve, encoding: str) -> None:
     body = json.dumps({"model": "m", "messages": [user("x")]}).encode()
     reply = completion("hello", headers=[("Content-Type", "application/json"), ("Content-Encoding", encoding)])
     async with ScriptedUpstream([reply, completion("b")]) as upstream:
@@ -143,7 +143,7 @@ async def test_an_encoding_that_codes_nothing_stands_in_nobodys_way(serve: Serve
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked", "close"])
-async def test_what_cannot_be_undone_is_handed_on_as_it_is_and_says_so(serve: Serve, framing: Any) -> None:
+async def test_an_answer_in_an_unknown_encoding_is_forwarded_and_not_recorded(serve: Serve, framing: Any) -> None:
     packed = b"\x1f\x9d\x90" + bytes(range(200))
     reply = completion("x", pieces=[packed[:9], packed[9:]], framing=framing)
     reply.headers.append(("Content-Encoding", "compress"))
@@ -158,7 +158,7 @@ async def test_what_cannot_be_undone_is_handed_on_as_it_is_and_says_so(serve: Se
     assert proxy.runtime.counters.unrecorded == {"encoding": 1}
 
 
-async def test_an_empty_body_is_whole_in_any_encoding(serve: Serve) -> None:
+async def test_an_empty_body_is_complete_in_any_encoding(serve: Serve) -> None:
     reply = completion("x", pieces=[], headers=[("Content-Encoding", "gzip")])
     async with ScriptedUpstream([reply]) as upstream:
         proxy = await serve(upstream.base_url)
@@ -166,7 +166,7 @@ async def test_an_empty_body_is_whole_in_any_encoding(serve: Serve) -> None:
     assert (first.answer.status, first.data, first.ended) == (200, b"", "complete")
 
 
-async def test_what_cannot_be_undone_and_breaks_off_is_reset(serve: Serve) -> None:
+async def test_a_broken_answer_in_an_unknown_encoding_ends_in_a_reset(serve: Serve) -> None:
     reply = completion("x", end="rst", headers=[("Content-Encoding", "compress")])
     async with ScriptedUpstream([reply, completion("b")]) as upstream:
         proxy = await serve(upstream.base_url)
@@ -174,7 +174,7 @@ async def test_what_cannot_be_undone_and_breaks_off_is_reset(serve: Serve) -> No
     assert first.ended == "reset" and not proxy.runtime.counters.unrecorded
 
 
-async def test_a_turn_that_is_not_to_be_recorded_says_nothing_of_it(serve: Serve) -> None:
+async def test_an_unrecorded_request_gets_no_recorded_header(serve: Serve) -> None:
     async with ScriptedUpstream([at_once("text/html", b"<html>")]) as upstream:
         proxy = await serve(upstream.base_url)
         page = await ask(proxy, "x", x_session_store="no")
@@ -182,7 +182,7 @@ async def test_a_turn_that_is_not_to_be_recorded_says_nothing_of_it(serve: Serve
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-async def test_a_request_in_an_encoding_is_read_and_goes_on_without(serve: Serve, encoding: str) -> None:
+async def test_a_compressed_request_is_forwarded_decompressed(serve: Serve, encoding: str) -> None:
     body = json.dumps({"model": "m", "messages": [user("x" * 3000)]}).encode()
     async with ScriptedUpstream() as upstream:
         proxy = await serve(upstream.base_url, limits={"request_body": "4KiB"})
@@ -194,7 +194,7 @@ async def test_a_request_in_an_encoding_is_read_and_goes_on_without(serve: Serve
     assert answer.answer.status == 200
 
 
-async def test_a_request_in_pieces_may_be_in_an_encoding(serve: Serve) -> None:
+async def test_a_chunked_request_may_be_compressed(serve: Serve) -> None:
     packed = gzip.compress(json.dumps({"model": "m", "messages": [user("x")]}).encode())
     async with ScriptedUpstream() as upstream:
         proxy = await serve(upstream.base_url)
@@ -210,7 +210,7 @@ async def test_a_request_in_pieces_may_be_in_an_encoding(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "br", "zstd", "deflate, gzip"])
-async def test_a_request_that_grows_beyond_the_limit_is_refused_before_it_is_there(serve: Serve, encoding: str) -> None:
+async def test_a_decompression_bomb_is_refused_early(serve: Serve, encoding: str) -> None:
     bomb = ENCODINGS[encoding](b" " * 50_000_000)
     async with ScriptedUpstream() as upstream:
         proxy = await serve(upstream.base_url, limits={"request_body": "64KiB"})
@@ -223,7 +223,7 @@ HALF = '"hi \\ud83d"'
 
 
 @pytest.mark.parametrize("end", ["clean", "rst"])
-async def test_half_a_character_never_goes_back(serve: Serve, end: Any) -> None:
+async def test_a_lone_surrogate_in_a_reply_is_replaced_before_it_goes_back(serve: Serve, end: Any) -> None:
     chunk = b'data: {"choices":[{"index":0,"delta":{"content":"hi \\ud83d","reasoning_content":"\\ude00"}%b}]}\n\n'
     reply = sse(done=False, finish=None, pieces=[chunk % b"", chunk % b',"finish_reason":"length"'], end=end)
     async with ScriptedUpstream([reply, completion("b"), completion("c")]) as upstream:
@@ -237,7 +237,7 @@ async def test_half_a_character_never_goes_back(serve: Serve, end: Any) -> None:
             assert request.messages[1]["content"] == "hi \ufffdhi \ufffd"
 
 
-async def test_nor_within_the_arguments_of_a_call(serve: Serve) -> None:
+async def test_a_lone_surrogate_in_tool_arguments_is_replaced(serve: Serve) -> None:
     function = {"name": "look", "arguments": '{"at":"\\ud83d"}'}
     calls = {"tool_calls": [{"id": "c", "type": "function", "function": function}]}
     reply = completion(None, message=calls, finish="tool_calls")
@@ -251,7 +251,7 @@ async def test_nor_within_the_arguments_of_a_call(serve: Serve) -> None:
     assert call["function"]["arguments"] == '{"at":"\\ufffd"}'
 
 
-async def test_a_client_that_sends_half_a_character_back_is_known(serve: Serve) -> None:
+async def test_a_reply_resent_with_a_lone_surrogate_is_recognised(serve: Serve) -> None:
     reply = completion(
         "hi \ud83d", pieces=[b'{"choices":[{"message":{"role":"assistant","content":%b}}]}' % HALF.encode()]
     )

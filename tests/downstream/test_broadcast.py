@@ -106,7 +106,7 @@ async def begun(first: Ear, limit: int = 1 << 20) -> tuple[Broadcast, asyncio.Ta
     return broadcast, handler
 
 
-async def test_one_alone_holds_up_who_writes() -> None:
+async def test_a_single_listener_exerts_backpressure() -> None:
     first = Ear(stalled=True)
     broadcast, handler = await begun(first)
     writing = await started(broadcast.write(b"a"))
@@ -119,7 +119,7 @@ async def test_one_alone_holds_up_who_writes() -> None:
     assert broadcast.whole and broadcast.delivered
 
 
-async def test_a_second_one_lets_go_of_who_waits_for_the_first_and_neither_holds_up_the_other() -> None:
+async def test_a_second_listener_releases_the_writer_from_the_first() -> None:
     first, second = Ear(stalled=True), Ear()
     broadcast, handler = await begun(first)
     writing = await started(broadcast.write(b"a"))
@@ -136,7 +136,7 @@ async def test_a_second_one_lets_go_of_who_waits_for_the_first_and_neither_holds
     assert (first.pieces, first.ended) == ([b"a", b"b", b"c"], "end")
 
 
-async def test_nobody_gets_further_ahead_of_the_fastest_than_the_bound() -> None:
+async def test_the_writer_stays_within_a_bound_of_the_fastest_listener() -> None:
     first, second = Ear(stalled=True), Ear(stalled=True)
     broadcast, handler = await begun(first)
     following = await started(broadcast.resume(second))
@@ -160,7 +160,7 @@ async def test_nobody_gets_further_ahead_of_the_fastest_than_the_bound() -> None
 
 
 @pytest.mark.parametrize("how", ["leave", "cancelled"])
-async def test_who_writes_waits_for_nobody_once_all_have_gone(how: str) -> None:
+async def test_the_writer_waits_for_nobody_once_all_listeners_left(how: str) -> None:
     first, second = Ear(stalled=True), Ear(stalled=True)
     broadcast, handler = await begun(first)
     following = await started(broadcast.resume(second))
@@ -175,7 +175,7 @@ async def test_who_writes_waits_for_nobody_once_all_have_gone(how: str) -> None:
     assert not broadcast.delivered
 
 
-async def test_deserted_is_one_whose_listeners_have_all_left() -> None:
+async def test_a_broadcast_is_deserted_once_all_listeners_left() -> None:
     first, second = Ear(), Ear()
     broadcast, handler = await begun(first)
     assert not broadcast.abandoned
@@ -189,7 +189,7 @@ async def test_deserted_is_one_whose_listeners_have_all_left() -> None:
     await asyncio.gather(handler, following)
 
 
-async def test_a_late_one_gets_what_it_asks_for_in_place_of_headers_of_that_name() -> None:
+async def test_a_follower_gets_its_own_headers_in_place_of_the_originals() -> None:
     late = Ear()
     broadcast, handler = await begun(Ear())
     await broadcast.end()
@@ -199,7 +199,7 @@ async def test_a_late_one_gets_what_it_asks_for_in_place_of_headers_of_that_name
     assert late.ended == "end"
 
 
-async def test_one_who_comes_before_the_head_waits_for_it() -> None:
+async def test_a_follower_before_the_head_waits_for_it() -> None:
     first, early = Ear(), Ear()
     broadcast = Broadcast(first, 100)
     handler, following = await started(broadcast.attend()), await started(broadcast.resume(early))
@@ -214,7 +214,7 @@ async def test_one_who_comes_before_the_head_waits_for_it() -> None:
 
 
 @pytest.mark.parametrize("joined", [True, False])
-async def test_a_fault_before_the_head_is_told_to_everybody(joined: bool) -> None:
+async def test_an_error_before_the_head_is_raised_for_every_listener(joined: bool) -> None:
     broadcast = Broadcast(Ear(), 100)
     handler = await started(broadcast.attend())
     tasks = [handler, *([await started(broadcast.resume(Ear()))] if joined else [])]
@@ -226,7 +226,7 @@ async def test_a_fault_before_the_head_is_told_to_everybody(joined: bool) -> Non
     assert [type(fault) for fault in told] == [Stopped] * len(told)
 
 
-async def test_a_failure_before_the_head_that_has_no_words_is_a_reset() -> None:
+async def test_a_failure_before_the_head_without_an_error_is_a_reset() -> None:
     late = Ear()
     broadcast = Broadcast(Ear(), 100)
     broadcast.fail()
@@ -234,7 +234,7 @@ async def test_a_failure_before_the_head_that_has_no_words_is_a_reset() -> None:
     assert (late.head, late.ended) == (None, "broken off")
 
 
-async def test_a_failure_behind_the_head_breaks_off_for_everybody_behind_what_was_said() -> None:
+async def test_a_failure_after_the_head_resets_every_listener_after_its_bytes() -> None:
     first, second, late = Ear(), Ear(), Ear()
     broadcast, handler = await begun(first)
     following = await started(broadcast.resume(second))
@@ -245,7 +245,7 @@ async def test_a_failure_behind_the_head_breaks_off_for_everybody_behind_what_wa
     assert not broadcast.delivered and not broadcast.whole
 
 
-async def test_one_alone_is_broken_off_at_once_and_a_failure_behind_the_end_is_none() -> None:
+async def test_a_single_listener_is_reset_at_once_and_a_failure_after_the_end_is_ignored() -> None:
     broken, whole = Ear(), Ear()
     one, handler = await begun(broken)
     one.fail()
@@ -256,7 +256,7 @@ async def test_one_alone_is_broken_off_at_once_and_a_failure_behind_the_end_is_n
     assert (broken.ended, whole.ended) == ("broken off", "end")
 
 
-async def test_beyond_the_limit_nothing_is_kept_and_nobody_can_follow() -> None:
+async def test_over_the_limit_nobody_can_follow() -> None:
     first, late = Ear(), Ear()
     broadcast, handler = await begun(first, limit=3)
     for piece in (b"ab", b"c", b"d"):
@@ -269,7 +269,7 @@ async def test_beyond_the_limit_nothing_is_kept_and_nobody_can_follow() -> None:
     assert (first.data, first.ended) == (b"abcde", "end")  # one alone needs nothing that is kept
 
 
-async def test_who_follows_when_the_limit_is_passed_is_broken_off() -> None:
+async def test_a_follower_is_reset_when_the_limit_is_passed() -> None:
     first, second = Ear(), Ear()
     broadcast, handler = await begun(first, limit=3)
     following = await started(broadcast.resume(second))
@@ -326,5 +326,5 @@ async def played(steps: list[tuple[str, int]], ending: str) -> None:
 
 
 @given(st.lists(STEP, max_size=25), st.sampled_from(["end", "broken off"]))
-def test_whoever_stays_gets_all_of_it_once_and_the_same_end(steps: list[tuple[str, int]], ending: str) -> None:
+def test_every_listener_gets_every_byte_once_and_the_same_end(steps: list[tuple[str, int]], ending: str) -> None:
     asyncio.run(played(steps, ending))

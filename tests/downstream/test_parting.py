@@ -38,7 +38,7 @@ MUCH = 100_000  # more than that holds, and less than the proxy's own side takes
     broke=st.floats(0, 1e6),
     looks=st.lists(st.tuples(st.floats(0, 0.05), st.booleans()), min_size=1, max_size=30),
 )
-def test_a_client_has_its_moment_from_when_all_was_sent_and_never_longer_than_the_longest(
+def test_the_reset_timer_runs_from_the_last_sent_byte_and_is_bounded(
     broke: float, looks: list[tuple[float, bool]]
 ) -> None:
     moment, now, empty = ResetTimer(broke), broke, None
@@ -66,7 +66,7 @@ def test_a_client_has_its_moment_from_when_all_was_sent_and_never_longer_than_th
         ([(110, False)], -0.01),  # it took that long to keep the turn
     ],
 )
-def test_what_is_left_of_the_moment(looks: list[tuple[int, bool]], left: float) -> None:
+def test_the_reset_timer_tells_the_remaining_seconds(looks: list[tuple[int, bool]], left: float) -> None:
     moment = ResetTimer(7.0)
     given = [moment.left(7.0 + ms / 1000, unsent) for ms, unsent in looks]
     assert given[-1] == pytest.approx(left)
@@ -117,7 +117,7 @@ BOTH = pytest.mark.parametrize("recorded", [True, False], ids=["recorded", "pass
 
 
 @BOTH
-async def test_the_reset_comes_a_moment_after_the_last_byte_was_taken(serve: Serve, recorded: bool) -> None:
+async def test_the_reset_comes_shortly_after_the_last_byte_was_acknowledged(serve: Serve, recorded: bool) -> None:
     breaks = Break(MUCH)
     async with ScriptedUpstream([breaks.reply]) as upstream:
         proxy = await serve(upstream.base_url)
@@ -133,7 +133,7 @@ async def test_the_reset_comes_a_moment_after_the_last_byte_was_taken(serve: Ser
 
 
 @BOTH
-async def test_who_reads_nothing_is_reset_all_the_same(serve: Serve, recorded: bool) -> None:
+async def test_a_client_that_reads_nothing_is_reset_too(serve: Serve, recorded: bool) -> None:
     breaks = Break(MUCH)
     async with ScriptedUpstream([breaks.reply]) as upstream:
         proxy = await serve(upstream.base_url)
@@ -144,7 +144,7 @@ async def test_who_reads_nothing_is_reset_all_the_same(serve: Serve, recorded: b
 
 
 @BOTH
-async def test_a_client_that_takes_all_at_once_is_not_kept_for_the_longest(serve: Serve, recorded: bool) -> None:
+async def test_a_fast_client_is_reset_before_the_longest_delay(serve: Serve, recorded: bool) -> None:
     waits = []
     for _ in range(5):  # the best of them: a busy machine may be late
         breaks = Break(10)
@@ -158,7 +158,7 @@ async def test_a_client_that_takes_all_at_once_is_not_kept_for_the_longest(serve
     assert QUIET <= min(waits) < LONGEST / 2
 
 
-async def test_place_in_line_and_upstream_are_free_before_the_reset(serve: Serve) -> None:
+async def test_queue_slot_and_upstream_are_freed_before_the_reset(serve: Serve) -> None:
     """The session's next request is with the upstream while the client of the one that broke is still connected."""
     connected: list[bool] = []
     clients: list[SlowClient] = []
@@ -186,7 +186,7 @@ async def test_place_in_line_and_upstream_are_free_before_the_reset(serve: Serve
 
 
 @BOTH
-async def test_a_pass_through_or_turn_is_over_before_the_reset(serve: Serve, recorded: bool) -> None:
+async def test_a_request_is_no_longer_in_flight_before_its_reset(serve: Serve, recorded: bool) -> None:
     breaks = Break(MUCH)
     async with ScriptedUpstream([breaks.reply]) as upstream:
         proxy = await serve(upstream.base_url)
@@ -198,7 +198,7 @@ async def test_a_pass_through_or_turn_is_over_before_the_reset(serve: Serve, rec
             await client.until_reset()
 
 
-async def test_who_follows_an_answer_and_who_comes_later_have_their_moment_too(serve: Serve) -> None:
+async def test_followers_and_replays_get_the_delay_before_the_reset_too(serve: Serve) -> None:
     breaks = Break(MUCH, "hang")
     async with ScriptedUpstream([breaks.reply]) as upstream:
         proxy = await serve(upstream.base_url, upstream={"idle_timeout": "300ms"})
@@ -220,7 +220,7 @@ async def test_who_follows_an_answer_and_who_comes_later_have_their_moment_too(s
 
 
 @BOTH
-async def test_while_draining_there_is_no_moment(serve: Serve, recorded: bool) -> None:
+async def test_a_drain_resets_without_a_delay(serve: Serve, recorded: bool) -> None:
     breaks = Break(MUCH, "hang")
     async with ScriptedUpstream([breaks.reply]) as upstream:
         proxy = await serve(upstream.base_url)
@@ -234,7 +234,7 @@ async def test_while_draining_there_is_no_moment(serve: Serve, recorded: bool) -
 
 
 @BOTH
-async def test_a_drain_ends_the_moments_that_there_are(serve: Serve, recorded: bool) -> None:
+async def test_a_drain_ends_running_reset_delays(serve: Serve, recorded: bool) -> None:
     breaks = Break(MUCH)
     async with ScriptedUpstream([breaks.reply]) as upstream:
         proxy = await serve(upstream.base_url)
@@ -265,7 +265,7 @@ LIMITS = {"upstreams": [{"base_url": "http://127.0.0.1:1/v1"}], "limits": {"writ
 TEXT = [("Content-Type", "text/plain")]
 
 
-async def test_who_takes_nothing_for_too_long_gets_no_moment() -> None:
+async def test_a_client_over_write_timeout_is_reset_without_a_delay() -> None:
     closed: list[bool] = []
 
     async def handler(request: web.BaseRequest) -> ClientStream:
@@ -288,7 +288,7 @@ async def test_who_takes_nothing_for_too_long_gets_no_moment() -> None:
 
 
 @pytest.mark.parametrize("hurries", [True, False])
-async def test_a_parting_that_hurries_closes_at_once(hurries: bool) -> None:
+async def test_a_hurried_reset_closes_at_once(hurries: bool) -> None:
     closed: list[bool] = []
 
     async def handler(request: web.BaseRequest) -> ClientStream:
@@ -309,7 +309,7 @@ async def test_a_parting_that_hurries_closes_at_once(hurries: bool) -> None:
     assert closed == [hurries]
 
 
-async def test_whatever_closes_the_connection_in_that_moment_resets_it() -> None:
+async def test_closing_the_connection_during_the_delay_resets_it() -> None:
     """To a client of HTTP/1.0 a mere close would be the end of a whole answer."""
 
     async def handler(request: web.BaseRequest) -> ClientStream:
@@ -328,7 +328,7 @@ async def test_whatever_closes_the_connection_in_that_moment_resets_it() -> None
     assert client.ended == "reset"
 
 
-async def test_a_client_that_leaves_in_its_moment_ends_it() -> None:
+async def test_a_disconnect_ends_the_reset_delay() -> None:
     over: list[float] = []
 
     async def handler(request: web.BaseRequest) -> ClientStream:

@@ -28,11 +28,11 @@ def loop(request: pytest.FixtureRequest) -> Iterator[asyncio.AbstractEventLoop]:
     made.close()
 
 
-def test_what_is_installed_fits(loop: asyncio.AbstractEventLoop) -> None:
+def test_the_installed_aiohttp_passes_the_self_test(loop: asyncio.AbstractEventLoop) -> None:
     refuse_unfit(loop)
 
 
-def test_the_parser_in_python_is_refused_with_what_to_do(loop: asyncio.AbstractEventLoop) -> None:
+def test_the_pure_python_parser_is_refused_with_a_remedy(loop: asyncio.AbstractEventLoop) -> None:
     assert str(unfit(loop, {}, PURE_PYTHON)).endswith(
         "works without its compiled extension, and would take stray bytes for an answer. Install a built package of it:"
         " pip install --force-reinstall --only-binary aiohttp aiohttp"
@@ -41,7 +41,7 @@ def test_the_parser_in_python_is_refused_with_what_to_do(loop: asyncio.AbstractE
     assert str(switched).endswith("an answer. Remove AIOHTTP_NO_EXTENSIONS from the environment.")
 
 
-def test_a_start_is_refused_where_it_does_not_fit(
+def test_serve_is_refused_when_the_self_test_fails(
     loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(web.BaseRequest, "_prepare_hook")
@@ -103,14 +103,14 @@ def raises_at_the_end(parser: Any) -> None:
         (raises_at_the_end, "an answer with a length"),
     ],
 )
-def test_another_habit_of_the_parser_is_named(
+def test_a_changed_parser_behaviour_is_named(
     loop: asyncio.AbstractEventLoop, change: Callable[[Any], None], named: str
 ) -> None:
     assert f"({named})" in str(unfit(loop, {}, altered(change)))
     assert unfit(loop, {}, altered(lambda parser: None)) is None
 
 
-def test_a_connection_without_one_of_its_names_is_named(loop: asyncio.AbstractEventLoop) -> None:
+def test_a_missing_connection_attribute_is_named(loop: asyncio.AbstractEventLoop) -> None:
     class Handler:
         transport = None
 
@@ -127,7 +127,7 @@ OTHERS = sorted(str(file.relative_to(PACKAGE)) for file in PACKAGE.rglob("*.py")
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_no_other_module_uses_what_is_not_documented(name: str) -> None:
+def test_only_the_foundation_uses_undocumented_aiohttp(name: str) -> None:
     for node in ast.walk(ast.parse((PACKAGE / name).read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "aiohttp":
             assert node.module == "aiohttp"  # the names of its own modules are none of its documentation's

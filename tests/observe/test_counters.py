@@ -12,7 +12,7 @@ from proxy.observe.counters import LONG, SHORT, Counters, Histogram
 
 
 @given(st.lists(st.floats(0, 2000) | st.sampled_from(LONG)))
-def test_every_value_is_counted_once_at_the_first_bound_that_it_does_not_exceed(values: list[float]) -> None:
+def test_a_histogram_counts_each_value_in_one_bucket(values: list[float]) -> None:
     spread = Histogram(LONG)
     for value in values:
         spread.add(value)
@@ -21,7 +21,7 @@ def test_every_value_is_counted_once_at_the_first_bound_that_it_does_not_exceed(
     assert sum(spread.counts) == len(values) and spread.total == sum(values)
 
 
-def test_a_request_is_counted_by_its_route_and_a_time_that_was_not_is_none() -> None:
+def test_a_request_is_counted_by_route_and_missing_times_are_skipped() -> None:
     numbers = Counters()
     numbers.answered("recorded", "api", 200, 0.3, 0.2, 0.001)
     numbers.answered("passed", "api", 0, 2.0, None, None)

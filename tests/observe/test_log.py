@@ -62,7 +62,7 @@ def raised(error: Exception, cause: Exception | None = None) -> Exception:
         return caught
 
 
-async def test_a_request_in_each_form(pipe: Pipe) -> None:
+async def test_a_request_line_in_each_format(pipe: Pipe) -> None:
     said = {}
     for form in ("logfmt", "json", "console"):
         LogHandler(pipe.write, "info", form, journal=False).request(logging.INFO, REQUEST)
@@ -77,7 +77,7 @@ async def test_a_request_in_each_form(pipe: Pipe) -> None:
     assert told == REQUEST
 
 
-async def test_lines_of_requests_are_written_together_and_others_at_once_in_their_order(pipe: Pipe) -> None:
+async def test_request_lines_are_batched_and_others_written_at_once_in_order(pipe: Pipe) -> None:
     lines = LogHandler(pipe.write, "info", "console", journal=True)
     lines.request(logging.INFO, REQUEST)
     lines.request(logging.WARNING, REQUEST)
@@ -92,7 +92,7 @@ async def test_lines_of_requests_are_written_together_and_others_at_once_in_thei
 
 @pytest.mark.parametrize("form", ["console", "logfmt", "json"])
 @pytest.mark.parametrize("journal", [True, False])
-def test_an_error_tells_its_kind_and_place_never_its_words(pipe: Pipe, form: str, journal: bool) -> None:
+def test_an_exception_is_logged_with_type_and_place_without_its_message(pipe: Pipe, form: str, journal: bool) -> None:
     error = raised(ValueError("canary"), raised(KeyError("canary")))
     lines = LogHandler(pipe.write, "info", form, journal)
     lines.handle(record("a fault\n\x1b[2J", level=logging.ERROR, error=error))
@@ -108,7 +108,7 @@ def test_an_error_tells_its_kind_and_place_never_its_words(pipe: Pipe, form: str
         assert json.loads(said)["message"] == "a fault\n\x1b[2J"
 
 
-def test_errors_that_lead_to_each_other_end(pipe: Pipe) -> None:
+def test_circular_exception_causes_are_logged_once(pipe: Pipe) -> None:
     one, other = raised(ValueError()), raised(KeyError())
     one.__cause__, other.__cause__ = other, one
     LogHandler(pipe.write, "info", "console", journal=False).handle(record("x", error=one))
@@ -116,7 +116,7 @@ def test_errors_that_lead_to_each_other_end(pipe: Pipe) -> None:
 
 
 @pytest.mark.parametrize("level", ["debug", "info", "warning", "error"])
-def test_what_is_below_the_level_is_not_said(pipe: Pipe, level: str) -> None:
+def test_records_below_the_level_are_not_written(pipe: Pipe, level: str) -> None:
     lines = LogHandler(pipe.write, "critical", "json", journal=False)
     lines.adjust(level, "logfmt")
     logger = logging.getLogger("proxy.daemon")
@@ -128,7 +128,7 @@ def test_what_is_below_the_level_is_not_said(pipe: Pipe, level: str) -> None:
     assert re.findall(r"level=(\w+)", pipe.all()) == levels[levels.index(level) :]
 
 
-def test_auto_is_for_people_at_a_terminal_and_in_the_journal_else_logfmt(pipe: Pipe, tmp_path: Path) -> None:
+def test_format_auto_is_console_at_a_terminal_and_in_the_journal_else_logfmt(pipe: Pipe, tmp_path: Path) -> None:
     LogHandler(pipe.write, "info", "auto", journal=False).handle(record("x"))
     LogHandler(pipe.write, "info", "auto", journal=True).handle(record("x"))
     first, second = pipe.all().splitlines()
@@ -140,7 +140,7 @@ def test_auto_is_for_people_at_a_terminal_and_in_the_journal_else_logfmt(pipe: P
     os.close(terminal)
 
 
-def test_the_journal_is_known_by_its_file(pipe: Pipe, tmp_path: Path) -> None:
+def test_the_journal_is_recognised_by_its_file(pipe: Pipe, tmp_path: Path) -> None:
     (tmp_path / "other").touch()
     found, other = os.fstat(pipe.write), (tmp_path / "other").stat()
     assert is_journal(pipe.write, {"JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}"})
@@ -148,7 +148,7 @@ def test_the_journal_is_known_by_its_file(pipe: Pipe, tmp_path: Path) -> None:
     assert not is_journal(pipe.write, {}) and not is_journal(10**6, {"JOURNAL_STREAM": "1:1"})
 
 
-def test_a_log_that_nobody_takes_hurts_nobody(pipe: Pipe) -> None:
+def test_a_log_that_cannot_be_written_is_ignored(pipe: Pipe) -> None:
     os.set_blocking(pipe.write, False)
     lines = LogHandler(pipe.write, "info", "console", journal=True)
     for _ in range(3000):
@@ -158,7 +158,7 @@ def test_a_log_that_nobody_takes_hurts_nobody(pipe: Pipe) -> None:
     assert pipe.all().endswith("<6>daemon: y\n")
 
 
-async def test_a_fault_that_nobody_caught_shows_no_object(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_uncaught_exception_is_logged_without_objects(caplog: pytest.LogCaptureFixture) -> None:
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(loop_fault)
 

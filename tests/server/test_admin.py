@@ -48,7 +48,7 @@ def change(runtime: Runtime, token: str) -> None:
     runtime.config = Config.model_validate(sections)
 
 
-async def test_a_store_that_fails_is_told_and_the_rest_as_well(serve: Serve) -> None:
+async def test_a_scrape_with_a_failing_store_shows_the_other_metrics(serve: Serve) -> None:
     proxy = await serve("http://127.0.0.1:1/v1", store=Away(1000))
     [(status, text)] = await scraped(proxy.runtime, "first")
     assert status == 200 and b"session_proxy_store_up 0.0" in text and b"session_proxy_sessions " not in text
@@ -56,7 +56,7 @@ async def test_a_store_that_fails_is_told_and_the_rest_as_well(serve: Serve) -> 
         assert b"session_proxy_" + said in text
 
 
-async def test_a_reload_changes_the_token(serve: Serve) -> None:
+async def test_a_reload_changes_the_admin_token(serve: Serve) -> None:
     proxy = await serve("http://127.0.0.1:1/v1")
     answers = await scraped(proxy.runtime, "first", "second", "first")
     assert [status for status, _ in answers] == [200, 401, 200]

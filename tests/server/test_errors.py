@@ -32,7 +32,7 @@ async def error(client: RawClient) -> tuple[int, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("start", ["CONNECT elsewhere.test:443", "OPTIONS *", "GET http://elsewhere.test/v1/models"])
-async def test_a_target_that_is_no_path_is_refused_in_our_words(serve: Serve, start: str) -> None:
+async def test_a_target_that_is_not_a_path_gets_a_json_error(serve: Serve, start: str) -> None:
     async with ScriptedUpstream() as upstream:
         proxy = await serve(upstream.base_url)
         async with RawClient(proxy.port) as client:
@@ -41,7 +41,7 @@ async def test_a_target_that_is_no_path_is_refused_in_our_words(serve: Serve, st
         assert (status, fault["code"]) == (400, "invalid_request") and not upstream.requests
 
 
-async def test_a_connection_lives_on_after_an_error_whose_request_was_read(serve: Serve) -> None:
+async def test_a_connection_stays_open_after_an_error(serve: Serve) -> None:
     async with ScriptedUpstream() as upstream:
         proxy = await serve(upstream.base_url)
         async with RawClient(proxy.port) as client:
@@ -74,7 +74,7 @@ class Broken(MemoryStore):
         raise RuntimeError("sk-secret")
 
 
-async def test_a_fault_of_our_own_says_nothing_of_its_inside(serve: Serve) -> None:
+async def test_an_internal_error_shows_no_details_to_the_client(serve: Serve) -> None:
     proxy = await serve("http://127.0.0.1:1/v1", store=Broken(1000))
     async with RawClient(proxy.port) as client:
         await client.post("/v1", {"messages": [{"role": "user", "content": "x"}]}, [("sessionId", "s")])
@@ -89,14 +89,14 @@ def told_to_wait(seconds: float | None) -> ProxyError:
 
 
 @given(st.floats())
-def test_a_delay_is_whole_seconds_from_1_to_60(seconds: float) -> None:
+def test_retry_after_is_1_to_60_whole_seconds(seconds: float) -> None:
     delay = told_to_wait(seconds).delay
     assert delay is not None and 1 <= delay <= 60
     assert delay - 1 < seconds <= delay or seconds != seconds or not 1 <= seconds <= 60
 
 
 @pytest.mark.parametrize(("seconds", "told"), [(None, None), (0, 1), (0.5, 1), (1, 1), (1.2, 2), (60, 60), (120, 60)])
-async def test_the_header_is_what_clients_keep_to(serve: Serve, seconds: float | None, told: int | None) -> None:
+async def test_an_error_sends_its_delay_as_retry_after(serve: Serve, seconds: float | None, told: int | None) -> None:
     class Full(MemoryStore):
         async def ping(self) -> None:
             raise told_to_wait(seconds)
@@ -108,7 +108,7 @@ async def test_the_header_is_what_clients_keep_to(serve: Serve, seconds: float |
     assert head.status == 503 and head.header("retry-after") == (None if told is None else str(told))
 
 
-def test_every_fault_that_names_a_delay_names_one_that_clients_keep_to() -> None:
+def test_every_error_class_has_a_delay_that_sdks_honour() -> None:
     faults = [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, ProxyError)]
     named = [fault("x") for fault in faults if fault.retry_after is not None]
     assert named and all([fault.delay == fault.retry_after for fault in named])
@@ -116,7 +116,7 @@ def test_every_fault_that_names_a_delay_names_one_that_clients_keep_to() -> None
 
 @pytest.mark.parametrize("recorded", [True, False])
 @pytest.mark.parametrize("value", ["0", "0.25", "61", "100000", "Wed, 21 Oct 2026 07:28:00 GMT", "soon"])
-async def test_the_upstreams_own_delay_is_relayed_as_it_is(serve: Serve, value: str, recorded: bool) -> None:
+async def test_the_upstreams_retry_after_is_passed_through(serve: Serve, value: str, recorded: bool) -> None:
     told = refusal(429, {"error": {"message": "slow down"}}, headers=[("Retry-After", value)])
     async with ScriptedUpstream([told]) as upstream:
         proxy = await serve(upstream.base_url)
@@ -127,7 +127,7 @@ async def test_the_upstreams_own_delay_is_relayed_as_it_is(serve: Serve, value: 
     assert (head.status, head.header("retry-after")) == (429, value)
 
 
-async def test_health_is_the_process_and_readiness_the_store_and_the_stop(serve: Serve) -> None:
+async def test_healthz_checks_the_process_and_readyz_the_store_and_the_drain(serve: Serve) -> None:
     well, ill = await serve("http://127.0.0.1:1/v1"), await serve("http://127.0.0.1:1/v1", store=Broken(1000))
     stopping = await serve("http://127.0.0.1:1/v1")
     stopping.runtime.registry.draining = True
@@ -149,7 +149,7 @@ async def test_health_is_the_process_and_readiness_the_store_and_the_stop(serve:
         ({"header": "x-user"}, [False, False, True]),
     ],
 )
-async def test_a_tenant_is_what_the_configuration_says(serve: Serve, tenant: object, shared: list[bool]) -> None:
+async def test_the_tenant_follows_the_configured_rule(serve: Serve, tenant: object, shared: list[bool]) -> None:
     """Whether a session is shared by callers who differ in key and user, in user only, in key only."""
     first = [("Authorization", "Bearer a"), ("X-User", "anna")]
     others = [("Bearer b", "bert"), ("Bearer a", "bert"), ("Bearer b", "anna")]

@@ -39,7 +39,7 @@ def used(answer: Answer) -> list[str]:
 # Two IDs
 
 
-async def test_session_id_wins_where_the_callers_own_key_says_whose_sessions_there_are(serve: Serve) -> None:
+async def test_sessionid_wins_over_another_header_under_the_callers_own_key(serve: Serve) -> None:
     async with ScriptedUpstream([completion("1", headers=[("X-Session-Id", "theirs")]), sse("2")]) as upstream:
         proxy = await serve(upstream.base_url)
         first = await post(proxy.port, [*MINE, *BOTH], "a")
@@ -50,7 +50,7 @@ async def test_session_id_wins_where_the_callers_own_key_says_whose_sessions_the
 
 
 @pytest.mark.parametrize("name", ["authorization", "api-key", "x-api-key"])
-async def test_each_credential_is_a_key_of_ones_own_and_no_one_elses(serve: Serve, name: str) -> None:
+async def test_sessionid_wins_for_each_kind_of_credential(serve: Serve, name: str) -> None:
     async with ScriptedUpstream([completion("1"), completion("2")]) as upstream:
         proxy = await serve(upstream.base_url)
         answers = [await post(proxy.port, [(name, key), *BOTH], "a") for key in ("mine", "yours")]
@@ -58,7 +58,7 @@ async def test_each_credential_is_a_key_of_ones_own_and_no_one_elses(serve: Serv
     assert [answer.head.header("x-session-state") for answer in answers] == ["new", "new"]
 
 
-async def test_a_client_by_name_chooses_too(serve: Serve) -> None:
+async def test_sessionid_wins_for_a_listed_client(serve: Serve) -> None:
     hashed = hashlib.sha256(b"mine").hexdigest()
     async with ScriptedUpstream([completion("1")]) as upstream:
         clients = [{"name": "kitchen", "key_hashes": [hashed]}]
@@ -84,7 +84,7 @@ ANY: Pairs = [*MINE, ("x-user", "alice")]
         ({"sessions": {"headers": ["x-chat", "x-session-id"]}}, [*ANY, ("x-chat", "a"), ("x-session-id", "b")]),
     ],
 )
-async def test_elsewhere_ids_that_disagree_are_refused_and_their_headers_named(
+async def test_conflicting_session_ids_are_refused_and_their_headers_named(
     serve: Serve, sections: Any, sent: Pairs
 ) -> None:
     async with ScriptedUpstream() as upstream:
@@ -97,7 +97,7 @@ async def test_elsewhere_ids_that_disagree_are_refused_and_their_headers_named(
     assert used(answer) == [] and not [value for _, value in BOTH if value in answer.error["message"]]
 
 
-async def test_an_id_that_is_none_does_not_win(serve: Serve) -> None:
+async def test_an_invalid_sessionid_does_not_win(serve: Serve) -> None:
     async with ScriptedUpstream() as upstream:
         proxy = await serve(upstream.base_url)
         answer = await post(proxy.port, [*MINE, ("sessionId", ""), ("x-session-id", "b")], "a")
@@ -105,14 +105,14 @@ async def test_an_id_that_is_none_does_not_win(serve: Serve) -> None:
     assert (answer.status, answer.error["code"]) == (400, "invalid_session_id")
 
 
-async def test_headers_that_agree_need_no_word(serve: Serve) -> None:
+async def test_equal_session_headers_add_no_answer_header(serve: Serve) -> None:
     async with ScriptedUpstream([completion("1")]) as upstream:
         proxy = await serve(upstream.base_url)
         answer = await post(proxy.port, [*MINE, ("sessionId", "a"), ("x-session-id", "a")], "a")
     assert (answer.status, used(answer)) == (200, [])
 
 
-async def test_every_answer_of_ours_says_which_id_was_used(serve: Serve) -> None:
+async def test_the_proxys_own_answers_name_the_session_id_used(serve: Serve) -> None:
     """A dry run, a fault, an answer that is given again; in any letters that an ID may have."""
     id = "gewählt-日本".encode().decode("latin-1")  # as the bytes go
     both = [*MINE, ("sessionId", id), ("x-session-id", "b")]
@@ -128,7 +128,7 @@ async def test_every_answer_of_ours_says_which_id_was_used(serve: Serve) -> None
     assert USED in (first.head.header("access-control-expose-headers") or "")
 
 
-async def test_who_joins_an_answer_under_two_ids_is_told_too(serve: Serve) -> None:
+async def test_a_retry_with_two_session_ids_is_told_which_was_used(serve: Serve) -> None:
     goes_on = asyncio.Event()
 
     async def slow(_: object) -> Any:
@@ -154,7 +154,7 @@ def _turn(proxy: RunningProxy, session: str) -> RecordedTurn:
     return turn
 
 
-async def test_the_upstreams_own_errors_and_a_pass_through_gain_no_word(serve: Serve) -> None:
+async def test_upstream_errors_and_pass_throughs_get_no_session_id_header(serve: Serve) -> None:
     async with ScriptedUpstream([error(400, {"error": {"message": "no"}}), completion("1")]) as upstream:
         proxy = await serve(upstream.base_url)
         refused = await post(proxy.port, [*MINE, *BOTH], "a")
@@ -169,7 +169,7 @@ async def test_the_upstreams_own_errors_and_a_pass_through_gain_no_word(serve: S
 
 @pytest.mark.parametrize("end", ["/", "//", "/?a=1/"])
 @pytest.mark.parametrize("path", [CHAT, "/v1/openai/deployments/d/chat/completions", "/api/publicLLM"])
-async def test_a_slash_behind_the_path_makes_it_no_pass_through(serve: Serve, path: str, end: str) -> None:
+async def test_a_trailing_slash_is_still_a_recorded_turn(serve: Serve, path: str, end: str) -> None:
     slashed = path + end
     query = end.partition("?")[1] + end.partition("?")[2]
     async with ScriptedUpstream([completion("1"), completion("2")]) as upstream:
@@ -181,7 +181,7 @@ async def test_a_slash_behind_the_path_makes_it_no_pass_through(serve: Serve, pa
     assert [message["content"] for message in upstream.requests[1].messages] == ["a", "1", "b"]
 
 
-async def test_without_a_session_the_slash_goes_on(serve: Serve) -> None:
+async def test_a_pass_through_keeps_its_trailing_slash(serve: Serve) -> None:
     async with ScriptedUpstream([completion("1")]) as upstream:
         proxy = await serve(upstream.base_url)
         await post(proxy.port, [], "a", path=CHAT + "/")
@@ -191,7 +191,7 @@ async def test_without_a_session_the_slash_goes_on(serve: Serve) -> None:
 # Templates
 
 
-async def test_an_id_of_a_template_that_failed_is_told_once_and_served_all_the_same(
+async def test_an_unfilled_template_as_session_id_is_served_and_logged_once(
     serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
     ids = ["undefined", "undefined", "{{chat.id}}", "alice-{{chat.id}}", "plain", '""', "[object Object]"]
@@ -207,7 +207,7 @@ async def test_an_id_of_a_template_that_failed_is_told_once_and_served_all_the_s
     assert "alice" not in caplog.text and "plain" not in caplog.text
 
 
-async def test_what_is_told_is_bounded(serve: Serve) -> None:
+async def test_the_number_of_one_time_warnings_is_bounded(serve: Serve) -> None:
     proxy = await serve("http://127.0.0.1:1/v1")
     told = [proxy.runtime.noted.is_first(f"{{{{{n}}}}}") for n in range(2 * NOTES)]
     assert told == [True] * NOTES + [False] * NOTES

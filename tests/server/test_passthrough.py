@@ -31,7 +31,7 @@ def listening() -> tuple[socket.socket, str]:
 @pytest.mark.parametrize(
     "target", ["/v1/x?", "/v1/x??", "/v1/x?a=#b", "/v1/x#f?a", "/v1/%zz", "/v1/a:b@c;d", '/v1/x?"<>{}|']
 )
-async def test_an_odd_target_is_kept_byte_for_byte(serve: Serve, target: str) -> None:
+async def test_an_unusual_target_is_forwarded_byte_for_byte(serve: Serve, target: str) -> None:
     async with ScriptedUpstream([answered()]) as upstream:
         proxy = await serve(upstream.base_url)
         async with RawClient(proxy.port) as client:
@@ -40,7 +40,7 @@ async def test_an_odd_target_is_kept_byte_for_byte(serve: Serve, target: str) ->
         assert upstream.requests[0].target == target
 
 
-async def test_a_base_url_without_a_path_is_one_too(serve: Serve) -> None:
+async def test_a_base_url_without_a_path_works(serve: Serve) -> None:
     async with ScriptedUpstream([answered()]) as upstream:
         proxy = await serve(f"http://127.0.0.1:{upstream.port}")
         async with RawClient(proxy.port) as client:
@@ -58,7 +58,7 @@ async def test_header_names_keep_their_letter_case(serve: Serve) -> None:
         assert ("X-liKE-That", "1") in upstream.requests[0].headers
 
 
-async def test_what_ends_at_a_hop_is_taken_from_an_answer(serve: Serve) -> None:
+async def test_hop_by_hop_headers_are_removed_from_an_answer(serve: Serve) -> None:
     headers = [("Connection", "x-hop"), ("X-Hop", "1"), ("Keep-Alive", "timeout=5"), ("X-Own", "1")]
     async with ScriptedUpstream([answered(headers=headers)]) as upstream:
         proxy = await serve(upstream.base_url)
@@ -105,7 +105,7 @@ async def test_the_head_arrives_before_the_first_piece_is_sent(serve: Serve) -> 
 
 
 @pytest.mark.parametrize("way", ["fin", "reset", "bad chunk"])  # at the last aiohttp tells the handler nothing
-async def test_an_upload_that_breaks_off_never_looks_whole(serve: Serve, way: str) -> None:
+async def test_a_broken_upload_never_looks_complete_upstream(serve: Serve, way: str) -> None:
     listener, base_url = listening()
     loop = asyncio.get_running_loop()
     proxy = await serve(base_url)
@@ -127,7 +127,7 @@ async def test_an_upload_that_breaks_off_never_looks_whole(serve: Serve, way: st
     assert not received.endswith(b"0\r\n\r\n")
 
 
-async def test_an_answer_before_the_end_of_the_upload_is_handed_on(serve: Serve) -> None:
+async def test_an_answer_before_the_end_of_the_upload_is_forwarded(serve: Serve) -> None:
     listener, base_url = listening()
     loop = asyncio.get_running_loop()
     proxy = await serve(base_url)
@@ -141,7 +141,7 @@ async def test_an_answer_before_the_end_of_the_upload_is_handed_on(serve: Serve)
             assert await client.body() == b"big"
 
 
-async def test_an_upload_waits_for_an_upstream_that_does_not_read(serve: Serve) -> None:
+async def test_a_slow_upstream_slows_down_the_upload(serve: Serve) -> None:
     listener, base_url = listening()
     loop = asyncio.get_running_loop()
     proxy = await serve(base_url, shutdown={"drain": "100ms"})
@@ -164,7 +164,7 @@ async def until_it_stalls(client: RawClient) -> int:
     return taken
 
 
-async def test_an_answer_waits_for_a_client_that_does_not_read(serve: Serve) -> None:
+async def test_a_slow_client_slows_down_the_answer(serve: Serve) -> None:
     sent = 0
 
     async def count(index: int) -> None:
@@ -183,7 +183,7 @@ async def test_an_answer_waits_for_a_client_that_does_not_read(serve: Serve) -> 
     assert client.ended == "reset"
 
 
-async def test_the_upstream_is_closed_within_a_second_when_the_client_leaves_a_silence(serve: Serve) -> None:
+async def test_the_upstream_is_closed_within_a_second_of_a_silent_disconnect(serve: Serve) -> None:
     async with ScriptedUpstream([answered(framing="chunked", end="hang")]) as upstream:
         proxy = await serve(upstream.base_url)
         before = len(asyncio.all_tasks())

@@ -78,7 +78,7 @@ async def asking(held: Held, port: int, text: str, *before: Any, **more: Any) ->
 # What they show ----------------------------------------------------------------------------
 
 
-async def test_a_session_shows_where_it_stands(serve: Serve) -> None:
+async def test_get_session_shows_tip_counts_and_usage(serve: Serve) -> None:
     usage = {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9, "cost": 0.5}
     async with ScriptedUpstream([completion("a"), completion("b", usage=usage)]) as upstream:
         proxy = await serve(upstream.base_url)
@@ -106,7 +106,7 @@ async def test_a_session_shows_where_it_stands(serve: Serve) -> None:
     }
 
 
-async def test_a_session_whose_first_turn_is_in_flight_is_there(serve: Serve) -> None:
+async def test_a_session_exists_from_its_first_turn_in_flight(serve: Serve) -> None:
     held = Held(x=2)
     async with ScriptedUpstream(held) as upstream:
         proxy = await serve(upstream.base_url)
@@ -121,7 +121,7 @@ async def test_a_session_whose_first_turn_is_in_flight_is_there(serve: Serve) ->
     assert (after["turn"], after["in_flight"]) == ("turn_1", [])
 
 
-async def test_messages_are_what_was_said_byte_for_byte(serve: Serve) -> None:
+async def test_messages_are_returned_byte_for_byte(serve: Serve) -> None:
     asked = b'{ "role":"user", "content": "\\u0061", "n" : 1.0 }'
     said = b'{ "role":"assistant","content":"b\\u00e9","reasoning" : "hm", "big":1e400, "n": 1.50,"refusal":null }'
     body = b'{"model":"fake-1","choices":[{"index":0,"finish_reason":"stop","message":%b}]}' % said
@@ -143,7 +143,7 @@ async def test_messages_are_what_was_said_byte_for_byte(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 100])
-async def test_pages_add_up_to_the_whole(serve: Serve, size: int) -> None:
+async def test_pages_of_messages_add_up_to_the_whole(serve: Serve, size: int) -> None:
     async with ScriptedUpstream() as upstream:
         proxy = await serve(upstream.base_url)
         for n in range(5):
@@ -158,7 +158,7 @@ async def test_pages_add_up_to_the_whole(serve: Serve, size: int) -> None:
     assert found == list(range(10))
 
 
-async def test_a_page_beyond_the_end_is_empty_and_no_page_is_over_the_most(serve: Serve) -> None:
+async def test_a_page_past_the_end_is_empty_and_page_size_is_bounded(serve: Serve) -> None:
     messages = [part for n in range(600) for part in (user(str(n)), assistant(f"a{n}"))]
     async with ScriptedUpstream() as upstream:
         proxy = await serve(upstream.base_url)
@@ -172,7 +172,7 @@ async def test_a_page_beyond_the_end_is_empty_and_no_page_is_over_the_most(serve
 
 
 @pytest.mark.parametrize("query", ["after=-1", "after=", "limit=1.5", "limit=x", "after=%D9%A1", "limit=9999999999"])
-async def test_a_place_that_is_no_number_is_a_400_that_names_it(serve: Serve, query: str) -> None:
+async def test_a_non_numeric_after_or_limit_is_a_400_that_names_it(serve: Serve, query: str) -> None:
     async with ScriptedUpstream() as upstream:
         proxy = await serve(upstream.base_url)
         await ask(proxy.port, user("1"))
@@ -190,7 +190,7 @@ ALLOWED = [(method, route) for route, methods in ROUTES.items() for method in me
 
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("method", METHODS)
-async def test_a_path_knows_its_methods_alone(serve: Serve, route: str, method: str) -> None:
+async def test_a_wrong_method_is_a_405(serve: Serve, route: str, method: str) -> None:
     async with ScriptedUpstream() as upstream:
         proxy = await serve(upstream.base_url)
         head, body = await call(proxy.port, method, "/sessions/none" + route)
@@ -201,7 +201,7 @@ async def test_a_path_knows_its_methods_alone(serve: Serve, route: str, method: 
 
 
 @pytest.mark.parametrize("path", ["/sessions", "/sessionsx/s1", "/sessions/s1/turns", "/sessions/s1//stop"])
-async def test_other_paths_are_a_404(serve: Serve, path: str) -> None:
+async def test_an_unknown_session_path_is_a_404(serve: Serve, path: str) -> None:
     async with ScriptedUpstream() as upstream:
         proxy = await serve(upstream.base_url)
         await ask(proxy.port, user("1"))
@@ -217,7 +217,7 @@ def undated(answer: tuple[Head, bytes]) -> tuple[int, list[tuple[str, str]], byt
 
 @pytest.mark.parametrize("in_flight", [False, True], ids=["done", "in-flight"])
 @pytest.mark.parametrize(("method", "route"), ALLOWED)
-async def test_a_foreign_session_is_not_to_be_told_from_none(
+async def test_a_foreign_session_looks_like_a_missing_one(
     serve: Serve, method: str, route: str, in_flight: bool
 ) -> None:
     held = Held(x=2)
@@ -240,7 +240,7 @@ async def test_a_foreign_session_is_not_to_be_told_from_none(
     "id",
     ["a b", "a/b", "a%b", "a+b", "a?b#c", "ünïcode 日本", "..", "%2F", "messages", "x" * 256, "🙂" * 128],
 )
-async def test_an_id_is_found_under_its_percent_encoding(serve: Serve, id: str) -> None:
+async def test_a_session_id_in_the_path_is_percent_decoded(serve: Serve, id: str) -> None:
     name = id.encode().decode("latin-1")  # as the bytes of a header
     async with ScriptedUpstream() as upstream:
         proxy = await serve(upstream.base_url)
@@ -264,7 +264,7 @@ async def test_an_id_is_found_under_its_percent_encoding(serve: Serve, id: str) 
         ("/sessions/%C3/stream", "invalid_request"),
     ],
 )
-async def test_an_id_that_none_can_have_is_a_400(serve: Serve, path: str, what: str) -> None:
+async def test_an_invalid_session_id_in_the_path_is_a_400(serve: Serve, path: str, what: str) -> None:
     async with ScriptedUpstream() as upstream:
         proxy = await serve(upstream.base_url)
         head, body = await call(proxy.port, "GET", path)
@@ -272,7 +272,7 @@ async def test_an_id_that_none_can_have_is_a_400(serve: Serve, path: str, what: 
 
 
 @pytest.mark.parametrize("session", ["s1", "none"])
-async def test_nothing_of_it_may_be_kept_on_the_way(serve: Serve, session: str) -> None:
+async def test_every_session_api_answer_has_no_store(serve: Serve, session: str) -> None:
     async with ScriptedUpstream([completion("a", headers=[("Cache-Control", "max-age=60")])]) as upstream:
         proxy = await serve(upstream.base_url)
         await ask(proxy.port, user("1"))
@@ -284,7 +284,7 @@ async def test_nothing_of_it_may_be_kept_on_the_way(serve: Serve, session: str) 
                 assert head.status == 200
 
 
-async def test_the_stream_of_a_turn_in_flight_may_not_be_kept_either(serve: Serve) -> None:
+async def test_the_stream_of_a_turn_in_flight_has_no_store(serve: Serve) -> None:
     held = Held(x=2)
     async with ScriptedUpstream(held) as upstream:
         proxy = await serve(upstream.base_url)
@@ -298,7 +298,7 @@ async def test_the_stream_of_a_turn_in_flight_may_not_be_kept_either(serve: Serv
 
 
 @pytest.mark.parametrize(("method", "route"), ALLOWED)
-async def test_a_page_of_an_allowed_origin_may_ask(serve: Serve, method: str, route: str) -> None:
+async def test_an_allowed_origin_may_use_the_session_api(serve: Serve, method: str, route: str) -> None:
     origin, asks = ("Origin", "https://app.test"), ("Access-Control-Request-Method", method)
     async with ScriptedUpstream() as upstream:
         proxy = await serve(upstream.base_url, cors={"allow_origins": ["https://app.test"]})
@@ -315,7 +315,7 @@ async def test_a_page_of_an_allowed_origin_may_ask(serve: Serve, method: str, ro
 # Stop --------------------------------------------------------------------------------------
 
 
-async def test_a_stop_returns_when_the_cut_turn_is_recorded(serve: Serve) -> None:
+async def test_a_stop_returns_once_the_interrupted_turn_is_recorded(serve: Serve) -> None:
     held = Held(x=2)
     async with ScriptedUpstream(held) as upstream:
         proxy = await serve(upstream.base_url)
@@ -388,7 +388,7 @@ async def test_a_stop_before_the_head_records_nothing_and_says_so(serve: Serve) 
     assert told.answer.header("x-should-retry") == "false"
 
 
-async def test_a_stop_lets_a_reply_that_has_finished_go_on_to_its_end(serve: Serve) -> None:
+async def test_a_stop_lets_a_reply_with_a_finish_reason_end(serve: Serve) -> None:
     held = Held(x=4)  # behind its finish_reason, before [DONE]
     async with ScriptedUpstream(held) as upstream:
         proxy = await serve(upstream.base_url)
@@ -403,7 +403,7 @@ async def test_a_stop_lets_a_reply_that_has_finished_go_on_to_its_end(serve: Ser
     assert whole.ended == "complete"
 
 
-async def test_a_stop_cuts_turns_that_run_beside_each_other(serve: Serve) -> None:
+async def test_a_stop_ends_all_concurrent_turns(serve: Serve) -> None:
     held = Held(x=2, y=2)
     async with ScriptedUpstream(held) as upstream:
         proxy = await serve(upstream.base_url)
@@ -420,7 +420,7 @@ async def test_a_stop_cuts_turns_that_run_beside_each_other(serve: Serve) -> Non
     assert states == {"complete", "cut"}
 
 
-async def test_a_stop_is_for_what_is_in_flight_and_the_next_in_line_goes_on(serve: Serve) -> None:
+async def test_a_stop_leaves_queued_requests_alone(serve: Serve) -> None:
     held = Held(x=2)
     async with ScriptedUpstream(held) as upstream:
         proxy = await serve(upstream.base_url)
@@ -450,7 +450,7 @@ def on_disk(folder: Path, *secrets: bytes) -> list[tuple[str, bytes]]:
     return [(name, secret) for name, data in files.items() for secret in secrets if secret in data]
 
 
-async def test_what_is_deleted_is_gone_from_the_files(serve: Serve, disk: CachedStore, tmp_path: Path) -> None:
+async def test_a_deleted_session_is_gone_from_the_files(serve: Serve, disk: CachedStore, tmp_path: Path) -> None:
     system = {"role": "system", "content": "SYSTEM-CANARY"}
     reply = completion("REPLY-CANARY", message={"reasoning": "REASON-CANARY"})
     secrets = (b"SYSTEM-CANARY", b"USER-CANARY", b"REPLY-CANARY", b"REASON-CANARY", b"ID-CANARY")
@@ -473,9 +473,7 @@ async def test_what_is_deleted_is_gone_from_the_files(serve: Serve, disk: Cached
     assert fresh.answer.header("x-session-state") == "new"
 
 
-async def test_a_delete_stops_the_turn_in_flight_and_takes_it_along(
-    serve: Serve, disk: CachedStore, tmp_path: Path
-) -> None:
+async def test_a_delete_stops_and_removes_the_turn_in_flight(serve: Serve, disk: CachedStore, tmp_path: Path) -> None:
     held = Held(CANARY=2)
     async with ScriptedUpstream(held) as upstream:
         proxy = await serve(upstream.base_url, store=disk)
@@ -490,7 +488,7 @@ async def test_a_delete_stops_the_turn_in_flight_and_takes_it_along(
     assert not proxy.runtime.registry.in_use
 
 
-async def test_a_delete_stands_in_line(serve: Serve, disk: CachedStore, tmp_path: Path) -> None:
+async def test_a_delete_waits_in_the_queue(serve: Serve, disk: CachedStore, tmp_path: Path) -> None:
     held = Held(first=2, CANARY=0)
     async with ScriptedUpstream(held) as upstream:
         proxy = await serve(upstream.base_url, store=disk)
@@ -517,7 +515,7 @@ async def test_a_delete_stands_in_line(serve: Serve, disk: CachedStore, tmp_path
     assert [content for _, content, _ in found] == ["after", "re after"]
 
 
-async def test_what_began_beside_the_line_while_a_delete_waited_does_not_bring_the_session_back(serve: Serve) -> None:
+async def test_a_turn_beside_the_queue_does_not_survive_a_waiting_delete(serve: Serve) -> None:
     held = Held(first=2, second=0, beside=2)
     async with ScriptedUpstream(held) as upstream:
         proxy = await serve(upstream.base_url)
@@ -536,7 +534,7 @@ async def test_what_began_beside_the_line_while_a_delete_waited_does_not_bring_t
     assert (head.status, gone.status) == (200, 404)
 
 
-async def test_a_delete_whose_caller_leaves_gives_up_its_place(serve: Serve) -> None:
+async def test_a_delete_whose_caller_disconnects_leaves_the_queue(serve: Serve) -> None:
     held = Held(first=4)  # a stop waits for it
     async with ScriptedUpstream(held) as upstream:
         proxy = await serve(upstream.base_url)
@@ -552,7 +550,7 @@ async def test_a_delete_whose_caller_leaves_gives_up_its_place(serve: Serve) -> 
     assert after.ended == "complete"
 
 
-async def test_a_delete_that_finds_the_line_full_is_refused(serve: Serve) -> None:
+async def test_a_delete_is_refused_when_the_queue_is_full(serve: Serve) -> None:
     held = Held(first=4, second=0)
     async with ScriptedUpstream(held) as upstream:
         proxy = await serve(upstream.base_url, sessions={"queue_limit": 1})

@@ -37,7 +37,7 @@ async def test_every_method_and_path_reaches_the_upstream_as_sent(serve: Serve, 
     assert (request.method, request.target) == (method, "/v1" + path)
 
 
-async def test_nothing_is_added_to_a_request_and_only_this_hop_is_taken_away(serve: Serve) -> None:
+async def test_a_request_gains_no_header_and_loses_hop_by_hop_headers_alone(serve: Serve) -> None:
     sent = [("X-One", "1"), ("x-ONE", "2"), ("sessionId", "s"), ("Cookie", "a=b"), ("X-Utf", UTF8)]
     hop = [("Connection", "x-hop, keep-alive"), ("X-Hop", "1"), ("TE", "trailers"), ("Proxy-Authorization", "x")]
     async with ScriptedUpstream([answered()]) as upstream:
@@ -51,7 +51,7 @@ async def test_nothing_is_added_to_a_request_and_only_this_hop_is_taken_away(ser
     assert request.header("host") == f"127.0.0.1:{upstream.port}"
 
 
-async def test_nothing_is_added_to_an_answer(serve: Serve) -> None:
+async def test_an_answer_gains_no_header(serve: Serve) -> None:
     headers = [("Set-Cookie", "a=1"), ("Set-Cookie", "b=2"), ("X-Odd", UTF8), ("content-length", "0")]
     async with ScriptedUpstream([Reply(status=202, headers=headers, framing="length")]) as upstream:
         proxy = await serve(upstream.base_url)
@@ -62,7 +62,7 @@ async def test_nothing_is_added_to_an_answer(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("status", [204, 304, 301, 307])
-async def test_bodiless_answers_and_redirects_are_handed_on(serve: Serve, status: int) -> None:
+async def test_answers_without_a_body_and_redirects_are_forwarded(serve: Serve, status: int) -> None:
     reply = Reply(status=status, headers=[("Location", "http://127.0.0.1:1/")], framing="length")
     async with ScriptedUpstream([reply]) as upstream:
         proxy = await serve(upstream.base_url)
@@ -74,7 +74,7 @@ async def test_bodiless_answers_and_redirects_are_handed_on(serve: Serve, status
     assert (head.status, head.header("location")) == (status, "http://127.0.0.1:1/")
 
 
-async def test_an_answer_that_has_no_body_by_its_status_says_nothing_of_a_length(serve: Serve) -> None:
+async def test_a_204_has_no_content_length(serve: Serve) -> None:
     """RFC 9110, section 8.6."""
     replies = [Reply(status=204, headers=[("Content-Length", "0"), ("X-One", "1")], framing="length"), answered()]
     async with ScriptedUpstream(replies) as upstream:
@@ -88,7 +88,7 @@ async def test_an_answer_that_has_no_body_by_its_status_says_nothing_of_a_length
             assert (await client.head()).status == 200
 
 
-async def test_the_answer_to_head_keeps_its_length_and_the_connection_works_on(serve: Serve) -> None:
+async def test_an_answer_to_head_keeps_its_content_length(serve: Serve) -> None:
     replies = [answered(headers=[("Content-Length", "1234")], pieces=[]), answered()]
     async with ScriptedUpstream(replies) as upstream:
         proxy = await serve(upstream.base_url)
@@ -195,7 +195,7 @@ async def test_a_broken_answer_ends_in_a_reset(serve: Serve, reply: Reply, versi
     assert client.ended == "reset"
 
 
-async def test_the_upstream_is_closed_when_the_client_leaves(serve: Serve) -> None:
+async def test_the_upstream_is_closed_on_a_disconnect(serve: Serve) -> None:
     stream = answered(pieces=[b"x" * 100] * 500, framing="chunked", delay=0.01)
     async with ScriptedUpstream([stream]) as upstream:
         proxy = await serve(upstream.base_url)
@@ -217,7 +217,7 @@ async def test_the_upstream_is_closed_when_the_client_leaves(serve: Serve) -> No
         ("http://elsewhere.test/v1/models", 400),
     ],
 )
-async def test_a_target_that_leads_elsewhere_is_refused(serve: Serve, target: str, status: int) -> None:
+async def test_a_target_outside_of_the_mounts_is_refused(serve: Serve, target: str, status: int) -> None:
     async with ScriptedUpstream() as upstream:
         proxy = await serve(upstream.base_url)
         async with RawClient(proxy.port) as client:
@@ -227,7 +227,7 @@ async def test_a_target_that_leads_elsewhere_is_refused(serve: Serve, target: st
         assert not upstream.requests
 
 
-async def test_a_header_that_is_no_utf8_is_refused(serve: Serve) -> None:
+async def test_a_header_that_is_not_utf8_is_refused(serve: Serve) -> None:
     async with ScriptedUpstream() as upstream:
         proxy = await serve(upstream.base_url)
         async with RawClient(proxy.port) as client:
@@ -237,7 +237,7 @@ async def test_a_header_that_is_no_utf8_is_refused(serve: Serve) -> None:
         assert not upstream.requests
 
 
-async def test_an_upstream_that_is_away_silent_or_babbling_is_an_error_of_its_own(serve: Serve) -> None:
+async def test_an_unreachable_silent_or_malformed_upstream_has_its_own_error(serve: Serve) -> None:
     async def silent(request: object) -> Reply:
         await asyncio.sleep(5)
         return answered()
@@ -258,7 +258,7 @@ async def refusal(port: int) -> tuple[int, str]:
         return status, json.loads(await client.body())["error"]["code"]
 
 
-async def test_our_key_replaces_the_callers_and_only_clients_may_use_it(serve: Serve) -> None:
+async def test_the_proxys_key_replaces_the_callers_and_only_clients_may_use_it(serve: Serve) -> None:
     digest = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"  # of "test"
     clients = [{"name": "kitchen", "key_hashes": [digest]}]
     async with ScriptedUpstream() as upstream:
@@ -279,7 +279,7 @@ ORIGIN = {"Origin": "https://app.test"}
 PREFLIGHT = {**ORIGIN, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "sessionid, x-y"}
 
 
-async def test_browsers_get_nothing_by_default(serve: Serve) -> None:
+async def test_without_cors_settings_browsers_get_no_cors_headers(serve: Serve) -> None:
     own = [*PLAIN, ("Access-Control-Allow-Origin", "theirs")]
     async with ScriptedUpstream([answered(), answered(headers=own)]) as upstream:
         proxy = await serve(upstream.base_url)
@@ -384,7 +384,7 @@ async def test_a_websocket_ends_when_its_upstream_dies_or_refuses(
     assert refused.value.status == 404
 
 
-async def test_a_head_may_take_longer_than_the_silence_between_two_pieces(serve: Serve) -> None:
+async def test_idle_timeout_does_not_bound_the_wait_for_the_head(serve: Serve) -> None:
     async def thinks(request: object) -> Reply:
         await asyncio.sleep(0.5)
         return answered()
@@ -396,7 +396,7 @@ async def test_a_head_may_take_longer_than_the_silence_between_two_pieces(serve:
             assert (await client.head()).status == 200
 
 
-async def test_the_upstream_is_closed_when_the_client_leaves_before_the_head(serve: Serve) -> None:
+async def test_the_upstream_is_closed_on_a_disconnect_before_the_head(serve: Serve) -> None:
     async def thinks(request: object) -> Reply:
         await asyncio.sleep(30)
         return answered()
@@ -409,7 +409,7 @@ async def test_the_upstream_is_closed_when_the_client_leaves_before_the_head(ser
         await eventually(lambda: upstream.connections == 0, 1)
 
 
-async def test_bytes_that_are_no_http_are_not_quoted_in_the_log(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+async def test_malformed_request_bytes_are_not_logged(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
     proxy = await serve("http://127.0.0.1:1/v1")
     async with RawClient(proxy.port) as client:
         await client.send(b"GET /v1 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer sk-canary\r\nbad header\x00\r\n\r\n")

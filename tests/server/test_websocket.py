@@ -26,32 +26,32 @@ async def silent(request: Received) -> Reply:
     return await asyncio.Future()
 
 
-async def test_a_handshake_that_is_not_complete_is_the_callers_mistake(serve: Serve) -> None:
+async def test_an_incomplete_websocket_handshake_is_a_400(serve: Serve) -> None:
     async with ScriptedUpstream() as upstream:
         proxy = await serve(upstream.base_url)
         assert await refused(proxy.port, UPGRADE) == (400, "invalid_request")
         assert not upstream.requests
 
 
-async def test_an_upstream_that_never_answers_the_handshake_is_given_up(serve: Serve) -> None:
+async def test_a_websocket_handshake_has_a_deadline(serve: Serve) -> None:
     async with ScriptedUpstream(silent) as upstream:
         proxy = await serve(upstream.base_url, upstream={"response_timeout": "200ms"})
         assert await refused(proxy.port, HANDSHAKE) == (504, "upstream_timeout")
 
 
-async def test_an_upstream_that_cannot_be_reached_is_a_bad_gateway(serve: Serve) -> None:
+async def test_a_websocket_to_an_unreachable_upstream_is_a_502(serve: Serve) -> None:
     proxy = await serve("http://127.0.0.1:1/v1")
     assert await refused(proxy.port, HANDSHAKE) == (502, "upstream_unreachable")
 
 
 @pytest.mark.parametrize(("theirs", "ours"), [(401, 401), (307, 307), (503, 503), (200, 502), (101, 502)])
-async def test_a_refusal_keeps_its_status_and_never_looks_like_success(serve: Serve, theirs: int, ours: int) -> None:
+async def test_a_refused_websocket_keeps_its_status(serve: Serve, theirs: int, ours: int) -> None:
     async with ScriptedUpstream([Reply(status=theirs, framing="length")]) as upstream:
         proxy = await serve(upstream.base_url)
         assert (await refused(proxy.port, HANDSHAKE))[0] == ours
 
 
-async def test_an_upgrade_that_is_no_get_is_an_ordinary_request(serve: Serve) -> None:
+async def test_an_upgrade_without_get_is_an_ordinary_request(serve: Serve) -> None:
     async with ScriptedUpstream() as upstream:
         proxy = await serve(upstream.base_url)
         async with RawClient(proxy.port) as client:
@@ -61,7 +61,7 @@ async def test_an_upgrade_that_is_no_get_is_an_ordinary_request(serve: Serve) ->
     assert (request.method, request.header("upgrade")) == ("POST", None)
 
 
-async def test_the_upstreams_socket_ends_when_the_client_breaks_off(serve: Serve) -> None:
+async def test_a_broken_client_websocket_ends_the_upstreams(serve: Serve) -> None:
     codes: list[int | None] = []
 
     async def keep(request: web.Request) -> web.StreamResponse:

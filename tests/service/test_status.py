@@ -59,7 +59,7 @@ def test_each_state_comes_with_what_the_process_does(told: Told) -> None:
     ]
 
 
-async def test_only_what_changes_is_told(told: Told) -> None:
+async def test_only_changed_status_lines_are_sent(told: Told) -> None:
     in_flight = 0
     status = Status(lambda: in_flight, told.environ, 7)
     status.ready()
@@ -73,7 +73,7 @@ async def test_only_what_changes_is_told(told: Told) -> None:
     keeping.cancel()
 
 
-async def test_a_sign_of_life_comes_well_within_systemds_patience(told: Told) -> None:
+async def test_the_watchdog_is_fed_well_within_its_interval(told: Told) -> None:
     status = Status(lambda: 0, {**told.environ, "WATCHDOG_USEC": "300000"}, 7)
     loop, keeping = asyncio.get_running_loop(), asyncio.create_task(status.keep())
     begun, signs = loop.time(), 0
@@ -83,7 +83,7 @@ async def test_a_sign_of_life_comes_well_within_systemds_patience(told: Told) ->
     keeping.cancel()
 
 
-async def test_a_loop_that_hangs_gives_no_sign(told: Told) -> None:
+async def test_a_hanging_loop_does_not_feed_the_watchdog(told: Told) -> None:
     status = Status(lambda: 0, {**told.environ, "WATCHDOG_USEC": "100000"}, 7)
     keeping = asyncio.create_task(status.keep())
     assert await told.next()

@@ -21,30 +21,30 @@ def heard(address: str, environ: dict[str, str]) -> tuple[bool, bytes]:
         return notify("READY=1\nSTATUS=listening", environ), listener.recv(4096)
 
 
-def test_a_socket_with_a_path_hears_the_state(tmp_path: Path) -> None:
+def test_notify_reaches_a_socket_with_a_path(tmp_path: Path) -> None:
     path = str(tmp_path / "notify")
     assert heard(path, {"NOTIFY_SOCKET": path}) == (True, b"READY=1\nSTATUS=listening")
 
 
-def test_an_abstract_socket_hears_the_state() -> None:
+def test_notify_reaches_an_abstract_socket() -> None:
     name = f"session-proxy-{uuid.uuid4().hex}"
     assert heard("\0" + name, {"NOTIFY_SOCKET": "@" + name}) == (True, b"READY=1\nSTATUS=listening")
 
 
 @pytest.mark.parametrize("environ", [{}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "vsock:2:1234"}])
-def test_without_a_unix_socket_nothing_is_said(environ: dict[str, str]) -> None:
+def test_notify_without_a_unix_socket_sends_nothing(environ: dict[str, str]) -> None:
     assert notify("READY=1", environ) is False
 
 
-def test_a_socket_that_is_gone_harms_nobody(tmp_path: Path) -> None:
+def test_notify_to_a_missing_socket_is_ignored(tmp_path: Path) -> None:
     assert notify("STOPPING=1", {"NOTIFY_SOCKET": str(tmp_path / "gone")}) is False
 
 
-def test_a_path_that_is_too_long_harms_nobody() -> None:
+def test_notify_to_too_long_a_path_is_ignored() -> None:
     assert notify("READY=1", {"NOTIFY_SOCKET": "/" + "x" * 200}) is False
 
 
-def test_a_full_socket_does_not_stall_the_proxy(tmp_path: Path) -> None:
+def test_notify_to_a_full_socket_does_not_block(tmp_path: Path) -> None:
     path = str(tmp_path / "full")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(path)
@@ -62,7 +62,7 @@ def test_a_full_socket_does_not_stall_the_proxy(tmp_path: Path) -> None:
         {"LISTEN_PID": "7"},
     ],
 )
-def test_sockets_that_are_not_there_or_not_for_this_process_are_not_taken(environ: dict[str, str]) -> None:
+def test_sockets_for_another_process_are_not_inherited(environ: dict[str, str]) -> None:
     assert inherited(environ, 7) == []
 
 
@@ -77,5 +77,7 @@ def test_sockets_that_are_not_there_or_not_for_this_process_are_not_taken(enviro
         ({}, None),
     ],
 )
-def test_systemds_patience_is_known_to_the_process_it_watches(environ: dict[str, str], seconds: float | None) -> None:
+def test_the_watchdog_interval_is_read_for_the_watched_process_alone(
+    environ: dict[str, str], seconds: float | None
+) -> None:
     assert patience(environ, 7) == seconds

@@ -35,20 +35,20 @@ def units(tmp_path: Path) -> list[str]:
     return [str(unit) for unit in tmp_path.iterdir()]
 
 
-def test_systemd_finds_nothing_to_say_about_the_units(units: list[str]) -> None:
+def test_systemd_analyze_accepts_the_units(units: list[str]) -> None:
     assert len(units) >= 3
     checked = analyze("verify", *units)
     assert (checked.returncode, checked.stderr) == (0, "")
 
 
-def test_the_services_are_hardly_exposed(units: list[str]) -> None:
+def test_the_units_have_a_low_exposure_score(units: list[str]) -> None:
     for unit in units:
         if unit.endswith(".service"):
             checked = analyze("security", "--offline=true", f"--threshold={EXPOSURE}", unit)
             assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
-def test_an_instance_is_the_service_under_another_name() -> None:
+def test_the_instance_unit_differs_from_the_service_unit_in_names_alone() -> None:
     own = {"Wants=session-proxy.socket", "After=session-proxy.socket", "Also=session-proxy.socket"}
     asked = [line for line in lines("session-proxy.service") if line not in own]
     folder = "/etc/session-proxy/"
@@ -77,5 +77,5 @@ def test_an_instance_is_the_service_under_another_name() -> None:
         "LimitCORE=0",
     ],
 )
-def test_the_unit_keeps_what_the_promises_need(line: str) -> None:
+def test_the_unit_has_the_settings_the_documentation_promises(line: str) -> None:
     assert line in lines("session-proxy.service")

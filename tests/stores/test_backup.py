@@ -126,9 +126,9 @@ async def test_what_cannot_be_backed_up_is_named_and_leaves_nothing(path: Path, 
     await refused(path, made, f"has schema 7000; this program knows up to {len(steps())}. Install a newer version")
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("DROP TABLE turns")
-    await refused(path, made, r"sessions\.db is no database of the proxy\. Check store\.path\.")
+    await refused(path, made, r"sessions\.db is not a database of the proxy\. Check store\.path\.")
     path.write_bytes(b"not a database\n" * 100)
-    await refused(path, made, r"Cannot read the database .*: file is not a database\. Check its rights and the disk")
+    await refused(path, made, r"Cannot read the database .*: file is not a database\. Check its permissions")
 
 
 async def test_a_damaged_database_makes_no_backup(path: Path, tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ async def test_one_that_is_interrupted_leaves_nothing(path: Path, tmp_path: Path
 async def test_a_backup_is_never_written_over(path: Path, tmp_path: Path) -> None:
     await make(path, OLD, "1")
     back_up(path, tmp_path / "made", quiet)
-    with pytest.raises(StoreUnavailable, match="is there already"):
+    with pytest.raises(StoreUnavailable, match="exists already"):
         back_up(path, tmp_path / "made", quiet)
 
 
@@ -258,7 +258,7 @@ async def test_what_is_no_backup_changes_nothing(path: Path, tmp_path: Path) -> 
     spoil(tmp_path / "made" / NAME)
     refuses("damaged|malformed|no database")
     (tmp_path / "made" / NAME).unlink()
-    refuses(r"is no backup: it has no sessions\.db\. Name a folder that a backup made\.")
+    refuses(r"is not a backup: it has no sessions\.db\. Name a folder that the command backup wrote\.")
     assert sorted(path.parent.iterdir()) == kept
     assert await holds(path) == (["1"], OLD)
 

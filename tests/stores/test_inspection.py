@@ -103,7 +103,7 @@ async def test_one_of_an_earlier_version_is_brought_on_first(path: Path) -> None
     path.parent.mkdir()
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript(f"{steps()[0]} PRAGMA user_version=1;")
-    with pytest.raises(StoreUnavailable, match=f"has schema 1, and this program works on {len(steps())}. Start the"):
+    with pytest.raises(StoreUnavailable, match=f"has schema 1; this command needs {len(steps())}. Start the"):
         found(path)
 
 

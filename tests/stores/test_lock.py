@@ -33,7 +33,8 @@ def test_a_second_one_is_refused_with_the_name_of_the_first(database: Path) -> N
     with pytest.raises(StoreLocked) as refused:
         Lock(database)
     assert str(refused.value) == (
-        f"{database} is in use by session-proxy, process {os.getpid()}. Stop it, or give this one another store.path."
+        f"{database} is in use by session-proxy, process {os.getpid()}. "
+        "Stop it, or set another store.path for this proxy."
     )
     lock.release()
     Lock(database).release()

@@ -66,7 +66,7 @@ def assert_aside(answer: Answer, received: Received) -> None:
 
 
 @pytest.mark.parametrize("turns", [0, 1, 2, 3], ids=lambda turns: f"turn-{turns + 1}")
-async def test_a_title_beside_a_turn_in_flight(serve: Serve, turns: int) -> None:
+async def test_a_title_runs_concurrently_with_a_turn(serve: Serve, turns: int) -> None:
     async with chat(serve, turns) as (proxy, upstream, script):
         script.held.clear()
         async with asyncio.TaskGroup() as group:
@@ -83,7 +83,7 @@ async def test_a_title_beside_a_turn_in_flight(serve: Serve, turns: int) -> None
 
 
 @pytest.mark.parametrize("turns", [2, 3])
-async def test_a_title_after_a_turn(serve: Serve, turns: int) -> None:
+async def test_a_title_after_a_turn_stays_out_of_the_history(serve: Serve, turns: int) -> None:
     async with chat(serve, turns) as (proxy, upstream, _):
         assert_aside(await tell(proxy.port, TITLE), upstream.requests[-1])
         await assert_the_chat_goes_on(proxy, upstream, turns + 1)
@@ -98,7 +98,7 @@ async def assert_the_chat_goes_on(proxy: RunningProxy, upstream: ScriptedUpstrea
     assert upstream.requests[-1].messages == lists(turn)
 
 
-async def test_a_title_while_others_wait_in_line(serve: Serve) -> None:
+async def test_a_title_does_not_wait_in_the_queue(serve: Serve) -> None:
     """What waits for the turn in flight does not keep the title waiting."""
     async with chat(serve, 2) as (proxy, upstream, script):
         script.held.clear()

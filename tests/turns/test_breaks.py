@@ -34,9 +34,7 @@ async def ended(port: int, session: str | None = None, version: str = "1.1") -> 
 
 
 @pytest.mark.parametrize("reply", INTERRUPTED.values(), ids=list(INTERRUPTED))
-async def test_a_cut_answer_that_is_passed_through_is_an_error_behind_nginx(
-    serve: Serve, nginx: Nginx, reply: Reply
-) -> None:
+async def test_a_broken_pass_through_is_an_error_behind_nginx(serve: Serve, nginx: Nginx, reply: Reply) -> None:
     async with ScriptedUpstream([reply, completion("fine")]) as upstream:
         proxy = await serve(upstream.base_url, upstream=IDLE)
         await nginx.start(proxy.port)
@@ -45,7 +43,7 @@ async def test_a_cut_answer_that_is_passed_through_is_an_error_behind_nginx(
         assert await ended(nginx.port) == (200, "complete")
 
 
-async def test_the_process_as_users_run_it_resets_a_client_of_http_1_0(tmp_path: Path) -> None:
+async def test_a_broken_answer_resets_an_http_1_0_client(tmp_path: Path) -> None:
     """uvloop has sockets and transports of its own."""
     cut = [INTERRUPTED["FIN inside a chunked body"], INTERRUPTED["reset"], INTERRUPTED["short of its length"]]
     replies = [*cut, sse("a", "b", done=False, end="fin", delay=0.02), completion("fine")]
@@ -57,7 +55,7 @@ async def test_the_process_as_users_run_it_resets_a_client_of_http_1_0(tmp_path:
         assert upstream.requests[-1].messages == MESSAGES["messages"]
 
 
-async def test_what_a_stop_cuts_ends_in_a_reset(tmp_path: Path) -> None:
+async def test_a_stopped_answer_ends_in_a_reset(tmp_path: Path) -> None:
     settings = {"shutdown": {"drain": "100ms"}}
     async with (
         ScriptedUpstream([Reply(pieces=[b"a"], end="hang")]) as upstream,

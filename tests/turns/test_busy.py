@@ -115,7 +115,7 @@ WAYS = ["queue", "reject", "interrupt"]
 
 @pytest.mark.parametrize("header", [None, *WAYS, " Reject "])
 @pytest.mark.parametrize("config", WAYS)
-async def test_the_header_goes_before_the_config(serve: Serve, config: str, header: str | None) -> None:
+async def test_x_session_on_busy_overrides_the_configuration(serve: Serve, config: str, header: str | None) -> None:
     async with Paced({0: 2}) as upstream:
         proxy = await serve(upstream.base_url, sessions={"on_busy": config})
         async with Clients(proxy) as clients:
@@ -144,7 +144,7 @@ async def test_the_header_goes_before_the_config(serve: Serve, config: str, head
 
 
 @pytest.mark.parametrize("word", ["", "wait", "queue,reject", "no"])
-async def test_a_word_that_is_none_of_them_is_a_400(serve: Serve, word: str) -> None:
+async def test_an_unknown_on_busy_value_is_a_400(serve: Serve, word: str) -> None:
     async with ScriptedUpstream() as upstream:
         async with Clients(await serve(upstream.base_url)) as clients:
             answer = await clients.ask(user("u"), on_busy=word)
@@ -153,7 +153,7 @@ async def test_a_word_that_is_none_of_them_is_a_400(serve: Serve, word: str) -> 
     assert told["param"] == "x-session-on-busy" and all(way in told["message"] for way in WAYS)
 
 
-async def test_reject_refuses_only_what_would_have_to_wait(serve: Serve) -> None:
+async def test_reject_refuses_only_requests_that_would_wait(serve: Serve) -> None:
     async with Paced({1: 1}) as upstream:
         proxy = await serve(upstream.base_url, sessions={"on_busy": "reject"})
         async with Clients(proxy) as clients:
@@ -171,7 +171,7 @@ async def test_reject_refuses_only_what_would_have_to_wait(serve: Serve) -> None
 # The line ----------------------------------------------------------------------------------
 
 
-async def test_a_full_line_is_a_429_and_those_in_it_keep_their_places(serve: Serve) -> None:
+async def test_a_full_queue_is_a_429_and_keeps_its_requests(serve: Serve) -> None:
     async with Paced({0: 1}) as upstream:
         proxy = await serve(upstream.base_url, sessions={"queue_limit": 2})
         async with Clients(proxy) as clients:
@@ -196,7 +196,7 @@ async def in_line(clients: Clients, text: str, **more: Any) -> Sent:
     return sent
 
 
-async def test_a_wait_that_is_too_long_is_a_409_and_leaves_the_line(serve: Serve) -> None:
+async def test_a_queue_timeout_is_a_409(serve: Serve) -> None:
     async with Paced({0: 1}) as upstream:
         proxy = await serve(upstream.base_url, sessions={"queue_timeout": "400ms", "queue_limit": 1})
         async with Clients(proxy) as clients:
@@ -219,7 +219,7 @@ LEAVES: list[Callable[[RawClient], Any]] = [RawClient.abort, RawClient.half_clos
 
 
 @pytest.mark.parametrize("leave", LEAVES)
-async def test_a_waiting_client_that_leaves_gives_up_its_place_at_once(serve: Serve, leave: Any) -> None:
+async def test_a_queued_client_that_disconnects_leaves_the_queue_at_once(serve: Serve, leave: Any) -> None:
     async with Paced({0: 1}) as upstream:
         proxy = await serve(upstream.base_url, sessions={"queue_limit": 2})
         async with Clients(proxy) as clients:
@@ -244,7 +244,7 @@ async def test_a_waiting_client_that_leaves_gives_up_its_place_at_once(serve: Se
 # The end of a place ------------------------------------------------------------------------
 
 
-async def test_a_place_ends_with_its_turn_and_not_with_its_transfer(serve: Serve) -> None:
+async def test_the_queue_moves_on_at_the_end_of_a_turn_not_of_its_transfer(serve: Serve) -> None:
     async with ScriptedUpstream([sse("a0", end="hang"), completion("a1")]) as upstream:
         async with Clients(await serve(upstream.base_url)) as clients:
             _, first = await clients.send(user("u0"))
@@ -255,7 +255,7 @@ async def test_a_place_ends_with_its_turn_and_not_with_its_transfer(serve: Serve
         assert [message["content"] for message in upstream.requests[1].messages] == ["u0", "a0", "u1"]
 
 
-async def test_a_place_outlives_its_client(serve: Serve) -> None:
+async def test_the_queue_waits_for_a_turn_whose_client_disconnected(serve: Serve) -> None:
     async with Paced({0: 3}) as upstream, Clients(await serve(upstream.base_url)) as clients:
         client, first = await clients.send(user("u0"))
         await upstream.reached(0)
@@ -282,7 +282,7 @@ FAILURES: list[tuple[list[Reply], Message]] = [
 
 
 @pytest.mark.parametrize(("replies", "message"), FAILURES)
-async def test_a_turn_that_fails_gives_up_its_place(serve: Serve, replies: list[Reply], message: Message) -> None:
+async def test_a_failed_turn_frees_its_queue_slot(serve: Serve, replies: list[Reply], message: Message) -> None:
     async with ScriptedUpstream([*replies, completion("b")]) as upstream:
         proxy = await serve(upstream.base_url)
         async with Clients(proxy) as clients:
@@ -330,7 +330,7 @@ async def test_a_list_that_holds_the_answer_in_flight_waits_for_its_end(serve: S
     assert answer.headers["x-session-decision"] == "resend"
 
 
-async def test_a_request_that_waited_follows_the_branch_that_came_meanwhile(serve: Serve) -> None:
+async def test_a_queued_request_follows_the_newest_branch(serve: Serve) -> None:
     async with Paced({1: 1}) as upstream:
         proxy = await serve(upstream.base_url)
         async with Clients(proxy) as clients, RawClient(proxy.port) as other:
@@ -360,7 +360,7 @@ async def test_interrupt_waits_for_a_turn_that_has_its_finish_reason(serve: Serv
     assert upstream.texts(1) == ["u0", "a0", "u1"]
 
 
-async def test_interrupt_before_the_head_leaves_nothing_of_the_other_request(serve: Serve) -> None:
+async def test_interrupt_before_the_head_records_nothing_of_the_other_turn(serve: Serve) -> None:
     hold = asyncio.Event()
 
     async def script(request: Received) -> Reply:
@@ -382,7 +382,7 @@ async def test_interrupt_before_the_head_leaves_nothing_of_the_other_request(ser
     assert asked == [["u0"], ["u1"], ["u1", "b", "u2"]]
 
 
-async def test_interrupt_closes_the_upstream_and_marks_what_was_said_as_cut(serve: Serve) -> None:
+async def test_interrupt_closes_the_upstream_and_records_an_interrupted_turn(serve: Serve) -> None:
     async with Paced({0: 2}) as upstream:
         proxy = await serve(upstream.base_url)
         async with Clients(proxy) as clients:
@@ -399,7 +399,7 @@ async def test_interrupt_closes_the_upstream_and_marks_what_was_said_as_cut(serv
     assert [entry["state"] for entry in page["data"]] == ["cut", "cut", "complete", "complete"]
 
 
-async def test_interrupt_goes_behind_those_who_wait_already(serve: Serve) -> None:
+async def test_interrupt_queues_behind_waiting_requests(serve: Serve) -> None:
     async with Paced({0: 2}) as upstream, Clients(await serve(upstream.base_url)) as clients:
         _, first = await clients.send(user("u0"))
         await upstream.reached(0)
@@ -409,7 +409,7 @@ async def test_interrupt_goes_behind_those_who_wait_already(serve: Serve) -> Non
     assert last.status == 200 and upstream.texts(2) == ["u0", "a0", "u1", "a1", "u2"]
 
 
-async def test_interrupt_leaves_a_full_list_beside_the_line_alone(serve: Serve) -> None:
+async def test_interrupt_does_not_stop_a_concurrent_full_list(serve: Serve) -> None:
     async with Paced({1: 2, 2: 1}) as upstream, Clients(await serve(upstream.base_url)) as clients:
         await clients.ask(user("u0"))
         _, running = await clients.send(user("u1"))

@@ -41,7 +41,9 @@ def torn(*pieces: Json, text: str = "", finish: str | None = "length", end: str 
     ],
     ids=["within-arguments", "before-arguments", "no-end", "before-its-name"],
 )
-async def test_the_answer_to_a_torn_call_is_accepted_and_stays(serve: Serve, reply: Reply, profile: str) -> None:
+async def test_the_result_of_an_incomplete_tool_call_is_accepted_and_stored(
+    serve: Serve, reply: Reply, profile: str
+) -> None:
     async with ScriptedUpstream([reply, completion("a2"), completion("a3")]) as upstream:
         proxy = await serve(upstream.base_url, upstream={"profile": profile})
         await ask(proxy.port, [user("u1")], stream=True)
@@ -54,7 +56,7 @@ async def test_the_answer_to_a_torn_call_is_accepted_and_stays(serve: Serve, rep
     assert received[2][: len(received[1])] == received[1]
 
 
-async def test_a_call_that_was_all_that_was_said_before_a_break_is_kept(serve: Serve) -> None:
+async def test_a_broken_reply_of_a_tool_call_alone_is_recorded_as_interrupted(serve: Serve) -> None:
     begun = {**PIECE, "function": {"name": "look", "arguments": '{"at'}}
     for reply, kept in ((torn(begun, finish=None, end="rst"), 1), (torn(finish=None, end="rst"), 0)):
         async with ScriptedUpstream([reply]) as upstream:
@@ -63,7 +65,7 @@ async def test_a_call_that_was_all_that_was_said_before_a_break_is_kept(serve: S
             assert [turn.state for turn in (await history(proxy)).turns] == [TurnState.INTERRUPTED] * kept
 
 
-async def test_content_that_is_refused_beside_calls_is_another_from_then_on(serve: Serve) -> None:
+async def test_null_content_beside_tool_calls_is_sent_as_empty_once_refused(serve: Serve) -> None:
     refusal = error(400, {"error": {"message": "Invalid value for 'content': expected a string, got null."}})
     said = [completion("", message=calling("c1")), refusal, completion("", message=calling("c2")), completion("a3")]
     async with ScriptedUpstream(said) as upstream:
@@ -76,7 +78,7 @@ async def test_content_that_is_refused_beside_calls_is_another_from_then_on(serv
     assert contents == [[], [None], [""], ["", ""]]
 
 
-async def test_a_picture_is_a_reply(serve: Serve) -> None:
+async def test_a_reply_of_images_alone_is_recorded(serve: Serve) -> None:
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
     drew = [completion("", message={"images": [image]}), sse({"images": [{**image, "index": 0}]}), completion("blue")]
     async with ScriptedUpstream(drew) as upstream:

@@ -285,7 +285,9 @@ async def sweep(store: Store, plan: Plan, stream: bool, first: int, judge: Calla
 
 @pytest.mark.parametrize("late", [False, True], ids=["while-it-waits", "as-it-goes-on"])
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_turn_cancelled_at_each_wait(store: Store, stream: bool, late: bool) -> None:
+async def test_a_turn_cancelled_at_each_await_is_recorded_whole_or_not_at_all(
+    store: Store, stream: bool, late: bool
+) -> None:
     """As the last resort of a drain does."""
 
     def judge(seen: Seen, kept: tuple[TurnState, str] | None) -> None:
@@ -298,7 +300,7 @@ async def test_a_turn_cancelled_at_each_wait(store: Store, stream: bool, late: b
 
 @pytest.mark.parametrize("late", [False, True], ids=["while-it-waits", "as-it-goes-on"])
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_turn_stopped_at_each_wait(store: Store, stream: bool, late: bool) -> None:
+async def test_a_turn_stopped_at_each_await_records_what_its_client_saw(store: Store, stream: bool, late: bool) -> None:
     def judge(seen: Seen, kept: tuple[TurnState, str] | None) -> None:
         if seen.status == 409:
             assert kept is None and json.loads(seen.data)["error"]["code"] == "turn_stopped"
@@ -315,7 +317,9 @@ async def test_a_turn_stopped_at_each_wait(store: Store, stream: bool, late: boo
 
 @pytest.mark.parametrize("late", [False, True], ids=["while-it-waits", "as-it-goes-on"])
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_handler_cancelled_at_each_wait(store: Store, stream: bool, late: bool) -> None:
+async def test_a_handler_cancelled_at_each_await_leaves_its_turn_consistent(
+    store: Store, stream: bool, late: bool
+) -> None:
     """As the clean-up of the server does. A turn that had begun goes on to its end."""
 
     def judge(seen: Seen, kept: tuple[TurnState, str] | None) -> None:
@@ -326,7 +330,7 @@ async def test_a_handler_cancelled_at_each_wait(store: Store, stream: bool, late
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["while-it-waits", "as-it-goes-on"])
-async def test_a_handler_cancelled_at_each_wait_of_one_that_stands_in_line(store: Store, late: bool) -> None:
+async def test_a_queued_handler_cancelled_at_each_await_leaves_the_queue(store: Store, late: bool) -> None:
     async with AsyncExitStack() as stack:
         plan = Plan("handler", late=late)
         proxy = await served(stack, store, plan)

@@ -182,7 +182,9 @@ def held_by_process() -> Counter[str]:
 
 
 @pytest.mark.timeout(600)
-async def test_whoever_goes_whenever_and_however(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_a_disconnect_at_any_moment_and_in_any_way_follows_the_policy(
+    serve: Serve, capsys: pytest.CaptureFixture[str]
+) -> None:
     rounds = range(ROUNDS)
     moments = range(BEFORE_THE_HEAD, DONE + 1)
     cases = [
@@ -234,7 +236,7 @@ async def orphaned(held: Held, proxy: RunningProxy, text: str = "x", **headers: 
     await eventually(lambda: deserted(proxy))
 
 
-async def test_an_orphan_is_read_on_for_as_long_as_the_limit_says(serve: Serve) -> None:
+async def test_an_abandoned_turn_is_read_until_finish_limit(serve: Serve) -> None:
     held = Held(x=2)
     async with ScriptedUpstream(held) as upstream:
         proxy = await serve(upstream.base_url, sessions={"finish_limit": "500ms"})
@@ -248,7 +250,7 @@ async def test_an_orphan_is_read_on_for_as_long_as_the_limit_says(serve: Serve) 
     assert found == [("user", "x", "cut"), ("assistant", "re ", "cut")]
 
 
-async def test_a_finished_one_that_is_not_to_be_cut_lives_no_longer_than_the_limit_either(serve: Serve) -> None:
+async def test_finish_limit_bounds_an_abandoned_turn_with_a_finish_reason_too(serve: Serve) -> None:
     held = Held(x=4)
     async with ScriptedUpstream(held) as upstream:
         proxy = await serve(upstream.base_url, sessions={"finish_limit": "500ms"})
@@ -258,7 +260,7 @@ async def test_a_finished_one_that_is_not_to_be_cut_lives_no_longer_than_the_lim
     assert [content for _, content, _ in found] == ["x", "re x"]
 
 
-async def test_an_orphan_without_a_head_ends_at_the_limit_and_leaves_nothing(serve: Serve) -> None:
+async def test_an_abandoned_turn_without_a_head_ends_at_finish_limit_unrecorded(serve: Serve) -> None:
     async def script(request: Received) -> Reply:
         await asyncio.Event().wait()
         raise AssertionError
@@ -274,7 +276,7 @@ async def test_an_orphan_without_a_head_ends_at_the_limit_and_leaves_nothing(ser
     assert found == [] and not proxy.runtime.registry.in_use
 
 
-async def test_one_who_comes_back_lifts_the_limit(serve: Serve) -> None:
+async def test_a_client_that_resumes_suspends_finish_limit(serve: Serve) -> None:
     held = Held(x=2)
     async with ScriptedUpstream(held) as upstream:
         proxy = await serve(upstream.base_url, sessions={"finish_limit": "600ms"})
@@ -290,7 +292,7 @@ async def test_one_who_comes_back_lifts_the_limit(serve: Serve) -> None:
     assert found == [("user", "x", "complete"), ("assistant", "re x", "complete")]
 
 
-async def test_the_limit_begins_anew_when_the_one_who_came_back_leaves(serve: Serve) -> None:
+async def test_finish_limit_starts_again_when_the_resumed_client_disconnects(serve: Serve) -> None:
     held = Held(x=2)
     async with ScriptedUpstream(held) as upstream:
         proxy = await serve(upstream.base_url, sessions={"finish_limit": "800ms"})
@@ -306,7 +308,7 @@ async def test_the_limit_begins_anew_when_the_one_who_came_back_leaves(serve: Se
         await eventually(lambda: not in_flight(proxy), 2)
 
 
-async def test_a_cancelling_one_that_is_followed_is_not_cut(serve: Serve) -> None:
+async def test_a_cancel_policy_waits_while_another_client_follows(serve: Serve) -> None:
     held = Held(x=2)
     async with ScriptedUpstream(held) as upstream:
         proxy = await serve(upstream.base_url)
@@ -322,7 +324,7 @@ async def test_a_cancelling_one_that_is_followed_is_not_cut(serve: Serve) -> Non
     assert found == [("user", "x", "cut"), ("assistant", "re ", "cut")]
 
 
-async def test_the_next_request_interrupts_an_orphan(serve: Serve) -> None:
+async def test_the_next_request_interrupts_an_abandoned_turn(serve: Serve) -> None:
     held = Held(x=2)
     async with ScriptedUpstream(held) as upstream:
         proxy = await serve(upstream.base_url)
@@ -337,7 +339,9 @@ async def test_the_next_request_interrupts_an_orphan(serve: Serve) -> None:
 @pytest.mark.parametrize(
     ("agent", "kept_last"), [("One/1.0", "re edited"), ("Other/1.0", "re second")], ids=["its own", "another's"]
 )
-async def test_the_next_list_of_its_client_interrupts_an_orphan(serve: Serve, agent: str, kept_last: str) -> None:
+async def test_the_next_list_of_its_client_interrupts_an_abandoned_turn(
+    serve: Serve, agent: str, kept_last: str
+) -> None:
     """Who stops an answer and edits the question sees the second answer last, however long the first would have
     taken. What another client asks beside it ends nothing."""
     held = Held(second=2)
@@ -358,7 +362,7 @@ async def test_the_next_list_of_its_client_interrupts_an_orphan(serve: Serve, ag
     assert [content for _, content, _ in found][-1] == kept_last
 
 
-async def test_an_orphan_whose_finish_reason_came_is_waited_for(serve: Serve) -> None:
+async def test_the_next_request_waits_for_an_abandoned_turn_with_a_finish_reason(serve: Serve) -> None:
     held = Held(x=4)
     async with ScriptedUpstream(held) as upstream:
         proxy = await serve(upstream.base_url)
@@ -371,7 +375,7 @@ async def test_an_orphan_whose_finish_reason_came_is_waited_for(serve: Serve) ->
         assert upstream.requests[1].messages == [user("x"), assistant("re x"), user("next")]
 
 
-async def test_an_orphan_that_never_ends_behind_its_finish_reason_holds_nobody_up_for_long(serve: Serve) -> None:
+async def test_an_abandoned_turn_that_never_ends_after_its_finish_reason_is_stopped_soon(serve: Serve) -> None:
     held = Held(x=4)
     async with ScriptedUpstream(held) as upstream:
         proxy = await serve(upstream.base_url)
@@ -381,7 +385,7 @@ async def test_an_orphan_that_never_ends_behind_its_finish_reason_holds_nobody_u
         assert upstream.requests[1].messages == [user("x"), assistant("re x"), user("next")]
 
 
-async def test_one_whose_client_leaves_while_another_waits_is_interrupted(serve: Serve) -> None:
+async def test_a_turn_abandoned_while_another_request_waits_is_interrupted(serve: Serve) -> None:
     held = Held(x=2)
     async with ScriptedUpstream(held) as upstream:
         proxy = await serve(upstream.base_url, sessions={"queue_timeout": "2s"})
@@ -395,7 +399,7 @@ async def test_one_whose_client_leaves_while_another_waits_is_interrupted(serve:
         assert upstream.requests[1].messages == [user("x"), assistant("re "), user("next")]
 
 
-async def test_its_own_retry_attaches_to_an_orphan(serve: Serve) -> None:
+async def test_a_retry_attaches_to_its_abandoned_turn(serve: Serve) -> None:
     held = Held(x=2)
     async with ScriptedUpstream(held) as upstream:
         proxy = await serve(upstream.base_url)
@@ -409,7 +413,7 @@ async def test_its_own_retry_attaches_to_an_orphan(serve: Serve) -> None:
     assert whole.answer.header("x-session-decision") == "retry"
 
 
-async def test_a_retry_that_came_before_the_first_was_known_to_be_gone_gets_its_answer(serve: Serve) -> None:
+async def test_a_retry_before_the_disconnect_is_noticed_gets_the_answer(serve: Serve) -> None:
     held = Held(x=2)
     async with ScriptedUpstream(held) as upstream:
         proxy = await serve(upstream.base_url)
@@ -426,7 +430,7 @@ async def test_a_retry_that_came_before_the_first_was_known_to_be_gone_gets_its_
 
 
 @pytest.mark.parametrize("route", ["beside", "store-no"])
-async def test_what_is_not_recorded_ends_with_its_client(serve: Serve, route: str) -> None:
+async def test_an_unrecorded_turn_ends_with_its_client(serve: Serve, route: str) -> None:
     held = Held(x=2)
     async with ScriptedUpstream(held) as upstream:
         proxy = await serve(upstream.base_url)
@@ -447,7 +451,9 @@ async def test_what_is_not_recorded_ends_with_its_client(serve: Serve, route: st
 @pytest.mark.parametrize("policy", ["finish", "cancel"])
 @pytest.mark.parametrize("way", ["rst", "fin", "half-close"])
 @pytest.mark.parametrize("at", ["before the head", "in the body", "at the end"])
-async def test_a_client_that_wants_no_stream_goes(serve: Serve, at: str, way: str, policy: str) -> None:
+async def test_a_disconnect_from_a_non_streamed_answer_follows_the_policy(
+    serve: Serve, at: str, way: str, policy: str
+) -> None:
     go = asyncio.Event()
     whole = completion("re x").pieces[0]
     cuts = {"before the head": (b"", whole), "in the body": (whole[:50], whole[50:]), "at the end": (whole, b"")}

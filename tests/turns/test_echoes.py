@@ -76,7 +76,7 @@ def answering(group: Group) -> ScriptedUpstream:
 # Three ways to send the same conversation --------------------------------------------------
 
 
-def test_there_are_conversations_to_replay() -> None:
+def test_recorded_conversations_exist() -> None:
     assert len(GROUPS) > 20 or not recordings()
 
 
@@ -277,7 +277,7 @@ EDITS = [*edits()] or present()
 
 
 @pytest.mark.parametrize(("name", "place"), EDITS)
-async def test_one_word_of_one_old_message_is_a_rewrite_at_that_message(serve: Serve, name: str, place: int) -> None:
+async def test_a_changed_word_in_an_old_message_is_a_rewrite_there(serve: Serve, name: str, place: int) -> None:
     group = GROUPS[name]
     async with answering(group) as upstream:
         proxy = await serve(upstream.base_url)

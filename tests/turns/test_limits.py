@@ -46,7 +46,7 @@ def renamed(said: Any, limit: int | None) -> Any:
 
 
 @pytest.mark.parametrize("number", range(len(SAYS)))
-async def test_no_known_error_leaves_a_session_dead(serve: Serve, number: int) -> None:
+async def test_a_session_recovers_from_every_known_context_error(serve: Serve, number: int) -> None:
     said, limit, _ = SAYS[number]
     async with ScriptedUpstream(refusing(renamed(said, limit))) as upstream:
         proxy = await serve(upstream.base_url)
@@ -56,7 +56,7 @@ async def test_no_known_error_leaves_a_session_dead(serve: Serve, number: int) -
 
 
 @pytest.mark.parametrize("number", range(len(COUNTS)))
-async def test_nor_does_one_of_messages_images_or_bytes(serve: Serve, number: int) -> None:
+async def test_a_session_recovers_from_errors_about_messages_images_or_bytes(serve: Serve, number: int) -> None:
     status, said, kind, limit = COUNTS[number]
 
     def answered(request: Received) -> Reply:
@@ -80,7 +80,7 @@ async def test_nor_does_one_of_messages_images_or_bytes(serve: Serve, number: in
         assert len(upstream.requests[-1].messages) == 47  # no message left
 
 
-async def test_an_error_in_an_encoding_is_read_and_handed_on_as_it_is(serve: Serve) -> None:
+async def test_a_compressed_context_error_is_understood_and_forwarded_unchanged(serve: Serve) -> None:
     said = too_long(16)
 
     def answered(request: Received) -> Reply:
@@ -100,7 +100,7 @@ async def test_an_error_in_an_encoding_is_read_and_handed_on_as_it_is(serve: Ser
 
 
 @pytest.mark.parametrize("encoding", ["none", "gzip", "x-unknown"])
-async def test_an_error_that_is_not_in_the_encoding_it_names_is_looked_at_as_it_is(serve: Serve, encoding: str) -> None:
+async def test_a_context_error_with_a_wrong_encoding_header_is_read_as_plain(serve: Serve, encoding: str) -> None:
     said = too_long(16)
 
     def answered(request: Received) -> Reply:
@@ -114,7 +114,7 @@ async def test_an_error_that_is_not_in_the_encoding_it_names_is_looked_at_as_it_
         assert dropped((await talked(proxy, 12))[-1]) > 0
 
 
-async def test_an_error_that_nobody_can_read_is_answered_by_a_careful_cut(serve: Serve) -> None:
+async def test_unreadable_errors_in_a_row_lead_to_a_careful_trim(serve: Serve) -> None:
     said = {"error": {"message": "Das ist zu viel.", "code": "E17"}}
     async with ScriptedUpstream(refusing(said)) as upstream:
         proxy = await serve(upstream.base_url)
@@ -135,7 +135,7 @@ async def test_an_error_that_nobody_can_read_is_answered_by_a_careful_cut(serve:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_errors_in_a_200_that_nobody_can_read_count_too(serve: Serve, stream: bool) -> None:
+async def test_unreadable_errors_within_a_200_lead_to_a_trim_too(serve: Serve, stream: bool) -> None:
     def answered(request: Received) -> Reply:
         if len(request.messages) <= 16:
             return counted(request)
@@ -157,7 +157,7 @@ async def test_errors_in_a_200_that_nobody_can_read_count_too(serve: Serve, stre
         assert b"answer" in answer.data and b"zu viel" not in answer.data
 
 
-async def test_too_long_an_answer_costs_no_history(serve: Serve) -> None:
+async def test_too_large_max_tokens_trims_no_history(serve: Serve) -> None:
     """4,050 of 4,096 tokens: the error goes through, and the next turn has all of the history."""
 
     def vllm(request: Received) -> Reply:
@@ -186,7 +186,7 @@ async def test_too_long_an_answer_costs_no_history(serve: Serve) -> None:
 
 @pytest.mark.parametrize("comment", [b"", b": PROCESSING\n\n"])
 @pytest.mark.parametrize("framing", ["chunked", "length", "close"])
-async def test_an_error_that_begins_a_stream_is_answered_by_a_cut(serve: Serve, framing: Any, comment: bytes) -> None:
+async def test_a_context_error_that_begins_a_stream_leads_to_a_trim(serve: Serve, framing: Any, comment: bytes) -> None:
     def studio(request: Received) -> Reply:
         if len(request.messages) <= 16:
             return counted(request)
@@ -209,7 +209,7 @@ async def test_an_error_that_begins_a_stream_is_answered_by_a_cut(serve: Serve, 
 
 
 @pytest.mark.parametrize("cuts", [(4,), (13, 16), (14, 24), (27,), (34,), (36,), (40, 41), (60,)])
-async def test_an_error_that_begins_a_stream_may_come_in_pieces(serve: Serve, cuts: tuple[int, ...]) -> None:
+async def test_a_context_error_that_begins_a_stream_may_come_in_pieces(serve: Serve, cuts: tuple[int, ...]) -> None:
     said = {"error": {"message": "maximum context length is 960 tokens only"}}
     body = b": PROCESSING\n\n" + b"event: error\n" + event(said)
 
@@ -249,7 +249,7 @@ async def test_the_first_event_of_an_answer_is_not_held_until_its_line_ends(serv
             assert await client.body() == begun[-2:] + b"data: [DONE]\n\n"
 
 
-async def test_an_error_that_begins_a_stream_stands_where_no_cut_helps(serve: Serve) -> None:
+async def test_a_context_error_that_begins_a_stream_is_forwarded_where_no_trim_helps(serve: Serve) -> None:
     said = event({"error": {"message": "maximum context length is 960 tokens"}})
 
     def studio(request: Received) -> Reply:
@@ -269,7 +269,7 @@ async def test_an_error_that_begins_a_stream_stands_where_no_cut_helps(serve: Se
         assert len((await history(proxy)).path) == 16
 
 
-async def test_what_a_stream_says_later_is_no_opening(serve: Serve) -> None:
+async def test_a_context_error_later_in_a_stream_leads_to_no_trim(serve: Serve) -> None:
     def late(request: Received) -> Reply:
         if len(request.messages) <= 16:
             return counted(request)
@@ -319,7 +319,7 @@ def taken(upstream: ScriptedUpstream, model: str, limit: float, each: int) -> li
 
 
 @pytest.mark.parametrize("each", [9, 30])
-async def test_two_models_in_turn_have_what_fits_each(serve: Serve, each: int) -> None:
+async def test_each_model_of_a_session_has_its_own_window(serve: Serve, each: int) -> None:
     limits = {"gpt-9": 3000, "gpt-9-small": 700}
     async with ScriptedUpstream(sized(limits, each)) as upstream:
         proxy = await serve(upstream.base_url)
@@ -338,7 +338,7 @@ async def test_two_models_in_turn_have_what_fits_each(serve: Serve, each: int) -
     print(f"{each} tokens a message: {shares}, {len(upstream.requests) - 40} refused")
 
 
-async def test_a_limit_that_grew_is_in_use_within_ten_turns(serve: Serve) -> None:
+async def test_a_larger_limit_is_found_within_ten_turns(serve: Serve) -> None:
     limits = {"m": 800}
     async with ScriptedUpstream(sized(limits, TOKENS)) as upstream:
         proxy = await serve(upstream.base_url)
@@ -355,7 +355,7 @@ async def test_a_limit_that_grew_is_in_use_within_ten_turns(serve: Serve) -> Non
         assert max(sent) > 1600 and len(upstream.requests) <= before + 24 + 24 // PROBED + 2
 
 
-async def test_a_probe_that_fails_is_nothing_that_a_client_sees(serve: Serve) -> None:
+async def test_a_failed_probe_is_invisible_to_the_client(serve: Serve) -> None:
     """Whatever the upstream says of more than it takes: what is usual is sent then, byte for byte."""
     said: list[Callable[[], Reply]] = [
         lambda: error(500, {"error": "out of memory"}),
@@ -377,7 +377,7 @@ async def test_a_probe_that_fails_is_nothing_that_a_client_sees(serve: Serve) ->
         assert sum([is_prefix(*pair) for pair in pairwise(sent)]) >= 0.7 * len(sent)
 
 
-async def test_a_dry_run_probes_nothing(serve: Serve) -> None:
+async def test_a_dry_run_sends_no_probe(serve: Serve) -> None:
     async with ScriptedUpstream(too_long(16)) as upstream:
         proxy = await serve(upstream.base_url)
         await talked(proxy, 14)
@@ -386,7 +386,7 @@ async def test_a_dry_run_probes_nothing(serve: Serve) -> None:
             assert json.loads(answer.data)["dropped"] >= 16
 
 
-async def test_a_larger_limit_of_the_operators_brings_back_what_was_left_out(serve: Serve) -> None:
+async def test_a_larger_configured_limit_brings_trimmed_messages_back(serve: Serve) -> None:
     async with ScriptedUpstream(counted) as upstream:
         proxy = await serve(upstream.base_url, history={"max_tokens": 600})
         assert dropped((await talked(proxy, 20))[-1]) > 20

@@ -57,7 +57,7 @@ async def lived(proxy: RunningProxy, turns: int) -> None:
 
 @pytest.mark.parametrize("known", [True, False], ids=["set", "learned"])
 @pytest.mark.parametrize("limit", [8_000, 32_000, 64_000, 128_000])
-async def test_thirty_facts_of_the_beginning_go_upstream_at_the_end(serve: Serve, limit: int, known: bool) -> None:
+async def test_summaries_carry_thirty_early_facts_to_the_end(serve: Serve, limit: int, known: bool) -> None:
     upstream_of = Scripted(limit)
     async with ScriptedUpstream(upstream_of) as upstream:
         settings: Json = {"overflow": "summarize", "summary": {"prompt": PROMPT}}
@@ -76,7 +76,7 @@ async def test_thirty_facts_of_the_beginning_go_upstream_at_the_end(serve: Serve
     assert most_of(1024, limit) * 4 < limit
 
 
-async def test_a_message_larger_than_the_model_is_told_in_parts(serve: Serve) -> None:
+async def test_a_message_larger_than_the_context_is_summarized_in_parts(serve: Serve) -> None:
     upstream_of = Scripted(4000)
     async with ScriptedUpstream(upstream_of) as upstream:
         settings = {"overflow": "summarize", "max_tokens": 4000, "summary": {"prompt": PROMPT}}
@@ -114,7 +114,7 @@ async def carried(proxy: RunningProxy, upstream_of: Scripted) -> None:
     upstream_of.limit = limit
 
 
-async def test_a_chain_that_breaks_goes_on_where_it_broke(serve: Serve) -> None:
+async def test_a_failed_chain_of_summaries_continues_where_it_stopped(serve: Serve) -> None:
     upstream_of, broken = Scripted(4000), [3, 4]
 
     def answer(request: Received) -> Reply:
@@ -136,7 +136,7 @@ async def test_a_chain_that_breaks_goes_on_where_it_broke(serve: Serve) -> None:
     assert sorted(map(int, own)) == list(range(FACTS))
 
 
-async def test_a_part_that_its_upstream_finds_too_long_is_halved(serve: Serve) -> None:
+async def test_a_part_too_long_for_the_summary_model_is_halved(serve: Serve) -> None:
     """No limit is known, and the model that summarizes takes a quarter of what is then sent."""
     upstream_of, small = Scripted(60_000), Scripted(6000)
 

@@ -76,7 +76,7 @@ def kept_prefixes(upstream: ScriptedUpstream) -> int:
 
 
 @pytest.mark.parametrize("limits", [{"max_messages": 20}, {"max_tokens": 20 * TOKENS}, {"max_bytes": "5KB"}])
-async def test_the_oldest_messages_leave_rarely_and_many_at_once(serve: Serve, limits: Json) -> None:
+async def test_the_oldest_messages_are_trimmed_in_large_rare_steps(serve: Serve, limits: Json) -> None:
     async with ScriptedUpstream(counted) as upstream:
         proxy = await serve(upstream.base_url, history=limits)
         told = await talked(proxy, 60)
@@ -90,9 +90,7 @@ async def test_the_oldest_messages_leave_rarely_and_many_at_once(serve: Serve, l
     assert len((await history(proxy)).path) == 120
 
 
-async def test_a_window_goes_on_after_a_restart_and_on_the_branches_that_contain_it(
-    serve: Serve, tmp_path: Path
-) -> None:
+async def test_a_trim_point_holds_after_a_restart_and_on_its_branches(serve: Serve, tmp_path: Path) -> None:
     limits = {"max_messages": 20}
     async with ScriptedUpstream(counted) as upstream:
         async with warm_store(tmp_path) as store:
@@ -131,7 +129,7 @@ async def test_the_system_prompt_stays_and_tool_groups_stay_whole(serve: Serve) 
         assert all(message["tool_call_id"] in made for message in rest if message["role"] == "tool")
 
 
-async def test_a_late_result_finds_its_call_although_it_has_left(serve: Serve) -> None:
+async def test_a_late_tool_result_brings_back_its_trimmed_call(serve: Serve) -> None:
     async with ScriptedUpstream([completion(None, message=calling("c1"))]) as upstream:
         proxy = await serve(upstream.base_url, history={"max_messages": 10})
         await ask(proxy.port, [user("look")])
@@ -147,7 +145,7 @@ async def test_a_late_result_finds_its_call_although_it_has_left(serve: Serve) -
 
 @pytest.mark.parametrize("counts", [True, False])
 @pytest.mark.parametrize("stream", [True, False])
-async def test_a_refused_request_is_cut_and_sent_again(serve: Serve, counts: bool, stream: bool) -> None:
+async def test_a_refused_request_is_trimmed_and_sent_again(serve: Serve, counts: bool, stream: bool) -> None:
     async with ScriptedUpstream(too_long(16, counts)) as upstream:
         proxy = await serve(upstream.base_url)
         told = await talked(proxy, 40, stream=stream, model="fake-1")
@@ -164,7 +162,7 @@ async def test_a_refused_request_is_cut_and_sent_again(serve: Serve, counts: boo
     assert sum([is_prefix(*pair) for pair in pairwise(taken)]) >= 0.7 * len(taken)
 
 
-async def test_what_an_error_counts_corrects_an_estimate_without_any(serve: Serve) -> None:
+async def test_the_token_count_in_an_error_corrects_the_estimate(serve: Serve) -> None:
     """A model whose tokens are long, at an upstream that tells no usage: the cut would be far too deep."""
 
     def sparse(request: Received) -> Reply:
@@ -183,7 +181,7 @@ async def test_what_an_error_counts_corrects_an_estimate_without_any(serve: Serv
         assert 1500 < len(first.body) < 3600
 
 
-async def test_a_limit_is_learned_for_the_tenant_and_the_model_that_met_it(serve: Serve) -> None:
+async def test_a_learned_limit_belongs_to_its_tenant_and_model(serve: Serve) -> None:
     async with ScriptedUpstream(too_long(9)) as upstream:
         proxy = await serve(upstream.base_url)
         await talked(proxy, 6)
@@ -196,7 +194,7 @@ async def test_a_limit_is_learned_for_the_tenant_and_the_model_that_met_it(serve
         assert len(upstream.requests) == seen + 6 + 7 + 7
 
 
-async def test_the_answer_needs_room_too(serve: Serve) -> None:
+async def test_the_window_leaves_room_for_the_reply(serve: Serve) -> None:
     """What a model takes is prompt and answer: a request that wants half of it is cut to the other half."""
     async with ScriptedUpstream(too_long(16)) as upstream:
         proxy = await serve(upstream.base_url)
@@ -207,7 +205,7 @@ async def test_the_answer_needs_room_too(serve: Serve) -> None:
         assert len([size for size in sent if size <= 8]) == 8 and len(sent) <= 8 + 1  # one asks whether it still holds
 
 
-async def test_what_can_never_fit_gets_the_upstreams_own_error_and_the_session_goes_on(serve: Serve) -> None:
+async def test_a_message_that_never_fits_gets_the_upstreams_error(serve: Serve) -> None:
     refusal = {"error": {"message": "prompt is too long: 9000 tokens > 2000 maximum", "code": None}}
 
     def small(request: Received) -> Reply:
@@ -238,7 +236,7 @@ async def test_a_refused_request_is_sent_again_twice_at_most(serve: Serve) -> No
     assert 0.2 * tries[0] < tries[1] < 0.35 * tries[0]
 
 
-async def test_limits_that_cannot_hold_the_new_message_leave_it_to_the_upstream(serve: Serve) -> None:
+async def test_a_limit_below_the_new_message_leaves_the_refusal_to_the_upstream(serve: Serve) -> None:
     async with ScriptedUpstream(counted) as upstream:
         proxy = await serve(upstream.base_url, history={"max_messages": 1, "max_tokens": 1})
         await talked(proxy, 3)
@@ -249,7 +247,7 @@ async def test_limits_that_cannot_hold_the_new_message_leave_it_to_the_upstream(
         await talked(proxy, 1)
 
 
-async def test_a_list_that_carries_its_history_keeps_its_messages_and_its_error(serve: Serve) -> None:
+async def test_a_full_list_is_never_trimmed_and_gets_the_upstreams_error(serve: Serve) -> None:
     refusal = {"error": {"message": "x", "type": "exceed_context_size_error", "n_prompt_tokens": 900, "n_ctx": 600}}
     async with ScriptedUpstream(counted) as upstream:
         proxy = await serve(upstream.base_url, history={"max_messages": 5, "max_tokens": 9, "image_turns": 1})
@@ -265,7 +263,7 @@ async def test_a_list_that_carries_its_history_keeps_its_messages_and_its_error(
         assert (answer.status, json.loads(answer.data), len(upstream.requests)) == (400, refusal, 13)
 
 
-async def test_of_a_list_that_carries_the_end_only_what_is_put_in_front_can_go(serve: Serve) -> None:
+async def test_only_injected_messages_are_trimmed_from_a_partial_list(serve: Serve) -> None:
     async with ScriptedUpstream(counted) as upstream:
         proxy = await serve(upstream.base_url)
         await talked(proxy, 10)
@@ -277,7 +275,7 @@ async def test_of_a_list_that_carries_the_end_only_what_is_put_in_front_can_go(s
         assert upstream.requests[-1].messages[-5:] == own
 
 
-async def test_a_limit_of_ours_can_be_an_error(serve: Serve) -> None:
+async def test_overflow_error_refuses_a_request_over_a_configured_limit(serve: Serve) -> None:
     async with ScriptedUpstream(counted) as upstream:
         proxy = await serve(upstream.base_url, history={"max_messages": 6, "overflow": "error"})
         await talked(proxy, 3)
@@ -288,7 +286,7 @@ async def test_a_limit_of_ours_can_be_an_error(serve: Serve) -> None:
         assert len(upstream.requests) == 3
 
 
-async def test_an_upstreams_limit_can_be_an_error(serve: Serve) -> None:
+async def test_overflow_error_forwards_the_upstreams_refusal(serve: Serve) -> None:
     async with ScriptedUpstream(too_long(6)) as upstream:
         proxy = await serve(upstream.base_url, history={"overflow": "error"})
         await talked(proxy, 3)
@@ -299,7 +297,7 @@ async def test_an_upstreams_limit_can_be_an_error(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])
-async def test_an_error_in_a_200_is_one_where_it_can_be_seen_in_time(serve: Serve, framing: Any) -> None:
+async def test_a_context_error_within_a_200_leads_to_a_trim(serve: Serve, framing: Any) -> None:
     said = {"error": "the model is loaded with context length of only 960 tokens; context the overflows"}
 
     def studio(request: Received) -> Reply:
@@ -316,7 +314,7 @@ async def test_an_error_in_a_200_is_one_where_it_can_be_seen_in_time(serve: Serv
         assert seen == ((200, False, 10) if framing == "length" else (200, True, 9))
 
 
-async def test_an_error_that_breaks_off_breaks_off(serve: Serve) -> None:
+async def test_a_broken_error_answer_ends_in_a_reset(serve: Serve) -> None:
     async with ScriptedUpstream(counted) as upstream:
         proxy = await serve(upstream.base_url)
         await talked(proxy, 8)
@@ -325,7 +323,7 @@ async def test_an_error_that_breaks_off_breaks_off(serve: Serve) -> None:
         assert (answer.status, answer.whole) == (400, False)
 
 
-async def test_old_images_become_a_word(serve: Serve) -> None:
+async def test_images_of_old_turns_become_a_word(serve: Serve) -> None:
     def look(n: int) -> Json:
         return user([{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{n:02000}"}}])
 
@@ -339,7 +337,7 @@ async def test_old_images_become_a_word(serve: Serve) -> None:
     assert (await history(proxy)).path[0].message.raw == json.dumps(look(0), separators=(",", ":")).encode()
 
 
-async def test_a_dry_run_tells_what_would_go(serve: Serve) -> None:
+async def test_a_dry_run_shows_the_window(serve: Serve) -> None:
     async with ScriptedUpstream(counted) as upstream:
         proxy = await serve(upstream.base_url, history={"max_messages": 9})
         await talked(proxy, 6)
@@ -351,7 +349,7 @@ async def test_a_dry_run_tells_what_would_go(serve: Serve) -> None:
     assert len(told["messages"]) == len(upstream.requests[-1].messages)
 
 
-async def test_a_request_that_is_not_recorded_finds_the_same_window(serve: Serve) -> None:
+async def test_an_unrecorded_request_gets_the_same_window(serve: Serve) -> None:
     async with ScriptedUpstream(counted) as upstream:
         proxy = await serve(upstream.base_url, history={"max_messages": 40})
         await talked(proxy, 20)

@@ -45,7 +45,7 @@ def sent_by_session(upstream: ScriptedUpstream) -> dict[str, list[list[str]]]:
 
 
 @pytest.mark.parametrize(("sessions", "count"), [(1, 1000), (200, 5)], ids=["one-session", "side-by-side"])
-async def test_each_request_holds_exactly_the_turns_before_it(
+async def test_each_request_contains_exactly_the_earlier_turns(
     serve: Serve, tmp_path: Path, sessions: int, count: int
 ) -> None:
     store = CachedStore(await SQLiteStore.open(tmp_path / "sessions.db", TTL), TTL, 16 << 20)
@@ -130,9 +130,7 @@ class SlowReads(MemoryStore):
 
 
 @pytest.mark.parametrize("memory", [16 << 20, 0])
-async def test_turns_that_begin_and_end_while_a_request_reads_the_session_come_before_it(
-    serve: Serve, memory: int
-) -> None:
+async def test_turns_that_run_while_a_request_loads_its_session_come_before_it(serve: Serve, memory: int) -> None:
     store = SlowReads()
     async with ScriptedUpstream() as upstream, aiohttp.ClientSession() as client:
         proxy = await serve(upstream.base_url, store=CachedStore(store, TTL, memory))
@@ -148,7 +146,7 @@ async def test_turns_that_begin_and_end_while_a_request_reads_the_session_come_b
         assert await kept(client, proxy.url, "s", 4) == ["s:0", "s:1", "s:2", "s:9"]
 
 
-async def test_a_turn_that_is_kept_while_a_retry_looks_for_its_answer_stays_in_the_line(serve: Serve) -> None:
+async def test_a_turn_committed_while_a_retry_loads_its_answer_stays_in_the_history(serve: Serve) -> None:
     store = SlowReads()
     async with ScriptedUpstream() as upstream, aiohttp.ClientSession() as client:
         await one(client, (await serve(upstream.base_url, store=store)).url, "s", 0)

@@ -46,7 +46,7 @@ async def test_a_refused_member_is_left_out_from_then_on(serve: Serve, tmp_path:
     assert all(json.loads(turn.reply)["reasoning_content"] == "let me see" for turn in kept.turns)
 
 
-async def test_a_refusal_is_the_upstreams_that_gave_it(serve: Serve) -> None:
+async def test_a_refused_member_is_remembered_for_its_upstream_alone(serve: Serve) -> None:
     async with (
         ScriptedUpstream([completion("a1", message=THOUGHT), REFUSAL, completion("a2")]) as first,
         ScriptedUpstream([completion("b1", message=THOUGHT), completion("b2")]) as other,
@@ -72,7 +72,7 @@ async def test_a_refusal_is_the_upstreams_that_gave_it(serve: Serve) -> None:
     ],
     ids=["no-objection", "wanted-back", "another-member"],
 )
-async def test_any_other_error_goes_through(serve: Serve, refused: Json, stripped: bool) -> None:
+async def test_other_upstream_errors_are_forwarded(serve: Serve, refused: Json, stripped: bool) -> None:
     script = [completion("a1", message=THOUGHT), *([REFUSAL] if stripped else []), error(400, refused)]
     async with ScriptedUpstream([*script, completion("a2")]) as upstream:
         proxy = await serve(upstream.base_url)
@@ -84,7 +84,7 @@ async def test_any_other_error_goes_through(serve: Serve, refused: Json, strippe
         assert upstream.requests[-1].messages == [user("u1"), assistant("a1", **THOUGHT), user("u3")]
 
 
-async def test_an_error_that_is_longer_than_what_is_looked_at_goes_through_whole(serve: Serve) -> None:
+async def test_an_error_longer_than_the_examined_bytes_is_forwarded_whole(serve: Serve) -> None:
     said = {"error": {"message": "x" * 64 * ERROR_SIZE}}
     async with ScriptedUpstream([completion("a1", message=THOUGHT), error(400, said)]) as upstream:
         proxy = await serve(upstream.base_url)
@@ -93,7 +93,7 @@ async def test_an_error_that_is_longer_than_what_is_looked_at_goes_through_whole
     assert (answer.status, answer.whole, json.loads(answer.data)) == (400, True, said)
 
 
-async def test_an_upstream_that_goes_on_refusing_is_believed(serve: Serve) -> None:
+async def test_a_second_refusal_is_forwarded(serve: Serve) -> None:
     async with ScriptedUpstream([completion("a1", message=THOUGHT), REFUSAL, REFUSAL]) as upstream:
         proxy = await serve(upstream.base_url)
         await ask(proxy.port, [user("u1")])
@@ -116,7 +116,9 @@ async def test_an_upstream_that_goes_on_refusing_is_believed(serve: Serve) -> No
     ],
     ids=["alone", "behind-a-message", "behind-another-result"],
 )
-async def test_a_result_whose_call_nobody_made(serve: Serve, messages: list[Json], mode: str, turns: int) -> None:
+async def test_a_tool_result_without_its_call_is_a_400(
+    serve: Serve, messages: list[Json], mode: str, turns: int
+) -> None:
     async with ScriptedUpstream() as upstream:
         proxy = await serve(upstream.base_url)
         for turn in range(turns):
@@ -129,7 +131,7 @@ async def test_a_result_whose_call_nobody_made(serve: Serve, messages: list[Json
         assert after.status == 200
 
 
-async def test_an_orphan_in_a_list_that_carries_its_history_is_the_upstreams_to_judge(serve: Serve) -> None:
+async def test_an_orphan_in_a_full_list_is_forwarded(serve: Serve) -> None:
     async with ScriptedUpstream() as upstream:
         proxy = await serve(upstream.base_url)
         await ask(proxy.port, [user("u1")])
@@ -140,7 +142,7 @@ async def test_an_orphan_in_a_list_that_carries_its_history_is_the_upstreams_to_
 
 
 @pytest.mark.parametrize("mode", ["", "Replace", "append,resend", "1"])
-async def test_a_mode_that_is_none(serve: Serve, mode: str) -> None:
+async def test_an_unknown_session_mode_is_a_400(serve: Serve, mode: str) -> None:
     async with ScriptedUpstream() as upstream:
         proxy = await serve(upstream.base_url)
         answer = await ask(proxy.port, [user("u1")], headers=[("x-session-mode", mode)])
@@ -186,7 +188,7 @@ PROFILES = ["auto", "openai", "openrouter", "mistral", "vllm", "gemini"]
 
 @pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
-async def test_an_odd_message_goes_as_it_is(serve: Serve, odd: bytes, profile: str) -> None:
+async def test_an_unusual_message_is_forwarded_unchanged(serve: Serve, odd: bytes, profile: str) -> None:
     """The first of a session byte for byte, a later one behind what is remembered; but for what is put in order:
     calls get results, some upstreams take no two messages of one role in a row, and others know no developer."""
     habits = choose(profile, "")
@@ -211,7 +213,7 @@ async def test_an_odd_message_goes_as_it_is(serve: Serve, odd: bytes, profile: s
 
 @pytest.mark.parametrize("depth", [5_000, 200_000])
 @pytest.mark.parametrize("around", [b"%b", b'{"role":"user","content":%b}', b'{"role":"system","content":%b}'])
-async def test_what_nests_too_deep_to_be_read_is_refused(serve: Serve, around: bytes, depth: int) -> None:
+async def test_too_deeply_nested_json_is_refused(serve: Serve, around: bytes, depth: int) -> None:
     async with ScriptedUpstream() as upstream:
         proxy = await serve(upstream.base_url)
         deep = around % (b"[" * depth + b"]" * depth)
@@ -230,7 +232,7 @@ async def test_what_nests_too_deep_to_be_read_is_refused(serve: Serve, around: b
         b'{"role":"tool","tool_call_id":"\\ud800"}',
     ],
 )
-async def test_an_odd_result_is_one_whose_call_nobody_made(serve: Serve, odd: bytes, profile: str) -> None:
+async def test_a_malformed_tool_result_is_a_400(serve: Serve, odd: bytes, profile: str) -> None:
     async with ScriptedUpstream() as upstream:
         proxy = await serve(upstream.base_url, upstream={"profile": profile})
         await ask(proxy.port, [user("u1")])
@@ -240,7 +242,7 @@ async def test_an_odd_result_is_one_whose_call_nobody_made(serve: Serve, odd: by
 
 
 @pytest.mark.parametrize("reply", [1, None, "x", [], {}, {"role": 5}, {"content": {"a": [1]}}, {"tool_calls": [1, {}]}])
-async def test_an_odd_reply_breaks_no_session(serve: Serve, reply: object) -> None:
+async def test_an_unusual_reply_breaks_no_session(serve: Serve, reply: object) -> None:
     odd = completion("x", pieces=[json.dumps({"choices": [{"message": reply, "finish_reason": "stop"}]}).encode()])
     async with ScriptedUpstream([odd, completion("a2")]) as upstream:
         proxy = await serve(upstream.base_url)

@@ -78,7 +78,7 @@ async def test_every_header_name_and_path_of_a_recorded_turn(serve: Serve, name:
         )
 
 
-async def test_other_members_reach_the_upstream_byte_for_byte(serve: Serve) -> None:
+async def test_other_request_members_reach_the_upstream_byte_for_byte(serve: Serve) -> None:
     numbers = b'{ "temperature" : 1.0,"big":1e400, "id": 123456789012345678901234567890,\n'
     before = numbers + b'"esc":"\\u00e9\\ud83d\\/", "messages" :'
     after = b', "tools":[ {"x": 1.50} ] ,"z":{"b":1,"a":2}}\n'
@@ -96,7 +96,7 @@ async def test_other_members_reach_the_upstream_byte_for_byte(serve: Serve) -> N
     assert b'{"content": "\\u0061", "role":"user"}' in sent
 
 
-async def test_system_messages_are_one_slot_and_the_newest_wins(serve: Serve) -> None:
+async def test_the_newest_system_prompt_replaces_the_remembered_one(serve: Serve) -> None:
     old, new = {"role": "system", "content": "old"}, {"role": "developer", "content": "new"}
     async with ScriptedUpstream() as upstream:
         proxy = await serve(upstream.base_url)
@@ -165,7 +165,7 @@ WAYS: list[tuple[Reply, bytes]] = [
 
 
 @pytest.mark.parametrize(("reply", "held"), WAYS)
-async def test_the_end_waits_for_the_commit_and_for_nothing_else(serve: Serve, reply: Reply, held: bytes) -> None:
+async def test_the_end_of_an_answer_is_held_for_the_commit_alone(serve: Serve, reply: Reply, held: bytes) -> None:
     store = GatedStore(10**9)
     whole = b"".join(reply.pieces)
     async with ScriptedUpstream([reply]) as upstream:
@@ -182,7 +182,7 @@ async def test_the_end_waits_for_the_commit_and_for_nothing_else(serve: Serve, r
             assert got + await client.body() == whole and client.ended == "complete"
 
 
-async def test_a_body_that_came_in_one_piece_waits_as_a_whole(serve: Serve) -> None:
+async def test_an_answer_in_one_piece_is_held_whole(serve: Serve) -> None:
     store = GatedStore(10**9)
     async with ScriptedUpstream([completion("a")]) as upstream:
         proxy = await serve(upstream.base_url, store=store)
@@ -194,7 +194,7 @@ async def test_a_body_that_came_in_one_piece_waits_as_a_whole(serve: Serve) -> N
         assert (await asking).ended == "complete"
 
 
-async def test_a_body_whose_commit_fails_gives_way_to_an_error(serve: Serve) -> None:
+async def test_a_failed_commit_turns_a_held_answer_into_an_error(serve: Serve) -> None:
     store = GatedStore(10**9)
     store.fails = True
     store.go.set()
@@ -209,7 +209,7 @@ async def test_a_body_whose_commit_fails_gives_way_to_an_error(serve: Serve) -> 
 
 
 @pytest.mark.parametrize(("reply", "held"), WAYS)
-async def test_an_end_whose_commit_fails_is_never_sent(serve: Serve, reply: Reply, held: bytes) -> None:
+async def test_after_a_failed_commit_the_end_is_never_sent(serve: Serve, reply: Reply, held: bytes) -> None:
     store = GatedStore(10**9)
     store.fails = True
     store.go.set()
@@ -235,7 +235,7 @@ async def test_an_end_whose_commit_fails_is_never_sent(serve: Serve, reply: Repl
         sse("a", done=False, finish=None, end="clean", pieces=[b'data: {"error":{"message":"no"}}\n\n']),
     ],
 )
-async def test_an_upstream_error_goes_through_untouched_and_records_nothing(serve: Serve, reply: Reply) -> None:
+async def test_an_upstream_error_is_forwarded_unchanged_and_not_recorded(serve: Serve, reply: Reply) -> None:
     async with ScriptedUpstream([reply, completion("b")]) as upstream:
         proxy = await serve(upstream.base_url)
         failed: Any = await ask(proxy.port, user("x"))
@@ -262,7 +262,7 @@ BREAKS = [  # and what of each is kept, as a cut turn
 
 @pytest.mark.parametrize(("reply", "kept"), BREAKS)
 @pytest.mark.parametrize("version", ["HTTP/1.1", "HTTP/1.0"])
-async def test_a_broken_answer_ends_in_a_reset_and_what_was_said_is_kept(
+async def test_a_broken_answer_ends_in_a_reset_and_is_recorded_as_interrupted(
     serve: Serve, reply: Reply, kept: str | None, version: str
 ) -> None:
     body = json.dumps({"messages": [user("x")]}).encode()
@@ -279,7 +279,7 @@ async def test_a_broken_answer_ends_in_a_reset_and_what_was_said_is_kept(
     assert client.ended == "reset"
 
 
-async def test_a_client_that_leaves_finds_its_answer_in_the_history(serve: Serve) -> None:
+async def test_an_answer_is_recorded_although_its_client_disconnected(serve: Serve) -> None:
     leave = asyncio.Event()
 
     async def gate(index: int) -> None:
@@ -306,7 +306,7 @@ async def test_turns_of_one_session_run_in_order_of_arrival(serve: Serve) -> Non
     assert counts == [1, 3, 5, 7, 9, 11, 13, 15]
 
 
-async def test_a_full_line_and_a_long_wait_are_refused(serve: Serve) -> None:
+async def test_a_full_queue_and_a_long_wait_are_refused(serve: Serve) -> None:
     hold = asyncio.Event()
 
     async def gate(index: int) -> None:
@@ -420,7 +420,7 @@ async def test_bad_input_gets_a_clear_error_and_records_nothing(
     assert header(after, "x-session-state") == "new"
 
 
-async def test_a_body_that_does_not_come_is_given_up(serve: Serve) -> None:
+async def test_a_request_body_has_a_deadline(serve: Serve) -> None:
     async with ScriptedUpstream() as upstream:
         proxy = await serve(upstream.base_url, limits={"body_timeout": "100ms"})
         async with RawClient(proxy.port) as client:
@@ -431,7 +431,7 @@ async def test_a_body_that_does_not_come_is_given_up(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("leave", [RawClient.half_close, RawClient.abort])
-async def test_a_request_cut_short_records_nothing_and_frees_its_place(serve: Serve, leave: Any) -> None:
+async def test_a_truncated_request_records_nothing_and_frees_its_queue_slot(serve: Serve, leave: Any) -> None:
     async with ScriptedUpstream() as upstream:
         proxy = await serve(upstream.base_url)
         async with RawClient(proxy.port) as client:
@@ -442,7 +442,7 @@ async def test_a_request_cut_short_records_nothing_and_frees_its_place(serve: Se
     assert header(after, "x-session-state") == "new" and not proxy.runtime.registry.in_use
 
 
-async def test_an_answer_over_the_limit_is_handed_on_but_its_end_is_not(serve: Serve) -> None:
+async def test_an_answer_over_the_limit_is_forwarded_without_its_end(serve: Serve) -> None:
     async with ScriptedUpstream([sse("x" * 5000), completion("b")]) as upstream:
         proxy = await serve(upstream.base_url, limits={"recorded_reply": "4KiB"})
         big: Any = await ask(proxy.port, user("x"), stream=True)
@@ -451,7 +451,7 @@ async def test_an_answer_over_the_limit_is_handed_on_but_its_end_is_not(serve: S
     assert big.ended == "reset" and b"[DONE]" not in big.data
 
 
-async def test_an_answer_compressed_all_the_same_is_inflated(serve: Serve) -> None:
+async def test_an_unasked_compressed_answer_is_decompressed(serve: Serve) -> None:
     plain = b"".join(sse("Hello").pieces)
     squeezed = gzip.compress(plain)
     reply = sse(
@@ -467,7 +467,7 @@ async def test_an_answer_compressed_all_the_same_is_inflated(serve: Serve) -> No
     assert first.data == plain and first.answer.header("content-encoding") is None
 
 
-async def test_a_client_that_stops_reading_is_gone_and_its_turn_is_recorded(serve: Serve) -> None:
+async def test_a_client_that_stops_reading_is_dropped_and_its_turn_recorded(serve: Serve) -> None:
     reply = sse(*["x" * 60000 for _ in range(200)])
     async with ScriptedUpstream([reply, completion("b")]) as upstream:
         proxy = await serve(upstream.base_url, limits={"write_timeout": "200ms"})
@@ -480,7 +480,7 @@ async def test_a_client_that_stops_reading_is_gone_and_its_turn_is_recorded(serv
         assert len(upstream.requests[1].messages[1]["content"]) == 200 * 60000
 
 
-async def test_a_drain_refuses_new_turns_and_cuts_what_does_not_end(serve: Serve) -> None:
+async def test_a_drain_refuses_new_turns_and_interrupts_unfinished_ones(serve: Serve) -> None:
     async with ScriptedUpstream([sse("a", end="hang", done=False)]) as upstream:
         proxy = await serve(upstream.base_url)
         async with RawClient(proxy.port) as client:
@@ -495,7 +495,7 @@ async def test_a_drain_refuses_new_turns_and_cuts_what_does_not_end(serve: Serve
     assert proxy.runtime.registry.in_flight == 0 and not proxy.runtime.registry.in_use
 
 
-async def test_who_waits_in_line_when_a_drain_begins_is_refused(serve: Serve) -> None:
+async def test_a_drain_refuses_queued_requests(serve: Serve) -> None:
     hold = asyncio.Event()
 
     async def gate(index: int) -> None:

@@ -80,7 +80,7 @@ INJECTED: list[Any] = [
 
 
 @pytest.mark.parametrize(("injected", "keep", "decision"), INJECTED)
-async def test_what_a_client_puts_behind_the_users_message(
+async def test_a_message_injected_after_the_users_is_recognised_each_turn(
     serve: Serve, tmp_path: Path, injected: Json, keep: Callable[[Json], Json], decision: str
 ) -> None:
     shown, grown = list[Json](), [0]

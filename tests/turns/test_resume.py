@@ -102,7 +102,7 @@ async def read(client: RawClient) -> tuple[Head, bytes]:
 
 
 @pytest.mark.timeout(600)
-async def test_who_comes_back_at_any_point_reads_what_one_reads_who_never_left(
+async def test_a_client_that_resumes_at_any_point_reads_the_whole_answer(
     serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     begun, crowd = time.monotonic(), asyncio.Semaphore(SIDE_BY_SIDE)
@@ -128,7 +128,7 @@ async def test_who_comes_back_at_any_point_reads_what_one_reads_who_never_left(
 # Before, during and after ------------------------------------------------------------------
 
 
-async def test_who_comes_before_the_head_waits_for_it_and_so_does_the_first(serve: Serve) -> None:
+async def test_a_client_that_resumes_before_the_head_waits_for_it(serve: Serve) -> None:
     go = asyncio.Event()
 
     async def script(request: Received) -> Reply:
@@ -150,7 +150,7 @@ async def test_who_comes_before_the_head_waits_for_it_and_so_does_the_first(serv
 
 
 @pytest.mark.parametrize("what", ["an error of the upstream's", "too late", "stopped"])
-async def test_what_the_first_is_told_is_told_to_all(serve: Serve, what: str) -> None:
+async def test_every_follower_gets_the_error_of_the_first(serve: Serve, what: str) -> None:
     go = asyncio.Event()
 
     async def script(request: Received) -> Reply:
@@ -175,7 +175,7 @@ async def test_what_the_first_is_told_is_told_to_all(serve: Serve, what: str) ->
     assert after.status == 404
 
 
-async def test_several_listen_at_once_to_what_its_client_has_left(serve: Serve) -> None:
+async def test_several_clients_follow_an_abandoned_turn_at_once(serve: Serve) -> None:
     held = Held(x=2)
     async with ScriptedUpstream(held) as upstream:
         proxy = await serve(upstream.base_url)
@@ -188,7 +188,7 @@ async def test_several_listen_at_once_to_what_its_client_has_left(serve: Serve) 
     assert bodies == [whole("x")] * 8
 
 
-async def test_each_event_goes_on_to_each_listener_before_the_next_comes(serve: Serve) -> None:
+async def test_each_event_reaches_every_follower_before_the_next(serve: Serve) -> None:
     arrived = asyncio.Semaphore(0)
 
     async def gate(index: int) -> None:
@@ -220,7 +220,7 @@ BIG = ["x" * 60000] * 40  # far more than a narrow connection and the bound betw
 
 
 @pytest.mark.parametrize("stalled", ["the first", "a second"])
-async def test_one_who_stalls_holds_up_nobody(serve: Serve, stalled: str) -> None:
+async def test_a_stalled_follower_delays_nobody(serve: Serve, stalled: str) -> None:
     reply = sse(*BIG)
     expected = b"".join(reply.pieces)
     async with ScriptedUpstream([reply]) as upstream:
@@ -240,7 +240,7 @@ async def test_one_who_stalls_holds_up_nobody(serve: Serve, stalled: str) -> Non
                 assert await slow.body() == expected and slow.ended == "complete"
 
 
-async def test_who_stalls_for_too_long_is_gone_and_the_others_get_all_of_it(serve: Serve) -> None:
+async def test_a_follower_stalled_for_write_timeout_is_dropped(serve: Serve) -> None:
     reply = sse(*BIG)
     async with ScriptedUpstream([reply]) as upstream:
         proxy = await serve(upstream.base_url, limits={"write_timeout": "500ms"})
@@ -255,7 +255,7 @@ async def test_who_stalls_for_too_long_is_gone_and_the_others_get_all_of_it(serv
     assert (first.ended, second.ended) == ("reset", "complete")
 
 
-async def test_the_upstream_is_read_no_faster_than_the_fastest_listens(serve: Serve) -> None:
+async def test_the_upstream_is_read_at_the_pace_of_the_fastest_follower(serve: Serve) -> None:
     sent = 0
 
     async def gate(index: int) -> None:
@@ -305,7 +305,7 @@ async def test_an_answer_too_long_to_be_kept_cannot_be_followed(serve: Serve) ->
 
 
 @pytest.mark.parametrize("reply", [sse("re ", "x"), completion("re x"), sse("re ", "x", done=False, framing="close")])
-async def test_after_the_end_the_same_bytes_until_the_next_turn(serve: Serve, reply: Reply) -> None:
+async def test_the_last_answer_is_replayed_until_the_next_turn(serve: Serve, reply: Reply) -> None:
     reply.headers.append(("X-Request-Id", "r1"))
     async with ScriptedUpstream([reply, completion("second")]) as upstream:
         proxy = await serve(upstream.base_url)
@@ -341,7 +341,7 @@ async def test_the_last_answer_survives_a_restart(serve: Serve, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("when", ["in flight", "afterwards"])
-async def test_of_a_cut_turn_there_are_the_bytes_so_far_and_a_reset(serve: Serve, when: str) -> None:
+async def test_an_interrupted_turn_replays_its_bytes_and_a_reset(serve: Serve, when: str) -> None:
     held = Held(x=2)
     async with ScriptedUpstream(held) as upstream:
         proxy = await serve(upstream.base_url)
@@ -359,7 +359,7 @@ async def test_of_a_cut_turn_there_are_the_bytes_so_far_and_a_reset(serve: Serve
     assert (body, client.ended) == (b"".join(sse("re ", "x").pieces[:2]), "reset")
 
 
-async def test_what_comes_behind_the_end_goes_on_and_is_not_kept(serve: Serve) -> None:
+async def test_bytes_after_the_terminator_are_forwarded_and_not_stored(serve: Serve) -> None:
     reply = sse("re ", "x")
     reply.pieces.append(event({"choices": [], "usage": {"cost": 1}}))
     async with ScriptedUpstream([reply]) as upstream:
@@ -369,7 +369,7 @@ async def test_what_comes_behind_the_end_goes_on_and_is_not_kept(serve: Serve) -
     assert first.data.startswith(again) and whole("x") == again
 
 
-async def test_who_asks_while_the_next_turn_runs_gets_that_one(serve: Serve) -> None:
+async def test_a_resume_while_the_next_turn_runs_follows_that_one(serve: Serve) -> None:
     held = Held(x=2)
     async with ScriptedUpstream(held) as upstream:
         proxy = await serve(upstream.base_url)
@@ -383,7 +383,7 @@ async def test_who_asks_while_the_next_turn_runs_gets_that_one(serve: Serve) -> 
     assert (head.header("x-session-turn"), body) == ("turn_2", whole("x"))
 
 
-async def test_where_there_is_nothing_to_give_it_says_so(serve: Serve) -> None:
+async def test_a_resume_without_a_stored_answer_is_a_404(serve: Serve) -> None:
     async with ScriptedUpstream([error(500, {"error": "no"})]) as upstream:
         proxy = await serve(upstream.base_url)
         await ask(proxy.port, user("x"))
@@ -391,7 +391,7 @@ async def test_where_there_is_nothing_to_give_it_says_so(serve: Serve) -> None:
     assert (head.status, code(body)) == (404, "session_not_found")
 
 
-async def test_a_slow_one_that_takes_on_is_not_gone(serve: Serve) -> None:
+async def test_a_slow_follower_that_keeps_reading_is_not_dropped(serve: Serve) -> None:
     reply = sse(*BIG)
     async with ScriptedUpstream([reply]) as upstream:
         proxy = await serve(upstream.base_url, limits={"write_timeout": "800ms"})
@@ -412,7 +412,7 @@ async def test_a_slow_one_that_takes_on_is_not_gone(serve: Serve) -> None:
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("who", ["the first", "the other"])
-async def test_an_end_that_one_of_them_has_seen_is_delivered(serve: Serve, who: str, stream: bool) -> None:
+async def test_an_end_that_one_follower_has_seen_is_delivered(serve: Serve, who: str, stream: bool) -> None:
     """An equal request behind it is a turn of its own; where nobody has seen the end it is a retry."""
     go = asyncio.Event()
 
@@ -442,7 +442,7 @@ async def test_an_end_that_one_of_them_has_seen_is_delivered(serve: Serve, who: 
     assert again.answer.header("x-session-decision") == "append"
 
 
-async def test_one_who_came_back_after_the_end_has_seen_it(serve: Serve) -> None:
+async def test_a_replayed_answer_counts_as_delivered(serve: Serve) -> None:
     held = Held(x=2)
     async with ScriptedUpstream(held) as upstream:
         proxy = await serve(upstream.base_url)

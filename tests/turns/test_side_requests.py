@@ -49,7 +49,7 @@ async def test_a_side_request_is_kept_on_a_branch_of_its_own(serve: Serve) -> No
     assert [each["content"] for each in main] == [*[each["content"] for each in chat], "the answer to: and now?"]
 
 
-async def test_what_a_later_list_carries_on_was_not_beside(serve: Serve) -> None:
+async def test_a_list_that_continues_a_side_request_moves_it_to_the_history(serve: Serve) -> None:
     async with ScriptedUpstream(said) as upstream:
         proxy = await serve(upstream.base_url)
         await ask(proxy.port, [system("You bake."), user("one")], tools=TOOLS)
@@ -62,7 +62,7 @@ async def test_what_a_later_list_carries_on_was_not_beside(serve: Serve) -> None
         assert [each["content"] for each in await branch(proxy, "main")][:5] == [each["content"] for each in more]
 
 
-async def test_another_branch_is_refused(serve: Serve) -> None:
+async def test_an_unknown_branch_parameter_is_refused(serve: Serve) -> None:
     async with ScriptedUpstream(said) as upstream:
         proxy = await serve(upstream.base_url)
         await ask(proxy.port, [user("hello")])
@@ -86,7 +86,7 @@ class Held:
 
 
 @pytest.mark.parametrize("title_first", [True, False], ids=["title ends first", "chat ends first"])
-async def test_a_title_in_flight_gives_its_place_to_the_chat(serve: Serve, title_first: bool) -> None:
+async def test_a_title_in_flight_gives_its_queue_slot_to_the_chat(serve: Serve, title_first: bool) -> None:
     script = Held()
     async with ScriptedUpstream(script) as upstream:
         proxy = await serve(upstream.base_url)
@@ -135,7 +135,7 @@ async def test_a_first_turn_tried_again_under_a_clock_is_a_retry(serve: Serve) -
     assert upstream.requests[2].messages[0] == system("It is 10:00:09.")
 
 
-async def test_what_other_software_said_stays(serve: Serve) -> None:
+async def test_turns_of_other_software_stay(serve: Serve) -> None:
     one, other = [("User-Agent", "One/1.0")], [("User-Agent", "Other/2.0")]
     async with ScriptedUpstream(said) as upstream:
         proxy = await serve(upstream.base_url)
@@ -166,7 +166,7 @@ class Slow:
 
 @pytest.mark.parametrize("named_first", [True, False], ids=["name ends first", "chat ends first"])
 @pytest.mark.parametrize("tagged", [True, False], ids=["tags before it", "alone"])
-async def test_what_was_asked_beside_is_none_of_the_chat_once_its_client_shows_its_list(
+async def test_side_requests_leave_the_chat_once_its_client_resends_its_list(
     serve: Serve, named_first: bool, tagged: bool
 ) -> None:
     """Open WebUI: before anything was resent nothing tells its follow-ups, its title and its tags from the chat."""
@@ -197,7 +197,7 @@ async def test_what_was_asked_beside_is_none_of_the_chat_once_its_client_shows_i
     assert kept == [each["content"] for each in more[:-1]]
 
 
-async def test_a_title_in_flight_leaves_a_chat_whose_first_answer_was_given_anew(serve: Serve) -> None:
+async def test_a_title_in_flight_leaves_a_chat_with_a_regenerated_first_answer(serve: Serve) -> None:
     script = Slow()
     async with ScriptedUpstream(script) as upstream:
         proxy = await serve(upstream.base_url)
@@ -219,7 +219,7 @@ async def test_a_title_in_flight_leaves_a_chat_whose_first_answer_was_given_anew
     assert kept == ["My bread is flat.", "Knead it for longer.", "Why?", "the answer to: Why?"]
 
 
-async def test_a_new_message_beside_a_list_stays_where_nothing_tells_it(serve: Serve) -> None:
+async def test_an_unrecognised_side_request_stays_in_the_history(serve: Serve) -> None:
     script = Slow()
     async with ScriptedUpstream(script) as upstream:
         proxy = await serve(upstream.base_url)
@@ -235,7 +235,7 @@ async def test_a_new_message_beside_a_list_stays_where_nothing_tells_it(serve: S
 
 
 @pytest.mark.parametrize("first", ["one", "other"])
-async def test_two_models_that_are_asked_at_once_do_not_hear_each_other(serve: Serve, first: str) -> None:
+async def test_two_models_asked_at_once_do_not_see_each_other(serve: Serve, first: str) -> None:
     """A chat application that shows the answers of two models side by side."""
     free = {"one": asyncio.Event(), "other": asyncio.Event()}
 
@@ -274,7 +274,7 @@ async def test_the_same_question_to_another_model_afterwards_follows_the_first(s
     assert len(upstream.requests[-1].messages) == 3
 
 
-async def test_a_result_is_taken_whose_call_another_list_has_left_on_a_branch(serve: Serve) -> None:
+async def test_a_tool_result_is_accepted_when_its_call_is_on_another_branch(serve: Serve) -> None:
     """Two programs with one library between them, in one session: they look like one client."""
 
     async def calls_once(request: Received) -> Reply:

@@ -61,9 +61,7 @@ async def asked(port: int, text: str, *headers: tuple[str, str]) -> tuple[int, A
 
 
 @pytest.mark.parametrize("fails_at", ["load", "touch"])
-async def test_a_turn_that_cannot_be_remembered_is_refused_before_the_upstream_is_asked(
-    serve: Serve, fails_at: str
-) -> None:
+async def test_a_failing_store_refuses_a_turn_before_the_upstream_is_asked(serve: Serve, fails_at: str) -> None:
     store, session = Fragile(), ("x-session-id", "s")
     async with ScriptedUpstream() as upstream:
         proxy = await serve(upstream.base_url, store=store)
@@ -78,7 +76,7 @@ async def test_a_turn_that_cannot_be_remembered_is_refused_before_the_upstream_i
         assert not proxy.runtime.registry.in_use and not proxy.runtime.registry.in_flight
 
 
-async def test_it_is_not_ready_while_it_cannot_write(serve: Serve) -> None:
+async def test_readyz_fails_while_the_store_cannot_write(serve: Serve) -> None:
     store = Fragile()
     proxy = await serve("http://127.0.0.1:1/v1", store=store)
     for store.fails_at, wanted in (("ping", 503), ("", 200)):

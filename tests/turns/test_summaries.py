@@ -76,7 +76,7 @@ def KEY(proxy: RunningProxy) -> Any:
     return SessionKey(tenants.tenant(proxy.runtime.config, CIMultiDict(), proxy.runtime.secret), "s1")
 
 
-async def test_what_leaves_is_replaced_by_a_summary(serve: Serve, tmp_path: Path) -> None:
+async def test_trimmed_messages_are_replaced_by_a_summary(serve: Serve, tmp_path: Path) -> None:
     writing = Writing()
     async with ScriptedUpstream(writing) as upstream, warm_store(tmp_path) as store:
         proxy = await serve(upstream.base_url, store=store, upstream=OURS, history=LIMIT)
@@ -127,7 +127,7 @@ async def test_a_turn_never_waits_for_a_summary(serve: Serve) -> None:
         Reply(200, [], [b"x"], end="rst"),
     ],
 )
-async def test_a_summary_that_fails_is_a_trim_and_not_asked_for_at_each_turn(serve: Serve, said: Reply) -> None:
+async def test_a_failed_summary_is_a_trim_and_not_requested_at_each_turn(serve: Serve, said: Reply) -> None:
     writing = Writing(said)
     async with ScriptedUpstream(writing) as upstream:
         proxy = await serve(upstream.base_url, upstream=OURS, history=LIMIT)
@@ -137,7 +137,7 @@ async def test_a_summary_that_fails_is_a_trim_and_not_asked_for_at_each_turn(ser
     assert 2 <= len(writing.summaries) <= 8
 
 
-async def test_what_the_upstreams_error_made_leave_is_summarized_after_the_turn(serve: Serve) -> None:
+async def test_messages_trimmed_after_an_upstream_error_are_summarized(serve: Serve) -> None:
     limited, writing = too_long(16), Writing()
 
     async def answer(request: Received) -> Reply:
@@ -154,7 +154,7 @@ async def test_what_the_upstreams_error_made_leave_is_summarized_after_the_turn(
         assert f"question 0{WORDS}" in writing.summaries[0].messages[1]["content"]
 
 
-async def test_messages_that_leave_by_number_are_summarized_too(serve: Serve) -> None:
+async def test_messages_trimmed_by_max_messages_are_summarized(serve: Serve) -> None:
     writing = Writing()
     async with ScriptedUpstream(writing) as upstream:
         limit = {"max_messages": 10, "overflow": "summarize", "summary": {"prompt": PROMPT}}
@@ -163,7 +163,7 @@ async def test_messages_that_leave_by_number_are_summarized_too(serve: Serve) ->
     assert first(writing.turns[-1]).startswith("summary ")
 
 
-async def test_nobody_pays_where_the_key_is_the_callers(serve: Serve) -> None:
+async def test_no_summary_is_requested_with_the_callers_key(serve: Serve) -> None:
     writing = Writing()
     async with ScriptedUpstream(writing) as upstream:
         proxy = await serve(upstream.base_url, history=LIMIT)
@@ -171,7 +171,7 @@ async def test_nobody_pays_where_the_key_is_the_callers(serve: Serve) -> None:
         assert dropped(told[-1]) > 0 and writing.summaries == []
 
 
-async def test_a_client_that_carries_its_history_needs_none(serve: Serve) -> None:
+async def test_no_summary_is_requested_for_full_lists(serve: Serve) -> None:
     writing = Writing()
     async with ScriptedUpstream(writing) as upstream:
         proxy = await serve(upstream.base_url, upstream=OURS, history=LIMIT)
@@ -182,7 +182,7 @@ async def test_a_client_that_carries_its_history_needs_none(serve: Serve) -> Non
         assert writing.summaries == []
 
 
-async def test_a_deletion_takes_the_summary_along(serve: Serve) -> None:
+async def test_a_delete_removes_the_summary(serve: Serve) -> None:
     writing = Writing()
     async with ScriptedUpstream(writing) as upstream:
         proxy = await serve(upstream.base_url, upstream=OURS, history=LIMIT)
@@ -198,7 +198,7 @@ async def test_a_deletion_takes_the_summary_along(serve: Serve) -> None:
         assert first(writing.turns[-1]).startswith("question 0")
 
 
-async def test_a_deletion_ends_a_summary_that_is_being_written(serve: Serve) -> None:
+async def test_a_delete_ends_a_summary_that_is_being_written(serve: Serve) -> None:
     writing = Writing()
     writing.go.clear()
     async with ScriptedUpstream(writing) as upstream:
@@ -215,7 +215,7 @@ async def test_a_deletion_ends_a_summary_that_is_being_written(serve: Serve) -> 
 
 
 @pytest.mark.parametrize("kept", [True, False])
-async def test_a_summary_is_for_every_branch_that_has_what_it_tells_of(serve: Serve, kept: bool) -> None:
+async def test_a_summary_holds_on_every_branch_that_contains_its_messages(serve: Serve, kept: bool) -> None:
     writing = Writing()
     async with ScriptedUpstream(writing) as upstream:
         proxy = await serve(upstream.base_url, upstream=OURS, history=LIMIT)
@@ -230,7 +230,7 @@ async def test_a_summary_is_for_every_branch_that_has_what_it_tells_of(serve: Se
         assert first(writing.turns[-1]).startswith("summary 1" if kept else "question 0")
 
 
-async def test_a_dry_run_lists_the_summary_and_operators_see_it(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_dry_run_and_the_session_api_show_the_summary(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "proxy.summary")
     writing = Writing()
     async with ScriptedUpstream(writing) as upstream:

@@ -94,7 +94,7 @@ FAILURES: dict[str, Callable[[], Reply]] = {
 
 
 @pytest.mark.parametrize("kind", FAILURES)
-async def test_one_that_fails_leaves_the_last_one_in_every_prompt(
+async def test_a_failed_summary_leaves_the_last_one_in_every_prompt(
     serve: Serve, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     upstream_of = Failing()
@@ -147,7 +147,7 @@ TAKEN: dict[str, tuple[Callable[[], Reply], str]] = {
 
 
 @pytest.mark.parametrize("kind", TAKEN)
-async def test_what_can_be_used_is_taken(serve: Serve, kind: str) -> None:
+async def test_a_usable_summary_is_taken_from_an_imperfect_answer(serve: Serve, kind: str) -> None:
     upstream_of = Failing()
     said, wanted = TAKEN[kind]
     async with ScriptedUpstream(upstream_of) as upstream:
@@ -158,7 +158,7 @@ async def test_what_can_be_used_is_taken(serve: Serve, kind: str) -> None:
 
 
 @pytest.mark.parametrize("counts", [True, False])
-async def test_one_that_says_too_much_is_cut_and_counted(serve: Serve, counts: bool) -> None:
+async def test_too_long_a_summary_is_cut_and_counted(serve: Serve, counts: bool) -> None:
     """1,600 tokens where 250 were asked for, at four bytes each; its upstream would refuse a prompt over the limit."""
     upstream_of, limit, over = Failing(), 2000, []
     text = "This is one of the sentences of a summary. " * 150
@@ -185,7 +185,7 @@ async def test_one_that_says_too_much_is_cut_and_counted(serve: Serve, counts: b
     assert min([len(request.messages) for request in upstream_of.turns[first:]]) > 4
 
 
-async def test_eight_sessions_at_once_all_use_their_late_ones(serve: Serve) -> None:
+async def test_eight_concurrent_sessions_use_their_late_summaries(serve: Serve) -> None:
     """A summary takes eight turns: it is late, and in use all the same."""
     upstream_of = Failing()
     upstream_of.delay = 8 * PAUSE
@@ -207,7 +207,7 @@ async def test_eight_sessions_at_once_all_use_their_late_ones(serve: Serve) -> N
     assert len(upstream_of.summaries) <= 8 * TURNS_OF_EIGHT // 4
 
 
-async def test_four_that_hang_block_no_other_session(serve: Serve) -> None:
+async def test_four_hanging_summaries_block_no_other_session(serve: Serve) -> None:
     upstream_of = Failing()
     upstream_of.fails = hung
     async with ScriptedUpstream(upstream_of) as upstream:
@@ -253,7 +253,7 @@ async def test_an_upstream_whose_context_shrinks_gets_less_of_the_summary(serve:
 
 
 @pytest.mark.parametrize("said", ["maximum context length is 1200 tokens", "Too many messages, at most 20", "no"])
-async def test_where_nothing_else_can_leave_the_summary_does_for_that_request(serve: Serve, said: str) -> None:
+async def test_the_summary_is_trimmed_last(serve: Serve, said: str) -> None:
     upstream_of = Failing()
 
     async def answer(request: Received) -> Reply:
@@ -273,7 +273,7 @@ async def test_where_nothing_else_can_leave_the_summary_does_for_that_request(se
         assert summary_of(upstream_of.turns[-1])
 
 
-async def test_a_summary_for_a_small_model_is_none_of_a_large_ones_business(serve: Serve) -> None:
+async def test_a_summary_for_a_small_model_does_not_shorten_a_larger_models_window(serve: Serve) -> None:
     upstream_of, limits = Failing(), {"large": 3000, "small": 900}
 
     async def answer(request: Received) -> Reply:
@@ -302,7 +302,7 @@ async def test_a_summary_for_a_small_model_is_none_of_a_large_ones_business(serv
         assert all([summary_of(each) for each in sent[told[0] :]]), model
 
 
-async def test_a_restart_keeps_the_last_one_and_what_it_tells_of(serve: Serve, tmp_path: Path) -> None:
+async def test_a_restart_keeps_the_last_summary_and_what_it_covers(serve: Serve, tmp_path: Path) -> None:
     upstream_of = Failing()
     async with ScriptedUpstream(upstream_of) as upstream:
         async with warm_store(tmp_path) as store:
@@ -329,7 +329,7 @@ async def test_a_restart_keeps_the_last_one_and_what_it_tells_of(serve: Serve, t
             assert asked
 
 
-async def test_a_branch_from_before_the_cut_has_its_messages_again(serve: Serve) -> None:
+async def test_a_branch_from_before_the_trim_point_has_its_messages_again(serve: Serve) -> None:
     upstream_of = Failing()
     async with ScriptedUpstream(upstream_of) as upstream:
         proxy = await serve(upstream.base_url, upstream=OURS, history=TIMED)

@@ -270,17 +270,17 @@ async def sweep(serve: Serve, body: Body, shape: Shape, first: int) -> None:
 
 
 @pytest.mark.parametrize("name", SHAPES)
-async def test_a_stream_cut_at_any_byte_in_any_shape(serve: Serve, name: str) -> None:
+async def test_a_stream_broken_at_any_byte_never_looks_whole(serve: Serve, name: str) -> None:
     await sweep(serve, STREAM, SHAPES[name], 3 * list(SHAPES).index(name))
 
 
 @pytest.mark.parametrize("name", TRANSPORTS)
-async def test_a_json_body_cut_at_any_byte_in_any_shape(serve: Serve, name: str) -> None:
+async def test_a_json_body_broken_at_any_byte_never_looks_whole(serve: Serve, name: str) -> None:
     await sweep(serve, JSON, SHAPES[name], 3 * list(SHAPES).index(name))
 
 
 @pytest.mark.parametrize("end", ["fin", "rst"])
-async def test_a_head_cut_at_any_byte(serve: Serve, end: Any) -> None:
+async def test_a_head_broken_at_any_byte_is_a_502(serve: Serve, end: Any) -> None:
     start = broken(STREAM, 0, SHAPES["silence"]).start
     async with ScriptedUpstream() as upstream:
         proxy = await serve(upstream.base_url)
@@ -306,7 +306,7 @@ async def test_a_broken_framing_is_noticed_at_once(serve: Serve, at: int) -> Non
 # What follows the end ----------------------------------------------------------------------
 
 
-async def test_an_answer_that_nobody_asked_for_is_nobodys_answer(serve: Serve) -> None:
+async def test_a_stray_answer_on_an_idle_connection_reaches_nobody(serve: Serve) -> None:
     """It lies on an idle connection: as some fronts do with a 408, or an upstream that answers twice."""
     async with ScriptedUpstream() as upstream:
         stray = broken(JSON, len(JSON.data), Shape("clean", tail=_LAST))
@@ -320,7 +320,7 @@ async def test_an_answer_that_nobody_asked_for_is_nobodys_answer(serve: Serve) -
         assert [request.messages[-1] for request in upstream.requests] == [user("x"), user("y")]
 
 
-async def test_an_upstream_that_hangs_behind_its_end_holds_up_nobody(serve: Serve) -> None:
+async def test_an_upstream_that_hangs_after_its_terminator_delays_nobody(serve: Serve) -> None:
     async with ScriptedUpstream([sse("all", end="hang"), completion("fine")]) as upstream:
         proxy = await serve(upstream.base_url)
         async with RawClient(proxy.port) as client:
@@ -335,7 +335,7 @@ async def test_an_upstream_that_hangs_behind_its_end_holds_up_nobody(serve: Serv
         await eventually(lambda: upstream.connections == 1 and not proxy.runtime.registry.in_flight, 1)
 
 
-async def test_an_upstream_that_hangs_behind_its_end_is_closed_when_idle_for_too_long(serve: Serve) -> None:
+async def test_an_upstream_that_hangs_after_its_terminator_is_closed_at_idle_timeout(serve: Serve) -> None:
     async with ScriptedUpstream([sse("all", end="hang"), completion("fine")]) as upstream:
         proxy = await serve(upstream.base_url, upstream={"idle_timeout": "100ms"})
         seen = await ask(proxy.port, "s", "x", True)
@@ -350,7 +350,7 @@ LATE = [b": cost 0.01\n\n", b'data: {"choices":[{"delta":{"content":" late"}}]}\
 
 @pytest.mark.parametrize("delay", [0, 0.02])
 @pytest.mark.parametrize("late", LATE)
-async def test_what_comes_behind_the_end_goes_on_and_is_not_kept(serve: Serve, late: bytes, delay: float) -> None:
+async def test_bytes_after_the_terminator_are_forwarded_and_not_stored(serve: Serve, late: bytes, delay: float) -> None:
     reply = sse("all", delay=delay)
     reply.pieces.append(late)
     whole = b"".join(reply.pieces)
@@ -363,7 +363,7 @@ async def test_what_comes_behind_the_end_goes_on_and_is_not_kept(serve: Serve, l
 
 
 @pytest.mark.parametrize("end", ["fin", "rst", "hang"])
-async def test_a_break_behind_the_finish_reason_keeps_all_of_the_text_as_cut(serve: Serve, end: Any) -> None:
+async def test_a_break_after_the_finish_reason_records_all_text_as_interrupted(serve: Serve, end: Any) -> None:
     async with ScriptedUpstream([sse("al", "l", done=False, end=end), completion("fine")]) as upstream:
         proxy = await serve(upstream.base_url, upstream={"idle_timeout": "100ms"})
         seen = await ask(proxy.port, "s", "x", True)
@@ -379,7 +379,7 @@ async def test_a_break_behind_the_finish_reason_keeps_all_of_the_text_as_cut(ser
 @pytest.mark.parametrize("framing", ["chunked", "length", "close"])
 @pytest.mark.parametrize("make", [sse, completion])
 @pytest.mark.parametrize("over", [0, 1])
-async def test_a_reply_over_the_limit_is_handed_on_without_its_end(
+async def test_a_reply_over_the_limit_is_forwarded_without_its_end(
     serve: Serve, make: Any, framing: Any, over: int
 ) -> None:
     reply = make("x" * 4096, framing=framing)

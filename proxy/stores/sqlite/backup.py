@@ -38,14 +38,14 @@ def back_up(database: Path, folder: Path, progress: Progress) -> None:
         secret = load_secret(database, None)
     folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if folder.exists():
-        raise StoreUnavailable(f"{folder} is there already. Wait a second, or choose another folder.")
+        raise StoreUnavailable(f"{folder} exists already. Wait a second, or choose another folder.")
     draft = folder.with_name(f".{folder.name}.part")
     draft.mkdir(mode=0o700)
     try:
         _copy(database, draft / NAME, progress)
         load_secret(draft / NAME, secret)
         if load_secret(database, None) != secret:
-            raise StoreUnavailable("Another backup was restored meanwhile. Make this one again.")
+            raise StoreUnavailable("A backup was restored at the same time. Run the backup again.")
         draft.rename(folder)
         sync(folder.parent)
     except BaseException:
@@ -74,7 +74,9 @@ def restore(folder: Path, database: Path, aside: Path, progress: Progress) -> bo
     ValueError for a missing secret, OSError.
     """
     if not (folder / NAME).is_file():
-        raise StoreUnavailable(f"{folder} is no backup: it has no {NAME}. Name a folder that a backup made.")
+        raise StoreUnavailable(
+            f"{folder} is not a backup: it has no {NAME}. Name a folder that the command backup wrote."
+        )
     secret = load_secret(folder / NAME, None)
     database.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = Lock(database)

@@ -86,6 +86,7 @@ def _is_readable(connection: sqlite3.Connection, id: int, tip: int | None) -> bo
 
 
 def stats(connection: sqlite3.Connection, database: Path) -> Stats:
+    """Count sessions, turns and bytes of a database. Raises StoreUnavailable for an older schema."""
     schema = refuse_older(connection)
 
     def one(statement: str) -> tuple[int, ...]:
@@ -125,7 +126,7 @@ def refuse_older(connection: sqlite3.Connection) -> int:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version < (newest := len(steps())):
         raise StoreUnavailable(
-            f"The database has schema {version}, and this program works on {newest}. Start the proxy once."
+            f"The database has schema {version}; this command needs {newest}. Start the proxy once to migrate it."
         )
     return int(version)
 

@@ -37,7 +37,7 @@ class Lock:
         except BlockingIOError as error:
             holder = os.pread(self._fd, 256, 0).decode(errors="replace").strip() or "another process"
             raise StoreLocked(
-                f"{database} is in use by {holder}. Stop it, or give this one another store.path."
+                f"{database} is in use by {holder}. Stop it, or set another store.path for this proxy."
             ) from error
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, f"session-proxy, process {os.getpid()}\n".encode(), 0)

@@ -29,5 +29,6 @@ def refuse_newer(version: int) -> None:
 
 
 def steps() -> list[str]:
+    """Return the SQL of each migration, oldest first; schema N is reached after N of them."""
     folder = resources.files("proxy.stores") / "schema" / "sqlite"
     return [file.read_text() for file in sorted(folder.iterdir(), key=lambda file: file.name) if file.name[0].isdigit()]

@@ -6,8 +6,8 @@ import errno
 import sqlite3
 
 _FULL = "Free some space on its disk."
-_DAMAGED = "Restore a backup, move it away to begin afresh, or choose another store.path."
-_RIGHTS = "Check that its folder belongs to the user of the proxy, and can be written to."
+_DAMAGED = "Restore a backup, move the file away to start with an empty one, or choose another store.path."
+_RIGHTS = "Check that its folder belongs to the user of the proxy and is writable."
 _BY_CODE = {
     sqlite3.SQLITE_FULL: _FULL,
     sqlite3.SQLITE_NOTADB: _DAMAGED,

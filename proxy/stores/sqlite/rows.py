@@ -19,6 +19,7 @@ Row = tuple[Any, ...]  # in the order of `statements.COLUMNS`
 
 
 def row_of(id: int, key: SessionKey, turn: Turn, now: int, answer: Answer | None = None) -> Row:
+    """Convert a turn, and its answer if it is stored, into the values of one row."""
     return (
         id,
         key.tenant,
@@ -56,6 +57,7 @@ def _roles(messages: Iterable[Message]) -> str:
 
 
 def history_of(tip: int | None, rows: Iterable[Any]) -> History:
+    """Build a session's history from the row number of its tip and the rows of its turns, oldest first."""
     names: dict[int, str] = {}
     turns = []
     for id, parent, *row in rows:
@@ -143,4 +145,5 @@ def _packed(body: bytes) -> bytes:
 
 
 def unpacked(body: bytes) -> bytes:
+    """Decompress the body of a stored answer."""
     return zlib.decompress(body)

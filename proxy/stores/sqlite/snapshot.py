@@ -29,7 +29,7 @@ def snapshot(database: Path) -> Iterator[sqlite3.Connection]:
     """
     if not database.is_file():
         raise StoreUnavailable(
-            f"There is no database at {database}. Start the proxy once, or name the folder of its state with --state."
+            f"There is no database at {database}. Start the proxy once, or name its state folder with --state."
         )
     try:
         with closing(sqlite3.connect(uri(database), uri=True, isolation_level=None)) as connection:
@@ -37,10 +37,10 @@ def snapshot(database: Path) -> Iterator[sqlite3.Connection]:
             connection.execute("BEGIN")
             ours = "SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name IN ('sessions', 'turns')"
             if connection.execute(ours).fetchone() != (2,):
-                raise StoreUnavailable(f"{database} is no database of the proxy. Check store.path.")
+                raise StoreUnavailable(f"{database} is not a database of the proxy. Check store.path.")
             refuse_newer(*connection.execute("PRAGMA user_version").fetchone())
             yield connection
     except sqlite3.Error as error:
         raise StoreUnavailable(
-            f"Cannot read the database {database}: {error}. Check its rights and the disk, or restore a backup."
+            f"Cannot read the database {database}: {error}. Check its permissions and the disk, or restore a backup."
         ) from error

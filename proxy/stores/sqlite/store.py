@@ -52,6 +52,8 @@ BUSY = 5000  # ms a commit waits for a stranger who locks the database
 
 
 class SQLiteStore:
+    """The store on disk: one connection writes, in groups, and another reads."""
+
     def __init__(
         self,
         opened: AsyncExitStack,
@@ -160,7 +162,7 @@ class SQLiteStore:
         await self.scrub()
 
     async def scrub(self, size: int = REWRITTEN) -> None:
-        """A database of up to `size` bytes is written anew: nobody else can write meanwhile."""
+        """Remove deleted content from the files; rewrites a database of up to `size` bytes. Raises StoreUnavailable."""
         await self._write([], rewrite=size)
         until = self._loop.time() + self._pace.emptying
         while not await self._write([], truncate=True):  # the log holds the content, too, until no reader is in the way
@@ -217,7 +219,7 @@ class SQLiteStore:
 
     def _enqueue(self, statements: list[Statement], wait: float = 0.0, **more: Any) -> Write:
         if self._closed:
-            raise StoreUnavailable("The store is closed.")
+            raise StoreUnavailable("The store is closed: the proxy is stopping. Try again in a moment.")
         write = Write(statements, self._loop.create_future(), **more)
         self._queue.add(write, wait)
         return write
