@@ -119,8 +119,8 @@ class History(Section):
     @cached_property
     def is_free(self) -> bool:
         """Whether no setting limits how much history is sent."""
-        bounded = self.max_tokens or self.max_messages or self.max_bytes or self.image_turns
-        return not bounded and self.overflow != "summarize"
+        bounds = (self.max_tokens, self.max_messages, self.max_bytes, self.image_turns)
+        return self.overflow != "summarize" and not any(bounds)
 
 
 class Tls(Section):
@@ -199,11 +199,10 @@ def loopback(listen: str) -> bool:
 
 def unsafe(config: Config, listen: str) -> str | None:
     """Return why this configuration must not be served at this address; None if it may."""
-    say = (
-        "lets everybody who reaches this address use your api_key; listen on 127.0.0.1 or unix:/path,"
-        " list the callers under clients, or remove api_key"
-    )
-    return say if config.lends_key and not loopback(listen) else None
+    if not config.lends_key or loopback(listen):
+        return None
+    what = "lets everybody who reaches this address use your api_key"
+    return f"{what}; listen on 127.0.0.1 or unix:/path, list the callers under clients, or remove api_key"
 
 
 def _unguarded(config: Config) -> str | None:
@@ -218,8 +217,7 @@ def _unguarded(config: Config) -> str | None:
 
 def _beside(file: Path, tls: Tls) -> Tls:
     """Make the paths of `tls` absolute, relative to the folder of the file."""
-    found = {name: str(file.absolute().parent / path) for name, path in tls if path}
-    return tls.model_copy(update=found)
+    return tls.model_copy(update={name: str(file.absolute().parent / path) for name, path in tls if path})
 
 
 def schema() -> dict[str, Any]:

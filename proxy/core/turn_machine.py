@@ -155,15 +155,15 @@ class TurnMachine:
         self._deadline: float | None = None
 
     def feed(self, event: Event) -> Commands:
-        """What to do now."""
+        """Enter the phase that follows an event. Returns the commands to execute, in order: none where the phase
+        ignores the event."""
         if row := TABLE[self.phase].get(event):
             self.phase, commands = row
             return commands
         return ()
 
     def end(self, verdict: Verdict, recorded: bool) -> Commands:
-        """What to do at the end of the answer, of which the exchange has given its verdict. `recorded`: the turn may be
-        kept."""
+        """The commands at the end of the answer, by the exchange's verdict. `recorded`: the turn may be committed."""
         self.has_end = True
         keeps = recorded and verdict in RECORDED
         if verdict in RELEASED:
@@ -171,14 +171,14 @@ class TurnMachine:
         return self.feed(Event.BREAK_TO_KEEP if keeps else Event.BREAK)
 
     def stop(self, finished: Callable[[], bool], at_once: bool = False) -> Commands:
-        """What to do when it is to end. A reply that has its finish_reason (`finished`, which costs a fold) goes on to
-        its end, unless `at_once`."""
+        """The commands to stop the turn. A reply that has its finish_reason (`finished`, which costs a fold) goes on
+        to its end, unless `at_once`."""
         may_end = not self.has_end and (at_once or not finished())
         return self.feed(Event.STOP) if may_end else ()
 
-    def watch(self, deserted: bool, now: float, finished: Callable[[], bool]) -> Commands:
-        """What to do after a look at the clients, `now` in seconds: `deserted` where none of them reads."""
-        if not deserted:
+    def watch(self, abandoned: bool, now: float, finished: Callable[[], bool]) -> Commands:
+        """The commands after a poll of the clients at `now`, in seconds. `abandoned`: all have disconnected."""
+        if not abandoned:
             self._deadline = None
             return ()
         if self.has_end or not self.may_return:

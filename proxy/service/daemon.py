@@ -236,12 +236,8 @@ def _reload(runtime: Runtime, load: Callable[[], Config], status: Status, fixed:
             if value != fixed[key]:
                 log.warning("%s: %s takes effect after a restart; %s stays in force", key, value, fixed[key])
         for was, name in renamed(_clients(before), _clients(runtime.config)):
-            log.warning(
-                "clients: %s was renamed from %s and cannot reach the sessions of that name; rename it back to"
-                " reach them",
-                name,
-                was,
-            )
+            lost = "cannot reach the sessions of that name; rename it back to reach them"
+            log.warning("clients: %s was renamed from %s and %s", name, was, lost)
     status.ready()
 
 

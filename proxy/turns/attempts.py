@@ -32,14 +32,14 @@ class Attempts:
 
     async def refused(self, answer: Response, body: Body) -> bool:
         """Whether an answer refuses the request, and `body` holds another one to try now."""
-        if answer.status == 200 and not self.rendering.refused and self.fit.is_taken(answer, body):
-            return False
-        if await self.fit.refused(answer, body):
-            self.body, self.injected = self.fit.body(self.rendering)
-            return True
-        if answer.status in (400, 422) and (members := compose.sent_members(b"".join(self.body))):
-            return self._strip(profiles.refused(answer.status, await body.beginning(ERROR_SIZE), members))
-        if 200 <= answer.status < 300:
+        status = answer.status
+        if not self.fit.is_accepted(answer, body):
+            if await self.fit.refused(answer, body):
+                self.body, self.injected = self.fit.body(self.rendering)
+                return True
+            if status in (400, 422) and (members := compose.sent_members(b"".join(self.body))):
+                return self._strip(profiles.refused(status, await body.beginning(ERROR_SIZE), members))
+        if self.rendering.refused and 200 <= status < 300:
             for member in self.rendering.refused - self._known:
                 await self._runtime.store.learn(self._chat.target.host, member)
         return False

@@ -25,23 +25,24 @@ _UNREAD = frozenset((200, 400, 413, 422))  # errors with these that nobody can r
 class Narrowing(FittedWindow):
     """Chooses a window, and narrower ones after refusals."""
 
-    def is_taken(self, answer: Response, body: Body) -> bool:
-        """Whether the bytes of a 200 that have come already show that it is no refusal, which is the common case."""
-        if self._may_be_refused(answer):
-            said = body.come()
+    def is_accepted(self, answer: Response, body: Body) -> bool:
+        """Whether what has come of an answer shows already that it refuses nothing, which is the common case. Clears
+        the session's count of failures then; a stream does so with its first event."""
+        if answer.status >= 400:
+            return False
+        may_be_refused = self._may_be_refused(answer)
+        if may_be_refused:
+            said = body.available()
             if b'"choices"' not in said or b'"error' in said or len(said) != answer.length:
                 return False
-        if not self._chat.ask.stream:
+        if may_be_refused or not self._chat.ask.stream:
             self._runtime.failures.over(self._chat.key)
         return True
 
     async def refused(self, answer: Response, body: Body) -> bool:
-        """Whether an answer refuses the prompt as too long, and the window was narrowed for another try."""
+        """Whether an answer refuses the prompt as too long, and the window was narrowed for another try. For answers
+        that `is_accepted` cannot tell."""
         status = answer.status
-        if status < 400 and not self._may_be_refused(answer):
-            if not self._chat.ask.stream:
-                self._runtime.failures.over(self._chat.key)
-            return False
         if status not in STATUSES and self._probed is None:
             return False
         try:

@@ -39,9 +39,10 @@ GRACE = 2.0  # seconds that a reply which has its finish_reason gets to end as i
 
 
 class RecordedTurn:
-    """One turn in flight. `run` ends when the answer has ended, one way or the other.
+    """Runs one turn. `start` begins it; its task ends when the answer has ended, one way or the other.
 
-    Made of a call, how it was read, and the history it was read against. Raises BadRequest.
+    `plan` says how the request `chat` is read against the history of `session`; `slot` is its place in the queue, None
+    where it needs none. Raises BadRequest and ContextTooLong.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class RecordedTurn:
         self.id = runtime.turn_id()
         self.chat = chat
         self.plan = plan
-        self.follows = slot is not None  # it stands in line: the next turn waits for it
+        self.follows = slot is not None  # the session's next turn waits for it
         self.broadcast = Broadcast(client, limit)
         self.task: asyncio.Task[None] | None = None
         self._runtime, self._session, self._slot = runtime, session, slot
@@ -150,7 +151,7 @@ class RecordedTurn:
         except ProxyError as fault:
             self._do(machine.feed(Event.FAULT), fault)
         except Exception:
-            log.exception("a fault of the proxy's own")
+            log.exception("internal error in request %s; report the traceback below", self.chat.access.id)
 
     def _do(self, commands: Commands, fault: ProxyError | None = None, broke: float | None = None) -> None:
         """What needs no wait. `fault` and `broke` as Broadcast's; without a fault FAIL takes that of the stop."""
@@ -162,7 +163,8 @@ class RecordedTurn:
             elif command is turn_machine.RESET:
                 self.broadcast.fail(None, broke)
             elif command is turn_machine.FAIL and not self.broadcast.ended:
-                told = fault or self._stopped or ProxyError("The proxy failed at this request. Its log says why.")
+                id = self.chat.access.id
+                told = fault or self._stopped or ProxyError(f"Internal proxy error. Look for {id} in the proxy's log.")
                 self.broadcast.fail(told, broke)
             elif command is turn_machine.NOTE_UNSEEN and not self.plan.side:
                 self._runtime.registry.delivered(self.chat.key, self.id, False)  # it may be in the history all the same
@@ -272,7 +274,7 @@ class RecordedTurn:
                 answer = Answer(*self._said, self._exchange.answer)
                 self.committed = await self.record.commit(self.plan, outcome, self._started, answer)
             except StoreUnavailable as error:
-                log.error("turn %s is not kept, its end is not released: %s", self.id, error)
+                log.error("turn %s could not be committed, and the end of its answer is held: %s", self.id, error)
                 fault, access.outcome, self.broadcast.why = error, "unkept", "store"
             commands = self._machine.feed(Event.COMMIT_FAILED if fault else Event.COMMITTED)
         access.released = time.monotonic()

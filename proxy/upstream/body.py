@@ -49,8 +49,8 @@ class Body:
         every = [value for name, value in self._answer.headers if name.lower() == "content-encoding"]
         return inflater(",".join(every))
 
-    def come(self) -> bytes:
-        """What has come so far as it came, without a wait; it comes again."""
+    def available(self) -> bytes:
+        """The bytes that have come so far, with their encoding, without waiting. They come again."""
         if piece := self._answer.read_available():
             self._looked_at.append(piece)
         self._is_here = sum(map(len, self._looked_at)) == self._answer.length

@@ -157,6 +157,20 @@ async def test_unreadable_errors_within_a_200_lead_to_a_trim_too(serve: Serve, s
         assert b"answer" in answer.data and b"zu viel" not in answer.data
 
 
+async def test_an_answer_in_one_piece_to_a_request_for_a_stream_begins_the_count_of_failures_anew(serve: Serve) -> None:
+    said = {"error": {"message": "Das ist zu viel."}}
+    async with ScriptedUpstream(counted) as upstream:
+        proxy = await serve(upstream.base_url)
+        await talked(proxy, 8)
+        for n in range(3):
+            upstream.script = lambda request: error(400, said)
+            for bad in range(PATIENCE):
+                assert (await ask(proxy.port, [user(f"bad {n} {bad}{WORDS}")], stream=True)).status == 400
+            upstream.script = lambda request: completion("fine", framing="length")
+            assert dropped(await ask(proxy.port, [user(f"good {n}{WORDS}")], stream=True)) == 0
+        assert len(upstream.requests) == 8 + 3 * (PATIENCE + 1)  # none was tried with less
+
+
 async def test_too_large_max_tokens_trims_no_history(serve: Serve) -> None:
     """4,050 of 4,096 tokens: the error goes through, and the next turn has all of the history."""
 

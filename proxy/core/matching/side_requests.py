@@ -38,8 +38,7 @@ class SideRequestCheck:
     def reason(self, resends: bool) -> str | None:
         """Why a list without an assistant's message is a side request; None: it is none. `resends`: the latest
         turn, or one in flight, is of a client that resends."""
-        history = self._history
-        last, carriers = history.last, self._carriers
+        last, carriers = self._history.last, self._carriers
         if not self._ask.count and self._quote:
             return "it says nothing new, and its prompt quotes a reply"
         if last and self._has_other_tools and self.is_unknown and self._leaves_calls_waiting(last):

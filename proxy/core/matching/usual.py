@@ -1,7 +1,7 @@
-"""What most requests are: one new message behind the history, or a list that goes on as the latest one did.
+"""Reads what most requests are, by what costs little: one new message after the history, or a list that continues the
+latest one.
 
-Pure. Tells these two by what costs little, so that no other reading needs to be tried, and reads them as the others
-would; all else is read in `reconcile`.
+Pure. The readings of `reconcile` would give the same plans, and read all other requests.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def is_one_new_message(ask: Ask, history: History, flights: Sequence[Flight], cl
 
 
 def appended(ask: Ask, history: History, client: bytes) -> Plan:
-    """The plan of what is new behind the tip, as `Planner.append` makes it."""
+    """The plan to append the new message after the tip, as `Planner.append` makes it: one call in place of three."""
     return Plan(
         Decision.APPEND,
         NEW,

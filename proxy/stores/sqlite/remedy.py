@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import sqlite3
 
+from proxy.errors import StoreUnavailable
+
 _FULL = "Free some space on its disk."
 _DAMAGED = "Restore a backup, move the file away to start with an empty one, or choose another store.path."
 _RIGHTS = "Check that its folder belongs to the user of the proxy and is writable."
@@ -22,3 +24,8 @@ def remedy(error: OSError | sqlite3.Error) -> str:
         return _FULL if error.errno in (errno.ENOSPC, errno.EDQUOT) else _RIGHTS
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the rest says where it was found
     return _BY_CODE.get(code, _RIGHTS)
+
+
+def unavailable(error: BaseException) -> StoreUnavailable:
+    """What a caller is told where a read or a commit failed."""
+    return StoreUnavailable(f"The store cannot be used: {error}. Check the disk; nothing was recorded.")

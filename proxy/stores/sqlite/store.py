@@ -28,7 +28,7 @@ from proxy.stores.sqlite import sql
 from proxy.stores.sqlite.files import no_space
 from proxy.stores.sqlite.lock import Lock
 from proxy.stores.sqlite.migration import migrate
-from proxy.stores.sqlite.remedy import remedy
+from proxy.stores.sqlite.remedy import remedy, unavailable
 from proxy.stores.sqlite.rows import history_of, row_of, unpacked
 from proxy.stores.sqlite.snapshot import uri
 from proxy.stores.sqlite.write_queue import (
@@ -72,8 +72,7 @@ class SQLiteStore:
         self._queue = WriteQueue()
         self._touches: dict[SessionKey, int] = {}  # not written yet
         self._touched = 0.0  # when some were
-        self._loop = asyncio.get_running_loop()
-        self._closed = False
+        self._loop, self._closed = asyncio.get_running_loop(), False
         self._task = asyncio.create_task(self._run())
 
     @classmethod
@@ -92,13 +91,13 @@ class SQLiteStore:
                 await migrate(writer)
                 for statement in sql.INSERT_TURN_SETUP:
                     await writer.execute(statement)
-                (newest,) = await _one(writer, "SELECT max(id) FROM turns")
-                opening_reader = aiosqlite.connect(uri(path), uri=True, isolation_level=None)
-                reader = await opening.enter_async_context(opening_reader)
+                [(newest,)] = await writer.execute_fetchall("SELECT max(id) FROM turns")
+                reading = aiosqlite.connect(uri(path), uri=True, isolation_level=None)
+                reader = await opening.enter_async_context(reading)
                 await reader.execute("PRAGMA query_only=ON")
                 refusals, limits = [await reader.execute_fetchall(each) for each in (sql.REFUSALS, sql.LIMITS)]
-                known = LearnedLimits(refusals, limits)
-                return cls(opening.pop_all(), writer, reader, path, ttl, pace, newest or 0, known)
+                learned = LearnedLimits(refusals, limits)
+                return cls(opening.pop_all(), writer, reader, path, ttl, pace, newest or 0, learned)
         except OSError as error:
             raise StoreUnavailable(f"Cannot use {path}: {error.strerror}. {remedy(error)}") from error
         except sqlite3.Error as error:
@@ -150,8 +149,8 @@ class SQLiteStore:
             gone = [(name, key.tenant, key.id) for name in drop]
             statements += [(sql.DROP_ANSWERS, gone), (sql.DROP, gone)]
         # A sign of life that is not written yet is mostly of another turn, which began within `touching` and goes on.
-        share = self._pace.share * (turns[-1].ended - turns[-1].started) / 1000 if self._touches else 0.0
-        await self._write(statements, min(self._pace.longest, share))
+        took = (turns[-1].ended - turns[-1].started) / 1000
+        await self._write(statements, min(self._pace.longest, self._pace.share * took) if self._touches else 0.0)
 
     async def answer(self, key: SessionKey, turn: str) -> Answer | None:
         found = await self._read(sql.ANSWER, (turn, key.tenant, key.id))
@@ -215,7 +214,7 @@ class SQLiteStore:
             # In one step: a cursor left open by a cancelled caller would hold all later reads at its snapshot.
             return list(await self._reader.execute_fetchall(statement, parameters))
         except sqlite3.Error as error:
-            raise _unavailable(error) from error
+            raise unavailable(error) from error
 
     def _enqueue(self, statements: list[Statement], wait: float = 0.0, **more: Any) -> Write:
         if self._closed:
@@ -261,7 +260,7 @@ class SQLiteStore:
         except Exception as error:
             self._touches = {**touches, **self._touches}
             for write in group:
-                write.settle(_unavailable(error))
+                write.settle(unavailable(error))
         else:
             for write in group:
                 write.settle(truncated)
@@ -278,7 +277,8 @@ class SQLiteStore:
     async def _rewritten(self, limit: int) -> None:
         """SQLite leaves copies behind where it moves rows between pages, `secure_delete` or not. Only a new file is
         without them; in a large database everybody would wait too long for it."""
-        (pages,), (size,) = [await _one(self._writer, f"PRAGMA {name}") for name in ("page_count", "page_size")]
+        asked = [self._writer.execute_fetchall(f"PRAGMA {name}") for name in ("page_count", "page_size")]
+        [(pages,)], [(size,)] = [await each for each in asked]
         if pages * size <= limit:
             with suppress(sqlite3.Error):  # what is committed stands
                 await self._writer.execute("VACUUM")
@@ -288,19 +288,10 @@ class SQLiteStore:
         busy = True
         await self._writer.execute("PRAGMA busy_timeout=0")
         with suppress(sqlite3.Error):  # what is committed stands
-            busy, *_ = await _one(self._writer, "PRAGMA wal_checkpoint(TRUNCATE)")
+            [(busy, *_)] = await self._writer.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
         await self._writer.execute(f"PRAGMA busy_timeout={BUSY}")
         return not busy
 
 
-async def _one(connection: aiosqlite.Connection, statement: str) -> Any:
-    async with connection.execute(statement) as cursor:
-        return await cursor.fetchone()
-
-
 def _retrieved(done: asyncio.Future[bool]) -> None:
     done.exception()  # nobody waits for it
-
-
-def _unavailable(error: BaseException) -> StoreUnavailable:
-    return StoreUnavailable(f"The store cannot be used: {error}. Check the disk; nothing was recorded.")

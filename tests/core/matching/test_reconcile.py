@@ -14,8 +14,9 @@ import pytest
 
 from proxy.core.json_bytes import elements
 from proxy.core.matching.planner import as_turns
-from proxy.core.matching.reconcile import decide
+from proxy.core.matching.reconcile import _Matcher, decide
 from proxy.core.matching.retries import retried
+from proxy.core.matching.usual import appended, is_one_new_message
 from proxy.core.model import CLIENT
 from proxy.core.plan import Decision, Mode, Plan
 from proxy.dialects.chat import compose, fingerprints, wire
@@ -1180,6 +1181,19 @@ def test_how_a_list_is_read(case: Case) -> None:
     plan = read(case)
     assert (plan.decision, upstream(plan), plan.parent) == (case.decision, case.upstream, case.parent)
     assert (plan.reason, block_of(plan.system)) == (case.reason, case.system)
+
+
+def test_what_most_requests_are_is_read_as_the_other_readings_would() -> None:
+    usual = 0
+    for case in CASES:
+        history, asked = played(case.before), ask(case.list)
+        client = software(case.list)[:CLIENT].ljust(CLIENT, b"\0")
+        if case.mode is Mode.AUTO and not case.flight and is_one_new_message(asked, history, (), client):
+            usual += 1
+            assert (
+                appended(asked, history, client) == _Matcher(asked, history, fingerprints, (), client, case.mode).plan()
+            )
+    assert usual > 10
 
 
 @each_case
