@@ -8,11 +8,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-POLL_INTERVAL = 0.25  # seconds between two looks
+POLL_INTERVAL = 0.25  # seconds between two polls, at most
 
 
 class Poller:
-    """`every` returns the seconds between two polls, at most LOOK; `hurries` returns True once the process drains."""
+    """`every` returns the seconds between two polls; `hurries` returns True once the process drains."""
 
     def __init__(
         self, every: Callable[[], float] = lambda: POLL_INTERVAL, hurries: Callable[[], bool] = lambda: False

@@ -45,10 +45,11 @@ _PLAIN = msgspec.json.Decoder(_Plain)
 
 
 def fingerprint(raw: bytes, ids: bool = True) -> bytes:
-    """The mark of a message, 16 bytes; of any bytes, if need be. Never fails.
+    """Hash a message in its normal form to 16 bytes: equal for copies that clients spell otherwise. Never fails: bytes
+    that are no message are hashed as they are.
 
     Without `ids` the ids of tool calls are left out, as they always are where a call has none:
-    Gemini's come without, and each client invents its own. The mark is then loose.
+    Gemini's come without, and each client invents its own. The fingerprint is then loose.
     """
     try:
         form, loose = _form(_read(raw), ids)
@@ -58,8 +59,8 @@ def fingerprint(raw: bytes, ids: bool = True) -> bytes:
 
 
 def bare(raw: bytes) -> bytes:
-    """The mark of a reply without what it says beside its calls: some clients keep the calls alone. Empty where it has
-    no calls, or one without an ID."""
+    """The fingerprint of a reply without the text beside its calls, for clients that keep the calls alone. Empty where
+    it has no calls, or one without an ID."""
     try:
         form, loose = _form(_read(raw), True) if b'"tool_calls"' in raw else ([], False)
         return _hash(dumps([form[0], [], *form[2:]]), False) if len(form) > 2 and not loose else b""
@@ -68,7 +69,7 @@ def bare(raw: bytes) -> bytes:
 
 
 def is_loose(fingerprint: bytes) -> bool:
-    """Whether the ids of tool calls were left out; only a mark taken without ids can equal it then."""
+    """Whether the ids of tool calls were left out; only a fingerprint taken without ids can equal it then."""
     return bool(fingerprint[0] & _LOOSE)
 
 
@@ -102,7 +103,7 @@ def answered(role: str, raw: bytes) -> str | None:
 
 
 def joined(first: bytes, second: bytes) -> bytes:
-    """The mark of what a client makes of a prefill and the reply that continued it: one message
+    """The fingerprint of what a client makes of a prefill and the reply that continued it: one message
     with the texts in a row, and whatever else the reply has."""
     try:
         prefill, reply = loads(first), loads(second)

@@ -1,7 +1,7 @@
 """Decides which tool calls of a reply are whole and go back upstream, and what each keeps.
 
 A call is torn where the reply was interrupted, or ended for another reason than its end. It stays behind until somebody
-answers it (decision 0053). Pure; reads tool calls only.
+answers it (decision 53). Pure; reads tool calls only.
 """
 
 from __future__ import annotations

@@ -110,5 +110,5 @@ def _traits(ask: Ask, plan: Plan) -> int:
 
 
 def fingerprinted(messages: Sequence[Message]) -> tuple[Message, ...]:
-    """Messages with their marks, by which a client's later copies are recognised."""
+    """Messages with their fingerprints, by which a client's later copies are recognised."""
     return tuple([one if one.fingerprint else Message(one.role, one.raw, fingerprint(one.raw)) for one in messages])

@@ -10,7 +10,7 @@ from proxy.core.history import History
 from proxy.core.json_bytes import dumps, elements, loads
 from proxy.core.model import Answer, Layout, Message, SessionKey, TrimPoint, Turn, TurnState
 
-FINGERPRINT = 16  # bytes of a message's mark
+FINGERPRINT = 16  # bytes of a message's fingerprint
 SMALL = 2048  # bytes of an answer that compressing would gain nothing
 
 
@@ -119,7 +119,7 @@ def _layout(parts: list[Any]) -> Layout:
 
 
 def _fingerprints(turn: Turn) -> bytes | None:
-    """The marks of a turn's messages, one after another; None where one has none."""
+    """The fingerprints of a turn's messages, one after another; None where one has none."""
     if turn.rendered and not turn.rendered.fingerprint:
         return None
     fingerprints = [message.fingerprint for message in (*turn.asked, *([turn.rendered] if turn.rendered else []))]

@@ -1,7 +1,7 @@
 """Joins the pieces of streamed tool calls into whole calls.
 
 Upstreams number parallel calls 0, 0, 0, or not at all, repeat or omit IDs, and send the name last. No single member
-tells where a call begins, so `_begins` weighs all of them (decision 0052). Pure; reads tool calls only.
+tells where a call begins, so `_begins` weighs all of them (decision 52). Pure; reads tool calls only.
 """
 
 from __future__ import annotations
